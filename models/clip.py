@@ -1,0 +1,389 @@
+"""A CLIP of two towers: an image encoder, a Chinese BERT, and the cosine similarity between them.
+
+    model = CLIPModel("resnet50")
+    model.load_state_dict(torch.load("checkpoint.pth"))   # every layout of models.checkpoint_layouts
+    predictions, probabilities = model.predict(images, ["正常假体", "假体松动"])
+
+Building a model never downloads anything: the vocabulary and the sizes of bert-base-chinese lie in
+`models/assets/`, and the weights come from the checkpoint. torchvision and transformers are imported
+where a network of theirs is built, since either costs as much time as torch itself.
+"""
+
+import difflib
+import json
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from .checkpoint_layouts import (
+    BACKBONE,
+    BATCH_COUNTER,
+    CheckpointError,
+    Translated,
+    allow_safe_globals,
+    read_text_config,
+    translate_checkpoint,
+)
+
+ASSETS = Path(__file__).resolve().parent / "assets"
+SHIPPED_TEXT_ENCODERS = {
+    "bert-base-chinese": ASSETS / "bert-base-chinese",
+    "google-bert/bert-base-chinese": ASSETS / "bert-base-chinese",
+}
+MAX_TOKENS = 128
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+allow_safe_globals()  # `torch.load` of our users' checkpoints: numpy scalars, argparse.Namespace, paths
+
+
+# ---------------------------------------------------------------------------------------------
+# Image tower
+
+
+def _build_resnet(name):
+    from torchvision import models
+
+    net = getattr(models, name)(weights=None)
+    num_features, net.fc = net.fc.in_features, nn.Identity()
+    return net, num_features
+
+
+def _build_convnext_or_efficientnet(name):
+    from torchvision import models
+
+    net = getattr(models, name.replace("-", "_"))(weights=None)
+    num_features, net.classifier[-1] = net.classifier[-1].in_features, nn.Identity()
+    return net, num_features
+
+
+def _build_starnet(name):
+    from .starnet import build_starnet
+
+    net = build_starnet(name)
+    return net, net.num_features
+
+
+def _build_dual_pyramid(name):
+    from .starnet_dual_pyramid_rcf import StarNetDualPyramidRCF
+
+    net = StarNetDualPyramidRCF()
+    return net, net.num_features
+
+
+def _build_vit(name):
+    """ViT-Base/16 of google/vit-base-patch16-224: the defaults of ViTConfig."""
+    from transformers import ViTConfig, ViTModel
+
+    net = ViTModel(ViTConfig(), add_pooling_layer=False)
+    return net, net.config.hidden_size
+
+
+IMAGE_ENCODERS = {
+    **dict.fromkeys(("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"), _build_resnet),
+    **dict.fromkeys(("starnet_s1", "starnet_s2", "starnet_s3", "starnet_s4"), _build_starnet),
+    "starnet_dual_pyramid_rcf": _build_dual_pyramid,
+    **{f"convnext-{size}": _build_convnext_or_efficientnet for size in ("tiny", "small", "base", "large")},
+    **{f"efficientnet-b{i}": _build_convnext_or_efficientnet for i in range(8)},
+    "vit": _build_vit,
+}
+
+
+def check_image_encoder_name(name: str) -> str:
+    """Return `name`; raise ValueError with the closest and all known names where it is none of them."""
+    if name in IMAGE_ENCODERS:
+        return name
+    close = difflib.get_close_matches(str(name).lower().replace("_", "-"), IMAGE_ENCODERS, n=3, cutoff=0.5)
+    hint = f"最接近的是 {'、'.join(close)}；" if close else ""
+    raise ValueError(f"未知的图像编码器 {name!r}；{hint}支持：{'、'.join(IMAGE_ENCODERS)}")
+
+
+class ImageEncoder(nn.Module):
+    """Backbone, linear projection, L2 norm: images [B, 3, H, W] -> embeddings [B, embed_dim].
+
+    `model_name` is one of `IMAGE_ENCODERS`; another raises ValueError.
+    """
+
+    def __init__(self, model_name: str = "resnet50", embed_dim: int = 512):
+        super().__init__()
+        self.model_name = check_image_encoder_name(model_name)
+        self.backbone, num_features = IMAGE_ENCODERS[model_name](model_name)
+        self.projection = nn.Linear(num_features, embed_dim)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return F.normalize(self.projection(self._features(images)), dim=-1)
+
+    def _features(self, images):
+        """[B, 3, H, W] -> what the projection reads, [B, num_features]."""
+        if self.model_name != "vit":
+            return self.backbone(images)
+        # The position code is interpolated only where the input's size is not the training's.
+        return self.backbone(images, interpolate_pos_encoding=True).last_hidden_state[:, 0]
+
+    def token_grid(self, height: int, width: int) -> tuple[int, int, int] | None:
+        """(prefix tokens, rows, columns) of the token sequence for an input [., ., height, width].
+
+        None for a convolutional network, which has no tokens.
+        """
+        if self.model_name != "vit":
+            return None
+        patch_height, patch_width = self.backbone.embeddings.patch_embeddings.projection.stride
+        return self.backbone.embeddings.cls_token.shape[1], height // patch_height, width // patch_width
+
+
+# ---------------------------------------------------------------------------------------------
+# Text tower
+
+
+def _text_encoder_source(name: str) -> str:
+    """Where transformers finds the encoder `name`: a shipped or local folder, else the (hub) name itself."""
+    return str(SHIPPED_TEXT_ENCODERS.get(name, name))
+
+
+def _from_pretrained(loader, name: str):
+    """Call a transformers `from_pretrained` on a folder or hub name: the local cache first, then the hub."""
+    source = _text_encoder_source(name)
+    failure = None
+    for local_only in (True, False):
+        if not local_only and Path(source).exists():
+            break
+        try:
+            return loader.from_pretrained(source, local_files_only=local_only)
+        except (OSError, ValueError) as error:
+            failure = failure or error
+    raise ValueError(
+        f"找不到文本编码器 {name!r}：它既不是含 config.json 和 vocab.txt 的本地文件夹，也不在本地缓存中，"
+        f"且无法从模型库下载；内置可用的是 bert-base-chinese（{type(failure).__name__}）"
+    ) from failure
+
+
+def _bert_config(name: str, sizes: Mapping):
+    """BertConfig of the encoder `name`, with the `sizes` read off a checkpoint in place of its own."""
+    from transformers import AutoConfig, BertConfig
+
+    if name in SHIPPED_TEXT_ENCODERS:
+        known = json.loads((SHIPPED_TEXT_ENCODERS[name] / "config.json").read_text(encoding="utf-8"))
+    else:
+        known = _from_pretrained(AutoConfig, name).to_dict()
+    if known.get("model_type") != "bert":
+        raise ValueError(f"文本编码器 {name!r} 是 {known.get('model_type')} 模型；本工具只支持 BERT")
+    hidden_size = sizes.get("hidden_size", known["hidden_size"])
+    if hidden_size != known["hidden_size"]:  # heads are in no shape: 64 wide in nearly every BERT, else 12 of them
+        known["num_attention_heads"] = hidden_size // 64 if hidden_size % 64 == 0 else 12
+    return BertConfig(**{**known, **sizes})
+
+
+class TextEncoder(nn.Module):
+    """BERT, `[CLS]` of its last hidden state, linear projection, L2 norm: texts -> embeddings [K, embed_dim].
+
+    `model_name`: bert-base-chinese (shipped), a local folder, or a hub name of a BERT. `text_config`
+    overrides sizes in the names of BertConfig. Weights are random until a checkpoint brings them.
+    """
+
+    def __init__(self, model_name: str = "bert-base-chinese", embed_dim: int = 512, text_config: Mapping | None = None):
+        super().__init__()
+        from transformers import BertModel
+
+        self.model_name = model_name
+        config = _bert_config(model_name, text_config or {})
+        self.backbone = BertModel(config, add_pooling_layer=False)
+        self.projection = nn.Linear(config.hidden_size, embed_dim)
+        self._tokenizer = None
+
+    @property
+    def tokenizer(self):
+        """The tokenizer that belongs to `model_name`, loaded on first use."""
+        if self._tokenizer is None:
+            from transformers import BertTokenizer
+
+            self._tokenizer = _from_pretrained(BertTokenizer, self.model_name)
+            vocab_size = self.backbone.config.vocab_size
+            if len(self._tokenizer) > vocab_size:
+                raise ValueError(
+                    f"文本编码器 {self.model_name!r} 的词表有 {len(self._tokenizer)} 个词，"
+                    f"检查点的词嵌入只有 {vocab_size} 个；请用 --text-encoder 指定训练时的文本编码器"
+                )
+        return self._tokenizer
+
+    def tokenize(self, texts: list[str]) -> dict[str, torch.Tensor]:
+        """Texts -> {"input_ids", "attention_mask"}, int64 [K, T], T <= 128. Warns of each text that is cut."""
+        limit = min(MAX_TOKENS, self.backbone.config.max_position_embeddings)
+        for text in texts:
+            length = len(self.tokenizer(text, verbose=False)["input_ids"])
+            if length > limit:
+                warnings.warn(f"文本“{text[:20]}…”有 {length} 个词元，超过 {limit} 的部分被截去", stacklevel=3)
+        tokens = self.tokenizer(texts, padding=True, truncation=True, max_length=limit, return_tensors="pt")
+        device = self.projection.weight.device
+        return {name: tokens[name].to(device) for name in ("input_ids", "attention_mask")}
+
+    def forward(self, texts=None, input_ids=None, attention_mask=None) -> torch.Tensor:
+        """Embed `texts` (a list of K strings) or token ids and mask, each [K, T]."""
+        if texts is not None:
+            tokens = self.tokenize([texts] if isinstance(texts, str) else list(texts))
+            input_ids, attention_mask = tokens["input_ids"], tokens["attention_mask"]
+        hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        return F.normalize(self.projection(hidden[:, 0]), dim=-1)
+
+
+# ---------------------------------------------------------------------------------------------
+# Both
+
+
+class CLIPModel(nn.Module):
+    """Image tower, text tower, and a temperature that divides their cosine similarity.
+
+    The checkpoint's preprocessing travels with the model: `img_size`, the side in pixels of the square
+    that images are resized to (ImageNet mean and standard deviation are the same for all).
+    """
+
+    def __init__(
+        self,
+        image_encoder_name: str = "resnet50",
+        text_encoder_name: str = "bert-base-chinese",
+        embed_dim: int = 512,
+        temperature: float = 0.07,
+        text_config: Mapping | None = None,
+        img_size: int = 224,
+    ):
+        super().__init__()
+        self.image_encoder_name = image_encoder_name
+        self.text_encoder_name = text_encoder_name
+        self.embed_dim = embed_dim
+        self.img_size = img_size
+        self.image_encoder = ImageEncoder(image_encoder_name, embed_dim)
+        self.text_encoder = TextEncoder(text_encoder_name, embed_dim, text_config)
+        self.temperature = nn.Parameter(torch.tensor(float(temperature)))
+        self.class_text_features = None  # [K, embed_dim], see precompute_class_text_features
+
+    def forward(self, images, texts=None, input_ids=None, attention_mask=None) -> torch.Tensor:
+        """Images [B, 3, H, W] and K texts -> logits [B, K]."""
+        text_features = self.text_encoder(texts, input_ids, attention_mask)
+        return self.compute_similarity(self.image_encoder(images), text_features)
+
+    def compute_similarity(self, image_features: torch.Tensor, text_features: torch.Tensor) -> torch.Tensor:
+        """Cosine similarity divided by the temperature: [B, D] and [K, D] -> logits [B, K]."""
+        cosine = F.normalize(image_features, dim=-1) @ F.normalize(text_features, dim=-1).T
+        return cosine / self.temperature
+
+    @torch.no_grad()
+    def precompute_class_text_features(self, class_texts) -> torch.Tensor:
+        """Embed the class texts (a list, or a dict's values) once, [K, D]; `predict` uses them from then on."""
+        texts = list(class_texts.values()) if isinstance(class_texts, Mapping) else list(class_texts)
+        self.class_text_features = self.text_encoder(texts=texts)
+        return self.class_text_features
+
+    @torch.no_grad()
+    def predict(self, images, class_texts=None, text_features=None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return (predicted text index [B], probabilities [B, K], each row summing to 1).
+
+        The texts are `text_features` [K, D], else `class_texts`, else those precomputed before.
+        """
+        if text_features is None and class_texts is not None:
+            text_features = self.precompute_class_text_features(class_texts)
+        if text_features is None:
+            text_features = self.class_text_features
+        if text_features is None:
+            raise ValueError("predict 需要 class_texts 或 text_features，或先调用 precompute_class_text_features")
+        probabilities = self.compute_similarity(self.image_encoder(images), text_features).softmax(dim=-1)
+        return probabilities.argmax(dim=-1), probabilities
+
+    # -- weights ------------------------------------------------------------------------------
+
+    def load_state_dict(self, state_dict: Mapping, strict: bool = True, assign: bool = False):
+        """Load a checkpoint of any layout in `models.checkpoint_layouts`, wrapped or bare.
+
+        The text tower takes the sizes of the weights. Half precision becomes float32. Raises
+        CheckpointError where weights of the two towers are missing, left over, or of another shape;
+        parameters outside the towers are one warning. `strict=False` forgives missing ones.
+        """
+        checkpoint = state_dict if isinstance(state_dict, Translated) else translate_checkpoint(state_dict)
+        self._fit_to(checkpoint, assign)
+        weights = self._match(checkpoint, strict)
+        if checkpoint.ignored:
+            names = "、".join(checkpoint.ignored[:3])
+            warnings.warn(f"忽略了检查点中与热力图无关的 {len(checkpoint.ignored)} 个参数：{names}", stacklevel=2)
+        self.img_size = int(checkpoint.metadata.get("img_size", self.img_size))
+        return super().load_state_dict(weights, strict=strict, assign=assign)
+
+    def _fit_to(self, checkpoint: Translated, on_meta: bool) -> None:
+        """Give the towers the sizes and the constants of the checkpoint, and complain of another network."""
+        encoder = checkpoint.image_encoder_name
+        if encoder and encoder != self.image_encoder_name:
+            raise CheckpointError(
+                f"检查点的图像编码器是 {encoder}，模型是 {self.image_encoder_name}；"
+                f'请用 CLIPModel(image_encoder_name="{encoder}") 建立模型'
+            )
+        if checkpoint.batch_norm_eps is not None:
+            for module in self.image_encoder.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eps = checkpoint.batch_norm_eps
+        key = "embeddings.position_embeddings"
+        positions = checkpoint.state_dict.get(BACKBONE + key)
+        if encoder == "vit" and positions is not None:
+            self.image_encoder.backbone.embeddings.position_embeddings = nn.Parameter(torch.empty_like(positions))
+        sizes = read_text_config(checkpoint.state_dict)
+        config = self.text_encoder.backbone.config
+        if any(getattr(config, name) != size for name, size in sizes.items()):
+            sizes.update(checkpoint.metadata.get("text_config") or {})
+            device = torch.device("meta" if on_meta else self.temperature.device)
+            with device:
+                self.text_encoder = TextEncoder(self.text_encoder_name, self.embed_dim, sizes).train(self.training)
+
+    def _match(self, checkpoint: Translated, strict: bool) -> dict[str, torch.Tensor]:
+        """The checkpoint's weights in float32 and in our shapes; CheckpointError names what does not fit."""
+        own = super().state_dict()
+        given = dict(checkpoint.state_dict)
+        if "temperature" not in given:
+            temperature = checkpoint.metadata.get("temperature")
+            if temperature is None:
+                temperature = 0.07
+                warnings.warn("检查点没有 temperature，概率按 0.07 计算（热力图不受影响）", stacklevel=3)
+            given["temperature"] = torch.tensor(float(temperature))
+        for key in own.keys() - given.keys():
+            if key.endswith(BATCH_COUNTER):
+                given[key] = torch.zeros((), dtype=torch.long)
+        missing = [key for key in own if key not in given]
+        unexpected = [key for key in given if key not in own]
+        if strict and missing:
+            raise CheckpointError(f"检查点缺少 {len(missing)} 个权重：{_first(missing)}")
+        if unexpected:
+            raise CheckpointError(f"检查点中有 {len(unexpected)} 个 {self.image_encoder_name} 没有的权重：{_first(unexpected)}")
+        weights = {key: _as_float32(given[key]) for key in own if key in given}
+        for key, tensor in weights.items():  # a scalar kept as [1]; a layer scale kept as [C] or [C, 1, 1]
+            if tensor.numel() == own[key].numel() and (tensor.ndim <= 1 or own[key].ndim <= 1):
+                weights[key] = tensor.reshape(own[key].shape)
+        wrong = [
+            f"{key}（检查点 {list(tensor.shape)}，模型 {list(own[key].shape)}）"
+            for key, tensor in weights.items()
+            if tensor.shape != own[key].shape
+        ]
+        if wrong:
+            raise CheckpointError(f"检查点中有 {len(wrong)} 个权重的形状与模型不符：{_first(wrong)}")
+        return weights
+
+
+def _first(names: list[str], count: int = 3) -> str:
+    return "、".join(names[:count]) + ("……" if len(names) > count else "")
+
+
+def _as_float32(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.float() if tensor.is_floating_point() else tensor
+
+
+def create_model(config: Mapping) -> CLIPModel:
+    """Build a CLIPModel from a training config; see checkpoint_layouts.METADATA_NAMES for what is read."""
+    from .checkpoint_layouts import split_checkpoint
+
+    known = split_checkpoint({"config": config})[1]
+    return CLIPModel(
+        image_encoder_name=known.get("image_encoder", "resnet50"),
+        text_encoder_name=known.get("text_encoder", "bert-base-chinese"),
+        embed_dim=known.get("embed_dim", 512),
+        temperature=known.get("temperature", 0.07),
+        text_config=known.get("text_config"),
+        img_size=known.get("img_size", 224),
+    )
