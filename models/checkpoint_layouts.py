@@ -7,16 +7,19 @@ weights, and says which constants that no key shows belong to the library they c
 """
 
 import argparse
+import collections
+import json
+import pathlib
+import pickle
 import re
+import zipfile
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be used; the message says what, where, and what to try."""
-
+from .errors import CheckpointError
 
 # ---------------------------------------------------------------------------------------------
 # Backbone layouts
@@ -289,7 +292,7 @@ def read_text_config(state_dict: Mapping[str, torch.Tensor]) -> dict:
 
 
 # ---------------------------------------------------------------------------------------------
-# What torch.load may build
+# Files
 
 
 def allow_safe_globals() -> None:
@@ -299,24 +302,65 @@ def allow_safe_globals() -> None:
     them runs code of the file's choosing. Names of numpy 1 and 2 and of either operating system load
     on every machine; a path comes back as a pure path, which opens nothing.
     """
-    import collections
-    import pathlib
-
-    import numpy as np
-
-    multiarray = np.asarray(0).__reduce__()[0].__module__  # numpy.core.multiarray or numpy._core.multiarray
-    scalar, reconstruct = np.float64(0).__reduce__()[0], np.zeros(0).__reduce__()[0]
-    allowed = [np.dtype, np.ndarray, *_dtype_classes(np)]
-    for module in {multiarray, "numpy.core.multiarray", "numpy._core.multiarray"}:
-        allowed += [(scalar, f"{module}.scalar"), (reconstruct, f"{module}._reconstruct")]
+    allowed = [argparse.Namespace, collections.OrderedDict, collections.Counter, set, frozenset, slice, range, complex]
+    allowed += [(_plain_dict, "collections.defaultdict"), (_plain_list, "collections.deque")]
+    allowed += [dict, list, tuple, int, float, str, bool, bytes]
     for module in ("pathlib", "pathlib._local"):
         allowed += [(pathlib.PurePosixPath, f"{module}.{name}") for name in ("PosixPath", "PurePosixPath")]
         allowed += [(pathlib.PureWindowsPath, f"{module}.{name}") for name in ("WindowsPath", "PureWindowsPath")]
-    allowed += [argparse.Namespace, collections.OrderedDict, collections.defaultdict, collections.Counter]
-    allowed += [collections.deque, set, frozenset, slice, range, complex, dict, list, tuple, int, float, str, bool, bytes]
+    allowed += [np.dtype, np.ndarray, *{type(np.dtype(code)) for code in PLAIN_DTYPES}]
+    scalar, reconstruct = np.float64(0).__reduce__()[0], np.zeros(0).__reduce__()[0]
+    for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
+        allowed += [(scalar, f"{module}.scalar"), (reconstruct, f"{module}._reconstruct")]
     torch.serialization.add_safe_globals(allowed)
 
 
-def _dtype_classes(np) -> list[type]:
-    """The classes of numpy's own dtypes; object arrays stay refused."""
-    return list({type(np.dtype(code)) for code in "?bBhHiIlLqQefdgFDGSUMm"})
+def _plain_dict(*default_factory):
+    """What a defaultdict comes back as: the unpickler fills dicts of no other kind."""
+    return {}
+
+
+def _plain_list(*items_and_length):
+    """What a deque comes back as."""
+    return []
+
+
+PLAIN_DTYPES = "?bBhHiIlLqQefdgFDGSUMm"  # numpy's codes of all but object and void
+
+
+def read_torch_file(path: pathlib.Path) -> Mapping:
+    """`torch.load` of a `.pth` without executing anything in it, memory-mapped where the format allows.
+
+    Raises CheckpointError with the name of the first object that is no tensor and no plain data.
+    """
+    allow_safe_globals()
+    try:
+        mapped = zipfile.is_zipfile(path)  # torch's format before 1.6 is no zip and cannot be mapped
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except pickle.UnpicklingError as error:
+        refused = re.search(r"GLOBAL ([\w.]+)|but got <class '([\w.]+)'", str(error))
+        if not refused:
+            raise
+        raise CheckpointError(
+            f"检查点 {path} 中含有 {refused[1] or refused[2]}，载入它可能执行任意代码，已拒绝；请在训练环境中只保存权重后重试："
+            f'ckpt = torch.load("{path.name}", weights_only=False)；'
+            'torch.save({"model_state_dict": ckpt["model_state_dict"], "config": {...}}, "weights.pth")'
+        ) from error
+
+
+def read_safetensors(path: pathlib.Path) -> Mapping:
+    """The tensors of a `.safetensors` file, memory-mapped, with the file's metadata strings as its config."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+        metadata = file.metadata() or {}
+    return {"state_dict": tensors, "config": {key: _read_string(value) for key, value in metadata.items()}}
+
+
+def _read_string(value: str):
+    """safetensors keeps metadata as strings: numbers and JSON objects come back as what they were."""
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value

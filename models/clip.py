@@ -22,12 +22,13 @@ from torch.nn import functional as F
 from .checkpoint_layouts import (
     BACKBONE,
     BATCH_COUNTER,
-    CheckpointError,
     Translated,
     allow_safe_globals,
     read_text_config,
+    split_checkpoint,
     translate_checkpoint,
 )
+from .errors import CheckpointError, InputError
 
 ASSETS = Path(__file__).resolve().parent / "assets"
 SHIPPED_TEXT_ENCODERS = {
@@ -94,18 +95,18 @@ IMAGE_ENCODERS = {
 
 
 def check_image_encoder_name(name: str) -> str:
-    """Return `name`; raise ValueError with the closest and all known names where it is none of them."""
+    """Return `name`; raise InputError with the closest and all known names where it is none of them."""
     if name in IMAGE_ENCODERS:
         return name
     close = difflib.get_close_matches(str(name).lower().replace("_", "-"), IMAGE_ENCODERS, n=3, cutoff=0.5)
     hint = f"最接近的是 {'、'.join(close)}；" if close else ""
-    raise ValueError(f"未知的图像编码器 {name!r}；{hint}支持：{'、'.join(IMAGE_ENCODERS)}")
+    raise InputError(f"未知的图像编码器 {name!r}；{hint}支持：{'、'.join(IMAGE_ENCODERS)}")
 
 
 class ImageEncoder(nn.Module):
     """Backbone, linear projection, L2 norm: images [B, 3, H, W] -> embeddings [B, embed_dim].
 
-    `model_name` is one of `IMAGE_ENCODERS`; another raises ValueError.
+    `model_name` is one of `IMAGE_ENCODERS`; another raises InputError.
     """
 
     def __init__(self, model_name: str = "resnet50", embed_dim: int = 512):
@@ -155,7 +156,7 @@ def _from_pretrained(loader, name: str):
             return loader.from_pretrained(source, local_files_only=local_only)
         except (OSError, ValueError) as error:
             failure = failure or error
-    raise ValueError(
+    raise InputError(
         f"找不到文本编码器 {name!r}：它既不是含 config.json 和 vocab.txt 的本地文件夹，也不在本地缓存中，"
         f"且无法从模型库下载；内置可用的是 bert-base-chinese（{type(failure).__name__}）"
     ) from failure
@@ -170,7 +171,7 @@ def _bert_config(name: str, sizes: Mapping):
     else:
         known = _from_pretrained(AutoConfig, name).to_dict()
     if known.get("model_type") != "bert":
-        raise ValueError(f"文本编码器 {name!r} 是 {known.get('model_type')} 模型；本工具只支持 BERT")
+        raise InputError(f"文本编码器 {name!r} 是 {known.get('model_type')} 模型；本工具只支持 BERT")
     hidden_size = sizes.get("hidden_size", known["hidden_size"])
     if hidden_size != known["hidden_size"]:  # heads are in no shape: 64 wide in nearly every BERT, else 12 of them
         known["num_attention_heads"] = hidden_size // 64 if hidden_size % 64 == 0 else 12
@@ -203,7 +204,7 @@ class TextEncoder(nn.Module):
             self._tokenizer = _from_pretrained(BertTokenizer, self.model_name)
             vocab_size = self.backbone.config.vocab_size
             if len(self._tokenizer) > vocab_size:
-                raise ValueError(
+                raise InputError(
                     f"文本编码器 {self.model_name!r} 的词表有 {len(self._tokenizer)} 个词，"
                     f"检查点的词嵌入只有 {vocab_size} 个；请用 --text-encoder 指定训练时的文本编码器"
                 )
@@ -237,7 +238,7 @@ class CLIPModel(nn.Module):
     """Image tower, text tower, and a temperature that divides their cosine similarity.
 
     The checkpoint's preprocessing travels with the model: `img_size`, the side in pixels of the square
-    that images are resized to (ImageNet mean and standard deviation are the same for all).
+    that images are resized to, None where nobody said (ImageNet mean and deviation are the same for all).
     """
 
     def __init__(
@@ -247,7 +248,7 @@ class CLIPModel(nn.Module):
         embed_dim: int = 512,
         temperature: float = 0.07,
         text_config: Mapping | None = None,
-        img_size: int = 224,
+        img_size: int | None = None,
     ):
         super().__init__()
         self.image_encoder_name = image_encoder_name
@@ -287,7 +288,7 @@ class CLIPModel(nn.Module):
         if text_features is None:
             text_features = self.class_text_features
         if text_features is None:
-            raise ValueError("predict 需要 class_texts 或 text_features，或先调用 precompute_class_text_features")
+            raise InputError("predict 需要 class_texts 或 text_features，或先调用 precompute_class_text_features")
         probabilities = self.compute_similarity(self.image_encoder(images), text_features).softmax(dim=-1)
         return probabilities.argmax(dim=-1), probabilities
 
@@ -306,7 +307,7 @@ class CLIPModel(nn.Module):
         if checkpoint.ignored:
             names = "、".join(checkpoint.ignored[:3])
             warnings.warn(f"忽略了检查点中与热力图无关的 {len(checkpoint.ignored)} 个参数：{names}", stacklevel=2)
-        self.img_size = int(checkpoint.metadata.get("img_size", self.img_size))
+        self.img_size = checkpoint.metadata.get("img_size", self.img_size)
         return super().load_state_dict(weights, strict=strict, assign=assign)
 
     def _fit_to(self, checkpoint: Translated, on_meta: bool) -> None:
@@ -351,7 +352,9 @@ class CLIPModel(nn.Module):
         if strict and missing:
             raise CheckpointError(f"检查点缺少 {len(missing)} 个权重：{_first(missing)}")
         if unexpected:
-            raise CheckpointError(f"检查点中有 {len(unexpected)} 个 {self.image_encoder_name} 没有的权重：{_first(unexpected)}")
+            raise CheckpointError(
+                f"检查点中有 {len(unexpected)} 个权重在 {self.image_encoder_name} 中没有位置：{_first(unexpected)}"
+            )
         weights = {key: _as_float32(given[key]) for key in own if key in given}
         for key, tensor in weights.items():  # a scalar kept as [1]; a layer scale kept as [C] or [C, 1, 1]
             if tensor.numel() == own[key].numel() and (tensor.ndim <= 1 or own[key].ndim <= 1):
@@ -374,10 +377,20 @@ def _as_float32(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.float() if tensor.is_floating_point() else tensor
 
 
+def give_buffers_values(model: nn.Module) -> None:
+    """Replace the buffers that a model built on the meta device keeps out of its state dict.
+
+    BERT has two: positions that count up, and token types that are all zero.
+    """
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if buffer.is_meta:
+                row = {"position_ids": torch.arange, "token_type_ids": torch.zeros}[name](buffer.shape[-1])
+                setattr(module, name, row.to(torch.long).expand(buffer.shape).clone())
+
+
 def create_model(config: Mapping) -> CLIPModel:
     """Build a CLIPModel from a training config; see checkpoint_layouts.METADATA_NAMES for what is read."""
-    from .checkpoint_layouts import split_checkpoint
-
     known = split_checkpoint({"config": config})[1]
     return CLIPModel(
         image_encoder_name=known.get("image_encoder", "resnet50"),
@@ -385,5 +398,5 @@ def create_model(config: Mapping) -> CLIPModel:
         embed_dim=known.get("embed_dim", 512),
         temperature=known.get("temperature", 0.07),
         text_config=known.get("text_config"),
-        img_size=known.get("img_size", 224),
+        img_size=known.get("img_size"),
     )

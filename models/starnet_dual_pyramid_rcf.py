@@ -52,8 +52,7 @@ class LocalPyramid(nn.Module):
         inputs = (STAGE_WIDTHS[0], *STAGE_WIDTHS[:-1])
         self.downsamples = nn.ModuleList(nn.Sequential(downsampling(i, o)) for i, o in zip(inputs, STAGE_WIDTHS))
         self.blocks_list = nn.ModuleList(
-            nn.Sequential(*(LocalBlock(dim) for _ in range(depth)))
-            for dim, depth in zip(STAGE_WIDTHS, STAGE_DEPTHS)
+            nn.Sequential(*(LocalBlock(dim) for _ in range(depth))) for dim, depth in zip(STAGE_WIDTHS, STAGE_DEPTHS)
         )
 
     def stage(self, index, x):

@@ -1,0 +1,9 @@
+"""What goes wrong on the user's side. Free of heavy imports, so that a typo is answered at once."""
+
+
+class InputError(ValueError):
+    """Something the user gave cannot be used; the message is one line: what, where, and what to try."""
+
+
+class CheckpointError(InputError):
+    """A checkpoint that cannot be used."""
