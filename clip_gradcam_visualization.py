@@ -17,13 +17,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
+import gc
 import io
 import json
 import os
 import re
 import sys
 import tempfile
-import unicodedata
+import threading
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,12 +33,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from models.errors import InputError
+from models.figure import LANGUAGES, FigureContent, draw_figure, import_cv2
 
 if TYPE_CHECKING:
     import torch
 
-PROJECT = Path(__file__).resolve().parent
-SHIPPED_FONT = PROJECT / "models" / "assets" / "fonts" / "wqy-microhei.ttc"
 DEFAULT_IMG_SIZE = 224
 
 
@@ -523,17 +523,6 @@ def looks_untrained(model) -> bool:
 COLORMAP_JET = 2  # cv2.COLORMAP_JET, by value: `import cv2` waits until something is drawn
 
 
-def _cv2():
-    """OpenCV, or what to install where its system library is missing."""
-    try:
-        import cv2
-    except ImportError as error:
-        raise InputError(
-            f"无法载入 OpenCV（{error}）；若缺少 libGL，请执行 pip install opencv-python-headless，或 apt-get install libgl1"
-        ) from error
-    return cv2
-
-
 def show_cam_on_image(
     img: np.ndarray, mask: np.ndarray, colormap: int = COLORMAP_JET, alpha: float = 0.4
 ) -> np.ndarray:
@@ -542,7 +531,7 @@ def show_cam_on_image(
     `img`: RGB [H, W, 3], 0-255 integers or 0-1 floats (a float above 1 counts as 0-255). `mask`: [h, w] in
     [0, 1], resized where it is of another size. `colormap`: one of OpenCV's. Returns float32 RGB in [0, 1].
     """
-    cv2 = _cv2()
+    cv2 = import_cv2()
     pixels = np.asarray(img)
     scale = 255.0 if np.issubdtype(pixels.dtype, np.integer) or pixels.max(initial=0) > 1 else 1.0
     pixels = pixels.astype(np.float32) / np.float32(scale)
@@ -552,230 +541,6 @@ def show_cam_on_image(
     levels = np.rint(np.clip(mask, 0, 1) * 255).astype(np.uint8)
     colours = cv2.applyColorMap(levels, colormap)[..., ::-1].astype(np.float32) / np.float32(255)
     return np.clip(alpha * colours + (1 - alpha) * pixels, 0, 1).astype(np.float32)
-
-
-FIGURE_WORDS = {
-    "zh": {
-        "image": "原始图像",
-        "heatmap": "Grad-CAM热力图",
-        "overlay": "叠加结果",
-        "probabilities": "预测概率分布",
-        "target": "目标文本：{}",
-        "scale": "相对重要性（0–1，以本图最大值为 1）",
-        "probability": "概率（%）",
-        "prediction": "预测",
-        "chosen": "目标",
-        "both": "预测且为目标",
-        "other": "其他",
-        "top": "（前 {} 个，共 {} 个）",
-        "similarity": "余弦相似度 {:.3f}",
-        "source": "图像编码器 {}　目标层 {}（{}×{}）",
-    },
-    "en": {
-        "image": "Original image",
-        "heatmap": "Grad-CAM heatmap",
-        "overlay": "Overlay",
-        "probabilities": "Predicted probabilities",
-        "target": "Target text: {}",
-        "scale": "Relative importance (0–1, this image's maximum is 1)",
-        "probability": "Probability (%)",
-        "prediction": "Predicted",
-        "chosen": "Target",
-        "both": "Predicted and target",
-        "other": "Other",
-        "top": " (top {} of {})",
-        "similarity": "cosine similarity {:.3f}",
-        "source": "Image encoder {}   target layer {} ({}×{})",
-    },
-}
-
-# Tried in this order; the font that ships with the project is last.
-CHINESE_FONTS = (
-    "Noto Sans CJK SC",
-    "Noto Sans SC",
-    "Source Han Sans SC",
-    "Source Han Sans CN",
-    "Microsoft YaHei",
-    "PingFang SC",
-    "Hiragino Sans GB",
-    "SimHei",
-    "WenQuanYi Zen Hei",
-    "WenQuanYi Micro Hei",
-    "Droid Sans Fallback",
-)
-LATIN_FONT = "DejaVu Sans"  # comes with matplotlib
-
-
-class FigureFonts:
-    """Font families that draw a figure's text, and the text itself where no font has a glyph for it."""
-
-    def __init__(self, sample: str):
-        from matplotlib import font_manager
-
-        installed = {font.name: font.fname for font in font_manager.fontManager.ttflist}
-        paths = [installed[name] for name in CHINESE_FONTS if name in installed]
-        chosen = next((path for path in paths if self._draws(path, sample)), None)
-        if chosen is None:
-            chosen = str(SHIPPED_FONT)
-            if not any(font.fname == chosen for font in font_manager.fontManager.ttflist):
-                font_manager.fontManager.addfont(chosen)
-        self._fonts = [font_manager.get_font(chosen), font_manager.get_font(installed[LATIN_FONT])]
-        self.families = [font.family_name for font in self._fonts]
-
-    @staticmethod
-    def _draws(path, sample) -> bool:
-        """Whether the font at `path` has a glyph for every Chinese character of `sample`."""
-        from matplotlib import font_manager
-
-        font = font_manager.get_font(path)
-        return all(font.get_char_index(ord(character)) for character in sample if ord(character) >= 0x2E80)
-
-    def drawable(self, text: str) -> str:
-        """`text` on one line, with a question mark for each character that none of the fonts has."""
-        visible = " ".join(text.split()).replace("$", r"\$")  # a pair of dollars would start a formula
-        return "".join(c if any(font.get_char_index(ord(c)) for font in self._fonts) else "?" for c in visible)
-
-
-def _columns(character: str) -> int:
-    """How many columns of type a character takes: 2 for Chinese, 1 for Latin."""
-    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
-
-
-def wrap_text(text: str, columns: int, lines: int) -> str:
-    """Break `text` into at most `lines` lines of `columns` columns (a Chinese character takes two); … where cut."""
-    rows, row, used = [], "", 0
-    for character in text:
-        width = _columns(character)
-        if used + width > columns:
-            rows.append(row)
-            row, used = "", 0
-        row, used = row + character, used + width
-    rows.append(row)
-    if len(rows) > lines:
-        last = rows[lines - 1]
-        while sum(map(_columns, last)) > columns - 1:
-            last = last[:-1]
-        rows = [*rows[: lines - 1], last + "…"]
-    return "\n".join(rows)
-
-
-class FigureContent(NamedTuple):
-    """Everything that the figure shows of one image and one explained text."""
-
-    pixels: np.ndarray  # RGB uint8 [H, W, 3]
-    heatmap: np.ndarray  # [H, W] in [0, 1]
-    overlay: np.ndarray  # RGB float [H, W, 3] in [0, 1]
-    names: list[str]  # K short names
-    texts: list[str]  # K texts as the model reads them
-    probabilities: np.ndarray  # [K]
-    similarities: np.ndarray  # [K] cosine
-    target: int
-    source: tuple  # image encoder, target layer, rows, columns of its grid
-    warning: str | None = None  # why the heatmap is empty
-
-
-PANEL_WIDTH, MAX_BARS = 5.0, 10  # inches; bars
-FIGURE_DPI = 150
-BAR_COLOURS = {"both": "#c0392b", "prediction": "#e67e22", "chosen": "#2471a3", "other": "#aab7b8"}
-
-
-def draw_figure(content: FigureContent, lang: str = "zh"):
-    """Draw the four panels; returns a matplotlib Figure. `lang` ("zh", "en") is the figure's own language."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    words = FIGURE_WORDS[lang]
-    shown = "".join([*words.values(), *content.names, content.texts[content.target], content.warning or ""])
-    fonts = FigureFonts(shown)
-    height, width = content.pixels.shape[:2]
-    panel_height = float(np.clip(PANEL_WIDTH * height / width, 3.4, 6.4))
-    figure_width = 2 * PANEL_WIDTH + 2.2
-    figure_height = 2 * panel_height + 2.6
-    with rc_context({"font.family": fonts.families, "axes.unicode_minus": False, "svg.fonttype": "path"}):
-        figure = Figure(figsize=(figure_width, figure_height), dpi=FIGURE_DPI)
-
-        def panel(left, bottom, width=PANEL_WIDTH, height=panel_height):
-            box = (left / figure_width, bottom / figure_height, width / figure_width, height / figure_height)
-            return figure.add_axes(box)
-
-        upper, lower, right = panel_height + 1.6, 0.7, PANEL_WIDTH + 0.9
-        _draw_image(panel(0.3, upper), content.pixels, words["image"])
-        _draw_heatmap(panel(right, upper), content, words, fonts)
-        _draw_image(panel(0.3, lower), content.overlay, words["overlay"])
-        label_width = 2.1
-        _draw_probabilities(panel(right + label_width, lower, PANEL_WIDTH - label_width + 0.5), content, words, fonts)
-        encoder, layer, rows, columns = content.source
-        note = words["source"].format(encoder, fonts.drawable(layer), rows, columns)
-        figure.text(0.3 / figure_width, 0.18 / figure_height, note, fontsize=9, color="#555555")
-    return figure
-
-
-def _draw_image(axes, pixels, title, **options):
-    """One image panel, the original's aspect ratio kept; large images are thinned to what the panel shows."""
-    cv2 = _cv2()
-    limit = int(PANEL_WIDTH * FIGURE_DPI * 1.3)
-    height, width = pixels.shape[:2]
-    shrink = max(height, width) / limit
-    if shrink > 1:
-        size = max(1, round(width / shrink)), max(1, round(height / shrink))
-        pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
-    axes.set_title(title, fontsize=14, pad=8)
-    axes.set_axis_off()
-    return axes.imshow(pixels, extent=(0, width, height, 0), interpolation="bilinear", **options)
-
-
-def _draw_heatmap(axes, content, words, fonts):
-    """The heatmap with the target text as its title and a labelled colour bar beside it."""
-    target = fonts.drawable(content.texts[content.target])
-    title = words["heatmap"] + "\n" + wrap_text(words["target"].format(target), 58, 2)
-    shown = _draw_image(axes, content.heatmap, title, cmap="jet", vmin=0, vmax=1)
-    axes.title.set_fontsize(12)
-    bar_axes = axes.inset_axes([1.03, 0, 0.035, 1])
-    bar = axes.figure.colorbar(shown, cax=bar_axes)
-    bar.set_label(words["scale"], fontsize=9)
-    bar.ax.tick_params(labelsize=8)
-    if content.warning:
-        message = wrap_text(fonts.drawable(content.warning), 40, 8)
-        box = {"facecolor": "white", "edgecolor": "#c0392b", "boxstyle": "round,pad=0.6"}
-        axes.text(0.5, 0.5, message, transform=axes.transAxes, ha="center", va="center", fontsize=10, bbox=box)
-
-
-def _bars(content) -> list[int]:
-    """Indices of the texts that get a bar, likeliest first: all, or the ten likeliest with the target among them."""
-    order = [int(i) for i in np.argsort(-content.probabilities, kind="stable")]
-    bars = order[:MAX_BARS]
-    return bars if content.target in bars else [*bars[:-1], content.target]
-
-
-def _draw_probabilities(axes, content, words, fonts):
-    """A bar for each class, the likeliest on top; prediction and target are marked by colour and legend."""
-    from matplotlib.patches import Patch
-
-    bars = _bars(content)
-    prediction = int(content.probabilities.argmax())
-
-    def kind(index):
-        if index == prediction:
-            return "both" if index == content.target else "prediction"
-        return "chosen" if index == content.target else "other"
-
-    percent = content.probabilities[bars] * 100
-    axes.barh(range(len(bars)), percent, height=0.6, color=[BAR_COLOURS[kind(i)] for i in bars])
-    for row, value in enumerate(percent):
-        axes.text(value + 1.5, row, f"{value:.1f}%", va="center", fontsize=9)
-    labels = [wrap_text(fonts.drawable(content.names[i]), 22, 2) for i in bars]
-    axes.set_yticks(range(len(bars)), labels, fontsize=9)
-    axes.set_ylim(max(len(bars), 3) - 0.4, -0.6)
-    axes.set_xlim(0, 118)
-    axes.set_xticks(range(0, 101, 20))
-    axes.tick_params(axis="x", labelsize=8)
-    axes.set_xlabel(words["probability"], fontsize=9)
-    axes.spines[["top", "right"]].set_visible(False)
-    cut = words["top"].format(len(bars), len(content.names)) if len(bars) < len(content.names) else ""
-    axes.set_title(words["probabilities"] + cut, fontsize=14, pad=26)
-    kinds = [k for k in ("both", "prediction", "chosen") if k in map(kind, bars)]
-    handles = [Patch(color=BAR_COLOURS[k], label=words[k]) for k in kinds]
-    axes.legend(handles=handles, loc="lower right", bbox_to_anchor=(1, 1), ncols=3, fontsize=9, frameon=False)
 
 
 RASTER_FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".tif": "tiff", ".tiff": "tiff", ".webp": "webp"}
@@ -820,22 +585,24 @@ def write_files(files: Mapping[Path, bytes]) -> None:
     Raises InputError where a folder cannot be made or written, or its disk is full.
     """
     staged: list[tuple[str, Path]] = []
+    folders = {parent for path in files for parent in path.absolute().parents if not parent.exists()}
     try:
         for path, data in files.items():
+            if path.is_dir():
+                raise IsADirectoryError(0, "同名的文件夹已存在", str(path))
             path.parent.mkdir(parents=True, exist_ok=True)
             handle, temporary = tempfile.mkstemp(prefix=".clip_gradcam_", suffix=".tmp", dir=path.parent)
             staged.append((temporary, path))
             with os.fdopen(handle, "wb") as file:
                 file.write(data)
-            os.chmod(temporary, 0o666 & ~_umask())
+            os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's files are private; results are the user's to share
         for temporary, path in staged:
             os.replace(temporary, path)
     except OSError as error:
-        raise InputError(f"无法写入 {error.filename or next(iter(files)).parent}：{_reason(error)}") from error
-    finally:
-        for temporary, _ in staged:
+        for leftover in [*(temporary for temporary, _ in staged), *sorted(folders, reverse=True)]:
             with contextlib.suppress(OSError):
-                os.unlink(temporary)
+                os.rmdir(leftover) if os.path.isdir(leftover) else os.unlink(leftover)
+        raise InputError(f"无法写入 {error.filename or next(iter(files)).parent}：{_reason(error)}") from error
 
 
 def _umask() -> int:
@@ -856,26 +623,35 @@ def embed_texts(model, texts: list[str]) -> torch.Tensor:
         return model.text_encoder(texts=texts)
 
 
-def explain_image(model, pixels, class_texts, target_layer=None, target_text_idx=None, img_size=None, **options):
-    """From RGB pixels [H, W, 3] and class texts to what the figure shows: see FigureContent.
+def explain_image(
+    model,
+    pixels: np.ndarray,
+    class_texts: Sequence[str] | Mapping[str, str],
+    target_layer=None,
+    target_text_idx: int | None = None,
+    img_size: int = DEFAULT_IMG_SIZE,
+    use_cuda: bool = True,
+    image_encoder_name: str | None = None,
+    text_features: torch.Tensor | None = None,
+) -> FigureContent:
+    """From RGB pixels [H, W, 3] and K class texts to everything that the figure shows.
 
-    `options`: `text_features` [K, D] where they are known already, `use_cuda`, `image_encoder_name`.
+    As `visualize_clip_gradcam`, without files; `text_features` [K, D] spare embedding the texts again.
     """
     names, texts = _names_and_texts(class_texts)
+    encoder = image_encoder_name or getattr(model, "image_encoder_name", type(model).__name__)
     if isinstance(target_layer, str):
         target_layer = find_layer(model, target_layer)
-    layer = target_layer or get_target_layer_for_clip(model, options.get("image_encoder_name"))
-    cam = CLIPGradCAM(model, layer, use_cuda=options.get("use_cuda", True))
-    text_features = options.get("text_features")
+    layer = target_layer or get_target_layer_for_clip(model, encoder)
+    cam = CLIPGradCAM(model, layer, use_cuda)
     if text_features is None:
         text_features = embed_texts(model, texts)
-    images = preprocess(pixels, img_size or getattr(model, "img_size", None) or DEFAULT_IMG_SIZE)
+    images = preprocess(pixels, img_size)
     explanation = cam.explain(images, text_features, target_text_idx)
     raw_map = explanation.maps[0, 0]
     heatmap = to_heatmap(raw_map, pixels.shape[:2])
     similarities = explanation.similarities[0]
     probabilities = (similarities / model.temperature.detach().float().to(similarities.device)).softmax(dim=0)
-    encoder = options.get("image_encoder_name") or getattr(model, "image_encoder_name", type(model).__name__)
     return FigureContent(
         pixels=pixels,
         heatmap=heatmap,
@@ -993,7 +769,7 @@ FLAGS = (
     ("--output-name", {"metavar": "NAME"}, "输出文件名（默认：clip_gradcam_<图像名>.png；也可用 .pdf、.svg、.jpg）"),
     ("--target-layer", {"metavar": "NAME"}, "目标层的名称，例如 layer4.1（默认：按图像编码器自动选择）"),
     ("--list-layers", {"action": "store_true"}, "列出可作为目标层的层后退出，只需要 --model-path"),
-    ("--lang", {"choices": ("zh", "en"), "default": "zh"}, "图中文字的语言：zh 中文（默认），en 英文"),
+    ("--lang", {"choices": LANGUAGES, "default": "zh"}, "图中文字的语言：zh 中文（默认），en 英文"),
     ("--cpu", {"action": "store_true"}, "强制使用 CPU（默认：有 CUDA 用 CUDA，其次 Apple MPS，否则 CPU）"),
     ("--help", {"action": "help"}, "显示本帮助后退出"),
 )
@@ -1063,7 +839,7 @@ def run(args) -> None:
     if args.list_layers:
         return print_layers(load_from_arguments(args))
     class_texts = read_class_texts(args.class_texts_file) if args.class_texts_file else args.class_texts
-    names, _ = _names_and_texts(class_texts)
+    names, texts = _names_and_texts(class_texts)
     if args.target_text_idx is not None and not 0 <= args.target_text_idx < len(names):
         limit = len(names) - 1
         raise InputError(
@@ -1074,13 +850,44 @@ def run(args) -> None:
     check_output_folder(save_path.parent)
     pixels = read_image(args.image_path)
     model = load_from_arguments(args)
+    threading.Thread(target=import_drawing_libraries, daemon=True).start()
+    text_features = embed_texts(model, texts)
+    release_text_tower(model)
     content = explain_image(
-        model, pixels, class_texts, args.target_layer, args.target_text_idx, model.img_size, use_cuda=not args.cpu
+        model,
+        pixels,
+        class_texts,
+        target_layer=args.target_layer,
+        target_text_idx=args.target_text_idx,
+        img_size=model.img_size or DEFAULT_IMG_SIZE,
+        use_cuda=not args.cpu,
+        text_features=text_features,
     )
     if content.warning:
         warnings.warn(content.warning, stacklevel=1)
     saved = save_results(content, save_path, args.lang)
     print_result(content, saved)
+
+
+def import_drawing_libraries() -> None:
+    """Import what drawing needs while the texts are embedded; what is missing is reported where it is used."""
+    with contextlib.suppress(Exception):
+        import cv2  # noqa: F401
+        import matplotlib.backends.backend_agg
+        import matplotlib.figure
+        import matplotlib.font_manager  # noqa: F401
+
+
+def release_text_tower(model) -> None:
+    """Unmap the text tower once the texts are embedded: it is most of the memory, and not needed again.
+
+    The file is mapped as one piece, so what stays is copied out of it.
+    """
+    for tensor in (*model.text_encoder.parameters(), *model.text_encoder.buffers()):
+        tensor.data = tensor.data.new_empty(0)
+    model.text_encoder = None
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = tensor.data.clone()
 
 
 def print_layers(model) -> None:
@@ -1124,4 +931,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    # One image, then the end: collecting garbage among the objects that imports make, and taking them
+    # down one by one at exit, would cost as much time as importing torch.
+    gc.disable()
+    exit_code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_code)

@@ -357,8 +357,9 @@ class CLIPModel(nn.Module):
             )
         weights = {key: _as_float32(given[key]) for key in own if key in given}
         for key, tensor in weights.items():  # a scalar kept as [1]; a layer scale kept as [C] or [C, 1, 1]
-            if tensor.numel() == own[key].numel() and (tensor.ndim <= 1 or own[key].ndim <= 1):
-                weights[key] = tensor.reshape(own[key].shape)
+            shape = own[key].shape
+            if tensor.shape != shape and tensor.numel() == shape.numel() and min(tensor.ndim, len(shape)) <= 1:
+                weights[key] = tensor.reshape(shape)
         wrong = [
             f"{key}（检查点 {list(tensor.shape)}，模型 {list(own[key].shape)}）"
             for key, tensor in weights.items()
