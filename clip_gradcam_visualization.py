@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from models.errors import InputError
+from models.errors import InputError, InputWarning
 from models.figure import LANGUAGES, FigureContent, draw_figure, import_cv2
 
 if TYPE_CHECKING:
@@ -94,9 +94,11 @@ def load_clip_checkpoint(
     for name, value in given.items():
         if value is None:
             continue
+        if name == "text_encoder" and Path(value).is_dir():
+            found[name] = value  # not another encoder, but where its files are
         if found.setdefault(name, value) != value:
             flag = "--" + name.replace("_", "-")
-            warnings.warn(f"{flag} {value} 与检查点不符，按检查点的 {found[name]} 处理", stacklevel=2)
+            warnings.warn(f"{flag} {value} 与检查点不符，按检查点的 {found[name]} 处理", InputWarning, stacklevel=2)
     if "image_encoder" not in found:
         raise InputError("无法从检查点识别图像编码器，请用 --image-encoder 指定")
     with torch.device("meta"):
@@ -220,15 +222,17 @@ _FAMILY_TARGET_LAYERS = {
 TARGET_LAYERS = {encoder: path for path, encoders in _FAMILY_TARGET_LAYERS.items() for encoder in encoders}
 
 
+def _known_encoders(name) -> str:
+    """The encoders closest to a name that is none of them, and all."""
+    close = difflib.get_close_matches(str(name).lower(), TARGET_LAYERS, n=3, cutoff=0.5)
+    return (f"最接近的是 {'、'.join(close)}；" if close else "") + f"支持：{'、'.join(TARGET_LAYERS)}"
+
+
 def get_target_layer_for_clip(model, image_encoder_name: str | None = None) -> torch.nn.Module:
     """Return the module whose output Grad-CAM explains by default; ValueError for an encoder without a row."""
     name = image_encoder_name or model.image_encoder_name
     if name not in TARGET_LAYERS:
-        close = difflib.get_close_matches(str(name), TARGET_LAYERS, n=3, cutoff=0.5)
-        raise InputError(
-            f"没有图像编码器 {name!r} 的默认目标层{'，最接近的是 ' + '、'.join(close) if close else ''}；"
-            f"请用 --target-layer 指定，或选用：{'、'.join(TARGET_LAYERS)}"
-        )
+        raise InputError(f"没有图像编码器 {name!r} 的默认目标层，请用 --target-layer 指定；{_known_encoders(name)}")
     module = model.image_encoder.backbone
     for part in TARGET_LAYERS[name].split("."):
         module = module[-1] if part == "-1" else getattr(module, part)
@@ -329,7 +333,7 @@ class CLIPGradCAM:
         for maps, peaks in zip(explanation.maps, explanation.gradient_peaks):
             flaw = diagnose_flat_map(self.model, maps[0], peaks[0])
             if flaw:
-                warnings.warn(flaw, stacklevel=2)
+                warnings.warn(flaw, InputWarning, stacklevel=2)
             heatmaps.append(to_heatmap(maps[0], images.shape[-2:]))
         return heatmaps[0] if len(heatmaps) == 1 else np.stack(heatmaps)
 
@@ -699,7 +703,7 @@ def visualize_clip_gradcam(
     """
     own_size = getattr(model, "img_size", None)
     if own_size and img_size not in (own_size, DEFAULT_IMG_SIZE):
-        warnings.warn(f"img_size={img_size} 与检查点不符，按检查点的 {own_size} 处理", stacklevel=2)
+        warnings.warn(f"img_size={img_size} 与检查点不符，按检查点的 {own_size} 处理", InputWarning, stacklevel=2)
     content = explain_image(
         model,
         read_image(image_path),
@@ -711,7 +715,7 @@ def visualize_clip_gradcam(
         image_encoder_name=image_encoder_name,
     )
     if content.warning:
-        warnings.warn(content.warning, stacklevel=2)
+        warnings.warn(content.warning, InputWarning, stacklevel=2)
     if save_path is not None:
         save_results(content, save_path)
     return content.overlay
@@ -780,7 +784,7 @@ def build_parser() -> ChineseArgumentParser:
     parser = ChineseArgumentParser(
         prog="clip_gradcam_visualization.py",
         description="用 Grad-CAM 显示图像中哪些区域与一段文本最相关（CLIP 图像-文本相似度的热力图）。",
-        epilog='例：python clip_gradcam_visualization.py --model-path m.pth --image-path a.jpg --class-texts "正常" "异常"',
+        epilog="例：python clip_gradcam_visualization.py --model-path m.pth --image-path a.jpg --class-texts 正常 异常",
         add_help=False,
         allow_abbrev=False,
     )
@@ -801,6 +805,8 @@ def check_arguments(args) -> None:
     missing = [flag for flag, value in required.items() if not value]
     if missing:
         raise InputError(f"缺少必需的参数：{'、'.join(missing)}（--help 显示用法）")
+    if args.image_encoder is not None and args.image_encoder not in TARGET_LAYERS:
+        raise InputError(f"未知的图像编码器 {args.image_encoder!r}；{_known_encoders(args.image_encoder)}")
     for flag, value, least in (("--img-size", args.img_size, 16), ("--embed-dim", args.embed_dim, 1)):
         if value is not None and value < least:
             raise InputError(f"{flag} 至少是 {least}，收到 {value}")
@@ -864,7 +870,7 @@ def run(args) -> None:
         text_features=text_features,
     )
     if content.warning:
-        warnings.warn(content.warning, stacklevel=1)
+        warnings.warn(content.warning, InputWarning, stacklevel=1)
     saved = save_results(content, save_path, args.lang)
     print_result(content, saved)
 
@@ -919,10 +925,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what libraries say to developers
+            warnings.simplefilter("always", InputWarning)
             warnings.showwarning = lambda message, *_: print(f"警告: {message}", file=sys.stderr)
             run(build_parser().parse_args(argv))
     except InputError as error:
         print(f"错误: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        if not re.search(r"out of memory|allocate", str(error)) and not isinstance(error, MemoryError):
+            raise
+        print("错误: 内存或显存不足；请减小 --img-size，或加 --cpu", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("已中断", file=sys.stderr)

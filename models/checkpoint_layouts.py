@@ -342,7 +342,8 @@ def read_torch_file(path: pathlib.Path) -> Mapping:
         if not refused:
             raise
         raise CheckpointError(
-            f"检查点 {path} 中含有 {refused[1] or refused[2]}，载入它可能执行任意代码，已拒绝；请在训练环境中只保存权重后重试："
+            f"检查点 {path} 中含有 {refused[1] or refused[2]}，载入它可能执行任意代码，已拒绝；"
+            "请在训练环境中只保存权重后重试："
             f'ckpt = torch.load("{path.name}", weights_only=False)；'
             'torch.save({"model_state_dict": ckpt["model_state_dict"], "config": {...}}, "weights.pth")'
         ) from error

@@ -28,7 +28,7 @@ from .checkpoint_layouts import (
     split_checkpoint,
     translate_checkpoint,
 )
-from .errors import CheckpointError, InputError
+from .errors import CheckpointError, InputError, InputWarning
 
 ASSETS = Path(__file__).resolve().parent / "assets"
 SHIPPED_TEXT_ENCODERS = {
@@ -141,7 +141,12 @@ class ImageEncoder(nn.Module):
 
 
 def _text_encoder_source(name: str) -> str:
-    """Where transformers finds the encoder `name`: a shipped or local folder, else the (hub) name itself."""
+    """Where transformers finds the encoder `name`: a shipped or local folder, else the (hub) name itself.
+
+    A folder of the training machine that is not here counts by its last part.
+    """
+    if not Path(name).exists() and Path(name).is_absolute():
+        name = Path(name).name
     return str(SHIPPED_TEXT_ENCODERS.get(name, name))
 
 
@@ -166,8 +171,9 @@ def _bert_config(name: str, sizes: Mapping):
     """BertConfig of the encoder `name`, with the `sizes` read off a checkpoint in place of its own."""
     from transformers import AutoConfig, BertConfig
 
-    if name in SHIPPED_TEXT_ENCODERS:
-        known = json.loads((SHIPPED_TEXT_ENCODERS[name] / "config.json").read_text(encoding="utf-8"))
+    shipped = Path(_text_encoder_source(name)) / "config.json"
+    if shipped.is_relative_to(ASSETS):
+        known = json.loads(shipped.read_text(encoding="utf-8"))
     else:
         known = _from_pretrained(AutoConfig, name).to_dict()
     if known.get("model_type") != "bert":
@@ -216,7 +222,8 @@ class TextEncoder(nn.Module):
         for text in texts:
             length = len(self.tokenizer(text, verbose=False)["input_ids"])
             if length > limit:
-                warnings.warn(f"文本“{text[:20]}…”有 {length} 个词元，超过 {limit} 的部分被截去", stacklevel=3)
+                message = f"文本“{text[:20]}…”有 {length} 个词元，超过 {limit} 的部分被截去"
+                warnings.warn(message, InputWarning, stacklevel=3)
         tokens = self.tokenizer(texts, padding=True, truncation=True, max_length=limit, return_tensors="pt")
         device = self.projection.weight.device
         return {name: tokens[name].to(device) for name in ("input_ids", "attention_mask")}
@@ -305,8 +312,8 @@ class CLIPModel(nn.Module):
         self._fit_to(checkpoint, assign)
         weights = self._match(checkpoint, strict)
         if checkpoint.ignored:
-            names = "、".join(checkpoint.ignored[:3])
-            warnings.warn(f"忽略了检查点中与热力图无关的 {len(checkpoint.ignored)} 个参数：{names}", stacklevel=2)
+            message = f"忽略了检查点中与热力图无关的 {len(checkpoint.ignored)} 个参数：{_first(checkpoint.ignored)}"
+            warnings.warn(message, InputWarning, stacklevel=2)
         self.img_size = checkpoint.metadata.get("img_size", self.img_size)
         return super().load_state_dict(weights, strict=strict, assign=assign)
 
@@ -342,7 +349,7 @@ class CLIPModel(nn.Module):
             temperature = checkpoint.metadata.get("temperature")
             if temperature is None:
                 temperature = 0.07
-                warnings.warn("检查点没有 temperature，概率按 0.07 计算（热力图不受影响）", stacklevel=3)
+                warnings.warn("检查点没有 temperature，概率按 0.07 计算（热力图不受影响）", InputWarning, stacklevel=3)
             given["temperature"] = torch.tensor(float(temperature))
         for key in own.keys() - given.keys():
             if key.endswith(BATCH_COUNTER):

@@ -7,3 +7,7 @@ class InputError(ValueError):
 
 class CheckpointError(InputError):
     """A checkpoint that cannot be used."""
+
+
+class InputWarning(UserWarning):
+    """Something the user should know although the work went on; the command line prints it as one line."""

@@ -4,6 +4,7 @@ Knows nothing of models: `draw_figure` takes a FigureContent and returns a matpl
 drawn on every machine, by a system font that has the glyphs or else by the one in `models/assets/fonts`.
 """
 
+import re
 import unicodedata
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +22,8 @@ def import_cv2():
         import cv2
     except ImportError as error:
         raise InputError(
-            f"无法载入 OpenCV（{error}）；若缺少 libGL，请执行 pip install opencv-python-headless，或 apt-get install libgl1"
+            f"无法载入 OpenCV（{error}）；若缺少 libGL，"
+            "请执行 pip install opencv-python-headless，或 apt-get install libgl1 libglib2.0-0"
         ) from error
     return cv2
 
@@ -82,24 +84,26 @@ class FigureFonts:
         return "".join(c if any(font.get_char_index(ord(c)) for font in self._fonts) else "?" for c in visible)
 
 
-def _columns(character: str) -> int:
-    """How many columns of type a character takes: 2 for Chinese, 1 for Latin."""
-    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
+def _width(text: str) -> int:
+    """How many columns of type a text takes: 2 for a Chinese character, 1 for a Latin one."""
+    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
 
 
 def wrap_text(text: str, columns: int, lines: int) -> str:
-    """Break `text` into at most `lines` lines of `columns` columns (a Chinese character takes two); … where cut."""
-    rows, row, used = [], "", 0
-    for character in text:
-        width = _columns(character)
-        if used + width > columns:
-            rows.append(row)
-            row, used = "", 0
-        row, used = row + character, used + width
-    rows.append(row)
+    """Break `text` into at most `lines` lines of `columns` columns (a Chinese character takes two); … where cut.
+
+    Breaks between Chinese characters, and between Latin words where a word is shorter than a line.
+    """
+    rows = [""]
+    for piece in re.findall(r"[!-~]+ ?|.", text):  # a Latin word with its space, or one character
+        for part in [piece] if _width(piece) <= columns else piece:
+            if _width(rows[-1]) + _width(part.rstrip()) > columns:
+                rows.append("")
+            rows[-1] += part
+    rows = [row.strip() for row in rows]
     if len(rows) > lines:
         last = rows[lines - 1]
-        while sum(map(_columns, last)) > columns - 1:
+        while _width(last) > columns - 1:
             last = last[:-1]
         rows = [*rows[: lines - 1], last + "…"]
     return "\n".join(rows)
@@ -146,7 +150,7 @@ def draw_figure(content: FigureContent, lang: str = "zh"):
 
         upper, lower, right = panel_height + 1.6, 0.7, PANEL_WIDTH + 0.9
         _draw_image(panel(0.3, upper), content.pixels, words["image"])
-        _draw_heatmap(panel(right, upper), content, words, fonts)
+        _draw_heatmap(panel(right, upper), panel_height, content, words, fonts)
         _draw_image(panel(0.3, lower), content.overlay, words["overlay"])
         label_width = 2.1
         _draw_probabilities(panel(right + label_width, lower, PANEL_WIDTH - label_width + 0.5), content, words, fonts)
@@ -170,14 +174,23 @@ def _draw_image(axes, pixels, title, **options):
     return axes.imshow(pixels, extent=(0, width, height, 0), interpolation="bilinear", **options)
 
 
-def _draw_heatmap(axes, content, words, fonts):
+def _draw_heatmap(axes, panel_height, content, words, fonts):
     """The heatmap with the target text as its title and a labelled colour bar beside it."""
-    target = fonts.drawable(content.texts[content.target])
+    name, text = content.names[content.target], content.texts[content.target]
+    target = fonts.drawable(text if name == text else f"{name}（{text}）")
     title = words["heatmap"] + "\n" + wrap_text(words["target"].format(target), 58, 2)
     shown = _draw_image(axes, content.heatmap, title, cmap="jet", vmin=0, vmax=1)
     axes.title.set_fontsize(12)
-    bar_axes = axes.inset_axes([1.03, 0, 0.035, 1])
-    bar = axes.figure.colorbar(shown, cax=bar_axes)
+    height, width = content.heatmap.shape
+    shown_width = min(PANEL_WIDTH, panel_height * width / height)  # inches
+    if width > 2 * height:  # too low for a bar with its label at the side
+        place, orientation = (
+            [0, -0.3 * width / shown_width / height, 1, 0.15 * width / shown_width / height],
+            "horizontal",
+        )
+    else:
+        place, orientation = [1 + 0.15 / shown_width, 0, 0.18 / shown_width, 1], "vertical"
+    bar = axes.figure.colorbar(shown, cax=axes.inset_axes(place), orientation=orientation)
     bar.set_label(words["scale"], fontsize=9)
     bar.ax.tick_params(labelsize=8)
     if content.warning:
