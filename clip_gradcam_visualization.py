@@ -21,6 +21,7 @@ import gc
 import io
 import json
 import os
+import pickle
 import re
 import sys
 import tempfile
@@ -61,7 +62,8 @@ def read_checkpoint_file(path: str | os.PathLike) -> Mapping:
     except InputError:
         raise
     except Exception as error:  # torch raises RuntimeError, EOFError, UnpicklingError, KeyError, ... on a bad file
-        reason = str(error).strip().split("\n")[0][:120]
+        known = isinstance(error, pickle.UnpicklingError)  # its text speaks of torch.load's own options
+        reason = "不是 PyTorch 保存的文件" if known else re.split(r"[.:\n] ?", str(error).strip())[0][:80]
         raise InputError(f"无法读取检查点 {path}：文件不完整、已损坏或不是检查点（{reason}）") from error
 
 
@@ -349,6 +351,7 @@ class CLIPGradCAM:
         parameter = next(self.model.image_encoder.parameters())
         images = images.to(parameter.device, parameter.dtype)
         with torch.inference_mode(False), torch.no_grad(), _evaluating(self.model.image_encoder):
+            images = images.clone() if images.is_inference() else images  # autograd saves no inference tensor
             texts = F.normalize(text_features.detach().clone().to(parameter.device).float(), dim=-1)
             activations, embeddings = self._forward_from_leaf(images)
             similarities = F.normalize(embeddings.float(), dim=-1) @ texts.T  # (B, K), gradients on
@@ -937,6 +940,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print("错误: 内存或显存不足；请减小 --img-size，或加 --cpu", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader of our output, `head` say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         print("已中断", file=sys.stderr)
         return 130

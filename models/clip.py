@@ -153,18 +153,33 @@ def _text_encoder_source(name: str) -> str:
 def _from_pretrained(loader, name: str):
     """Call a transformers `from_pretrained` on a folder or hub name: the local cache first, then the hub."""
     source = _text_encoder_source(name)
-    failure = None
-    for local_only in (True, False):
-        if not local_only and Path(source).exists():
-            break
+    try:
         try:
-            return loader.from_pretrained(source, local_files_only=local_only)
-        except (OSError, ValueError) as error:
-            failure = failure or error
-    raise InputError(
-        f"找不到文本编码器 {name!r}：它既不是含 config.json 和 vocab.txt 的本地文件夹，也不在本地缓存中，"
-        f"且无法从模型库下载；内置可用的是 bert-base-chinese（{type(failure).__name__}）"
-    ) from failure
+            return loader.from_pretrained(source, local_files_only=True)
+        except (OSError, ValueError):
+            if Path(source).exists() or not _hub_is_reachable():
+                raise
+            return loader.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"找不到文本编码器 {name!r}：它不是含 config.json 和 vocab.txt 的本地文件夹，不在本地缓存中，"
+            "也无法从模型库下载"
+            f"（可用环境变量 HF_ENDPOINT 指定镜像）；内置的是 bert-base-chinese（{type(error).__name__}）"
+        ) from error
+
+
+def _hub_is_reachable() -> bool:
+    """Whether the model hub's name resolves; without this, the hub's client retries for half a minute."""
+    import socket
+    from urllib.parse import urlsplit
+
+    from huggingface_hub import constants
+
+    try:
+        socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, None)
+    except OSError:
+        return False
+    return True
 
 
 def _bert_config(name: str, sizes: Mapping):
