@@ -79,10 +79,8 @@ def load_clip_checkpoint(
     What the checkpoint says of itself counts; the arguments fill in what it leaves open, and one that
     contradicts it is warned about and loses. Every form in `models.checkpoint_layouts` is read.
     """
-    import torch
-
     from models.checkpoint_layouts import read_text_config, translate_checkpoint
-    from models.clip import create_model, give_buffers_values
+    from models.clip import build_on_meta, give_buffers_values
 
     checkpoint = translate_checkpoint(read_checkpoint_file(path))
     found = dict(checkpoint.metadata)
@@ -103,8 +101,7 @@ def load_clip_checkpoint(
             warnings.warn(f"{flag} {value} 与检查点不符，按检查点的 {found[name]} 处理", InputWarning, stacklevel=2)
     if "image_encoder" not in found:
         raise InputError("无法从检查点识别图像编码器，请用 --image-encoder 指定")
-    with torch.device("meta"):
-        model = create_model(found)
+    model = build_on_meta(found)
     model.load_state_dict(checkpoint, assign=True)
     give_buffers_values(model)
     return model.eval()
@@ -134,12 +131,16 @@ def read_class_texts(path: str | os.PathLike) -> dict[str, str]:
         texts = json.loads(text, object_pairs_hook=_object_of_strings(path))
     except UnicodeDecodeError as error:
         raise InputError(f"类别文本文件 {path} 不是 UTF-8 编码，请另存为 UTF-8") from error
+    except InputError:
+        raise
     except OSError as error:
         raise InputError(f"无法读取类别文本文件 {path}：{_reason(error)}") from error
     except json.JSONDecodeError as error:
         raise InputError(
             f"类别文本文件 {path} 不是合法的 JSON：第 {error.lineno} 行第 {error.colno} 列，{error.msg}"
         ) from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits; brackets thousands deep
+        raise InputError(f"类别文本文件 {path} 不是合法的 JSON：{_reason(error)}") from error
     if not isinstance(texts, dict):
         raise InputError(f'类别文本文件 {path} 应是 {{"类别": "描述"}} 形式的对象，读到的是 {type(texts).__name__}')
     if not texts:
@@ -158,6 +159,9 @@ def _names_and_texts(class_texts: Mapping[str, str] | Sequence[str]) -> tuple[li
     names, texts = zip(*pairs) if pairs else ((), ())
     if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
         raise InputError("类别文本不能为空：请给出至少一个非空的文本")
+    broken = next((text for text in (*names, *texts) if re.search("[\ud800-\udfff]", text)), None)
+    if broken is not None:
+        raise InputError(f"类别文本 {broken!r} 含有无效的字符（残缺的编码），请检查终端或文件的编码")
     return list(names), list(texts)
 
 
@@ -237,6 +241,8 @@ def get_target_layer_for_clip(model, image_encoder_name: str | None = None) -> t
         raise InputError(f"没有图像编码器 {name!r} 的默认目标层，请用 --target-layer 指定；{_known_encoders(name)}")
     module = model.image_encoder.backbone
     for part in TARGET_LAYERS[name].split("."):
+        if part == "layers" and not hasattr(module, part):
+            module, part = module.encoder, "layer"  # a ViT of an older transformers
         module = module[-1] if part == "-1" else getattr(module, part)
     return module
 
@@ -253,7 +259,8 @@ def find_layer(model, name: str) -> torch.nn.Module:
     backbone = LAYER_PREFIXES[-1]
     candidates = [key.removeprefix(backbone) for key in modules if key.startswith(backbone)]
     close = difflib.get_close_matches(name, candidates, n=3, cutoff=0.3)
-    raise InputError(f"模型中没有层 {name!r}；最接近的是 {'、'.join(close)}；--list-layers 列出全部可用的层")
+    hint = f"最接近的是 {'、'.join(close)}；" if close else ""
+    raise InputError(f"模型中没有层 {name!r}；{hint}--list-layers 列出全部可用的层")
 
 
 def layer_name(model, layer: torch.nn.Module) -> str:

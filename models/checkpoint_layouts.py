@@ -88,6 +88,17 @@ VIT_TRANSFORMERS_4: Rules = (
     (r"^(layers\.\d+)\.output\.dense\.", r"\1.mlp.fc2."),
 )
 
+# The way back on whole keys, for a ViTModel that an older transformers has built; no BERT key matches.
+VIT_INTO_TRANSFORMERS_4: Rules = (
+    (r"^(image_encoder\.backbone)\.layers\.", r"\1.encoder.layer."),
+    (r"\.attention\.q_proj\.", ".attention.attention.query."),
+    (r"\.attention\.k_proj\.", ".attention.attention.key."),
+    (r"\.attention\.v_proj\.", ".attention.attention.value."),
+    (r"\.attention\.o_proj\.", ".attention.output.dense."),
+    (r"\.mlp\.fc1\.", ".intermediate.dense."),
+    (r"\.mlp\.fc2\.", ".output.dense."),
+)
+
 # timm builds every EfficientNet with this epsilon; torchvision gives b5 to b7 another one.
 TIMM_BATCH_NORM_EPS = 1e-5
 
@@ -190,7 +201,18 @@ def split_checkpoint(checkpoint: Mapping) -> tuple[Mapping, dict]:
                 found = [source[a] for a in aliases if source.get(a) is not None]
                 if found and not isinstance(found[0], torch.Tensor):
                     metadata[name] = found[0]
-    return weights, metadata
+    side = _image_side(metadata.pop("img_size", None))
+    return weights, {**metadata, "img_size": side} if side else metadata
+
+
+def _image_side(size) -> int | None:
+    """224, "224", (224, 224) or {"height": 224, "width": 224} -> 224; None for what is no side of a square."""
+    sides = set(size.values() if isinstance(size, Mapping) else size if isinstance(size, (list, tuple)) else [size])
+    try:
+        side = int(sides.pop()) if len(sides) == 1 else 0
+    except (TypeError, ValueError):
+        return None
+    return side if side > 0 else None
 
 
 def _strip_prefixes(weights: Mapping) -> dict[str, torch.Tensor]:
@@ -220,7 +242,7 @@ def _find_layout(backbone_keys) -> Layout | None:
     return None
 
 
-def _rename(key: str, rules: Rules) -> str:
+def rename(key: str, rules: Rules) -> str:
     for pattern, replacement in rules:
         key = re.sub(pattern, replacement, key)
     return key
@@ -253,7 +275,7 @@ def translate_checkpoint(checkpoint: Mapping) -> Translated:
     layout = _find_layout(backbone)
     encoder = None
     if layout:
-        backbone = {_rename(k, layout.renames): v for k, v in backbone.items() if not re.search(layout.leftovers, k)}
+        backbone = {rename(k, layout.renames): v for k, v in backbone.items() if not re.search(layout.leftovers, k)}
         projection = weights.get("image_encoder.projection.weight")
         num_features = projection.shape[1] if projection is not None and projection.ndim == 2 else None
         encoder = _recognise(layout.family, backbone, num_features)

@@ -22,9 +22,11 @@ from torch.nn import functional as F
 from .checkpoint_layouts import (
     BACKBONE,
     BATCH_COUNTER,
+    VIT_INTO_TRANSFORMERS_4,
     Translated,
     allow_safe_globals,
     read_text_config,
+    rename,
     split_checkpoint,
     translate_checkpoint,
 )
@@ -360,6 +362,8 @@ class CLIPModel(nn.Module):
         """The checkpoint's weights in float32 and in our shapes; CheckpointError names what does not fit."""
         own = super().state_dict()
         given = dict(checkpoint.state_dict)
+        if any(key.startswith(BACKBONE + "encoder.layer.") for key in own):  # a ViT of an older transformers
+            given = {rename(key, VIT_INTO_TRANSFORMERS_4): tensor for key, tensor in given.items()}
         if "temperature" not in given:
             temperature = checkpoint.metadata.get("temperature")
             if temperature is None:
@@ -410,6 +414,20 @@ def give_buffers_values(model: nn.Module) -> None:
             if buffer.is_meta:
                 row = {"position_ids": torch.arange, "token_type_ids": torch.zeros}[name](buffer.shape[-1])
                 setattr(module, name, row.to(torch.long).expand(buffer.shape).clone())
+
+
+def build_on_meta(config: Mapping) -> CLIPModel:
+    """`create_model` without memory or random numbers: weights are assigned later, `give_buffers_values` last.
+
+    The libraries are imported first: some compute with real tensors while they are imported.
+    """
+    import transformers
+
+    _ = transformers.BertModel, transformers.ViTModel if config.get("image_encoder") == "vit" else None
+    if IMAGE_ENCODERS.get(config.get("image_encoder")) in (_build_resnet, _build_convnext_or_efficientnet):
+        import torchvision  # noqa: F401
+    with torch.device("meta"):
+        return create_model(config)
 
 
 def create_model(config: Mapping) -> CLIPModel:
