@@ -357,6 +357,8 @@ class CLIPGradCAM:
 
         parameter = next(self.model.image_encoder.parameters())
         images = images.to(parameter.device, parameter.dtype)
+        if len(images) > 1 and images.device.type == "cpu":  # a quarter faster there; one image alone is not
+            images = images.contiguous(memory_format=torch.channels_last)
         with torch.inference_mode(False), torch.no_grad(), _evaluating(self.model.image_encoder):
             images = images.clone() if images.is_inference() else images  # autograd saves no inference tensor
             texts = F.normalize(text_features.detach().clone().to(parameter.device).float(), dim=-1)
@@ -599,6 +601,7 @@ def write_files(files: Mapping[Path, bytes]) -> None:
     Raises InputError where a folder cannot be made or written, or its disk is full.
     """
     staged: list[tuple[str, Path]] = []
+    moved: list[Path] = []  # where nothing stood before
     folders = {parent for path in files for parent in path.absolute().parents if not parent.exists()}
     try:
         for path, data in files.items():
@@ -611,11 +614,15 @@ def write_files(files: Mapping[Path, bytes]) -> None:
                 file.write(data)
             os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's files are private; results are the user's to share
         for temporary, path in staged:
+            new = not path.exists()
             os.replace(temporary, path)
-    except OSError as error:
-        for leftover in [*(temporary for temporary, _ in staged), *sorted(folders, reverse=True)]:
+            moved += [path] if new else []
+    except BaseException as error:
+        for leftover in [*(temporary for temporary, _ in staged), *moved, *sorted(folders, reverse=True)]:
             with contextlib.suppress(OSError):
                 os.rmdir(leftover) if os.path.isdir(leftover) else os.unlink(leftover)
+        if not isinstance(error, OSError):
+            raise
         raise InputError(f"无法写入 {error.filename or next(iter(files)).parent}：{_reason(error)}") from error
 
 
