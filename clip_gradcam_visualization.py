@@ -84,8 +84,11 @@ def load_clip_checkpoint(
 
     checkpoint = translate_checkpoint(read_checkpoint_file(path))
     found = dict(checkpoint.metadata)
-    if checkpoint.image_encoder_name:  # the weights are surer than a name in the config
-        found["image_encoder"] = checkpoint.image_encoder_name
+    recognised = checkpoint.image_encoder_name  # the weights are surer than a name in the config
+    if recognised and found.setdefault("image_encoder", recognised) != recognised:
+        message = f"检查点的配置写着图像编码器 {found['image_encoder']}，权重却是 {recognised} 的，按权重处理"
+        warnings.warn(message, InputWarning, stacklevel=2)
+        found["image_encoder"] = recognised
     projection = checkpoint.state_dict.get("image_encoder.projection.weight")
     if projection is not None:
         found["embed_dim"] = int(projection.shape[0])
@@ -515,7 +518,7 @@ def diagnose_flat_map(model, raw_map: torch.Tensor, gradient_peak: torch.Tensor)
         return None
     if gradient_peak == 0:
         cause = "梯度为零，相似度不依赖于该层的这些位置；请用 --target-layer 换一层（--list-layers 列出可用的层）"
-    elif raw_map.max() <= 0:
+    elif raw_map.max() <= 0 and raw_map.numel() > 1:
         cause = "所有位置的加权激活都不为正，即这段文本与图像相反；请换一个文本描述或目标文本"
     else:
         cause = f"该层各处的值相同（{raw_map.shape[0]}×{raw_map.shape[1]} 网格）；请用 --target-layer 换更靠前的一层"
@@ -944,7 +947,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what libraries say to developers
             warnings.simplefilter("always", InputWarning)
-            warnings.showwarning = lambda message, *_: print(f"警告: {message}", file=sys.stderr)
+            warnings.showwarning = lambda message, *_: print("警告:", *str(message).split(), file=sys.stderr)
             run(build_parser().parse_args(argv))
     except InputError as error:
         print(f"错误: {' '.join(str(error).split())}", file=sys.stderr)
@@ -956,6 +959,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except BrokenPipeError:  # the reader of our output, `head` say, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:  # a name longer than the file system takes, say
+        print(f"错误: {_reason(error)}：{error.filename}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("已中断", file=sys.stderr)
         return 130

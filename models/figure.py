@@ -80,8 +80,9 @@ class FigureFonts:
 
     def drawable(self, text: str) -> str:
         """`text` on one line, with a question mark for each character that none of the fonts has."""
-        visible = " ".join(text.split()).replace("$", r"\$")  # a pair of dollars would start a formula
-        return "".join(c if any(font.get_char_index(ord(c)) for font in self._fonts) else "?" for c in visible)
+        return "".join(
+            c if any(font.get_char_index(ord(c)) for font in self._fonts) else "?" for c in " ".join(text.split())
+        )
 
 
 def _width(text: str) -> int:
@@ -156,7 +157,7 @@ def draw_figure(content: FigureContent, lang: str = "zh"):
         _draw_probabilities(panel(right + label_width, lower, PANEL_WIDTH - label_width + 0.5), content, words, fonts)
         encoder, layer, rows, columns = content.source
         note = words["source"].format(encoder, fonts.drawable(layer), rows, columns)
-        figure.text(0.3 / figure_width, 0.18 / figure_height, note, fontsize=9, color="#555555")
+        figure.text(0.3 / figure_width, 0.18 / figure_height, note, fontsize=9, color="#555555", parse_math=False)
     return figure
 
 
@@ -169,7 +170,7 @@ def _draw_image(axes, pixels, title, **options):
     if shrink > 1:
         size = max(1, round(width / shrink)), max(1, round(height / shrink))
         pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
-    axes.set_title(title, fontsize=14, pad=8)
+    axes.set_title(title, fontsize=14, pad=8, parse_math=False)  # a pair of dollars is no formula
     axes.set_axis_off()
     return axes.imshow(pixels, extent=(0, width, height, 0), interpolation="bilinear", **options)
 
@@ -196,7 +197,8 @@ def _draw_heatmap(axes, panel_height, content, words, fonts):
     if content.warning:
         message = wrap_text(fonts.drawable(content.warning), 40, 8)
         box = {"facecolor": "white", "edgecolor": "#c0392b", "boxstyle": "round,pad=0.6"}
-        axes.text(0.5, 0.5, message, transform=axes.transAxes, ha="center", va="center", fontsize=10, bbox=box)
+        options = {"ha": "center", "va": "center", "fontsize": 10, "bbox": box, "parse_math": False}
+        axes.text(0.5, 0.5, message, transform=axes.transAxes, **options)
 
 
 def _bars(content) -> list[int]:
@@ -223,7 +225,7 @@ def _draw_probabilities(axes, content, words, fonts):
     for row, value in enumerate(percent):
         axes.text(value + 1.5, row, f"{value:.1f}%", va="center", fontsize=9)
     labels = [wrap_text(fonts.drawable(content.names[i]), 22, 2) for i in bars]
-    axes.set_yticks(range(len(bars)), labels, fontsize=9)
+    axes.set_yticks(range(len(bars)), labels, fontsize=9, parse_math=False)
     axes.set_ylim(max(len(bars), 3) - 0.4, -0.6)
     axes.set_xlim(0, 118)
     axes.set_xticks(range(0, 101, 20))
