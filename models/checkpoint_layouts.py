@@ -350,6 +350,9 @@ def _plain_list(*items_and_length):
 PLAIN_DTYPES = "?bBhHiIlLqQefdgFDGSUMm"  # numpy's codes of all but object and void
 
 
+MAPPED_FROM_BYTES = 100_000_000
+
+
 def read_torch_file(path: pathlib.Path) -> Mapping:
     """`torch.load` of a `.pth` without executing anything in it, memory-mapped where the format allows.
 
@@ -357,7 +360,9 @@ def read_torch_file(path: pathlib.Path) -> Mapping:
     """
     allow_safe_globals()
     try:
-        mapped = zipfile.is_zipfile(path)  # torch's format before 1.6 is no zip and cannot be mapped
+        # torch's format before 1.6 is no zip and cannot be mapped; a mapped file that a running training
+        # overwrites ends the process without a word, so only those that are worth it are
+        mapped = path.stat().st_size > MAPPED_FROM_BYTES and zipfile.is_zipfile(path)
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         refused = re.search(r"GLOBAL ([\w.]+)|but got <class '([\w.]+)'", str(error))

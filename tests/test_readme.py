@@ -1,0 +1,89 @@
+"""What the README promises: its Python examples run as printed, and its tables agree with the code."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clip_gradcam_visualization import FLAGS, TARGET_LAYERS
+
+PROJECT = Path(__file__).resolve().parent.parent
+README = (PROJECT / "README.md").read_text(encoding="utf-8")
+DEMO = PROJECT / "models" / "assets" / "demo"
+
+
+def code_blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
+
+
+def run_as_printed(source, folder):
+    """Run a Python example in `folder`, where `python` is this interpreter."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(PROJECT)}
+    finished = subprocess.run(
+        [sys.executable, "-c", source], cwd=folder, env=environment, capture_output=True, text=True, encoding="utf-8"
+    )
+    assert finished.returncode == 0, finished.stderr
+    return finished
+
+
+@pytest.fixture
+def workplace(tmp_path):
+    """A user's folder: the script and its package, a checkpoint, class texts, two images under a Chinese name."""
+    for name in ("clip_gradcam_visualization.py", "models"):
+        (tmp_path / name).symlink_to(PROJECT / name)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "clip_model.pth").symlink_to(DEMO / "clip_starnet_bert.pth")
+    (tmp_path / "class_texts.json").symlink_to(PROJECT / "class_texts_hip_prosthesis.json")
+    images = tmp_path / "data" / "test"
+    images.mkdir(parents=True)
+    for source, name in (("two_findings.png", "001.jpg"), ("infection.png", "髋关节 2.jpg")):
+        Image.open(DEMO / source).convert("RGB").save(images / name)
+    return tmp_path
+
+
+def test_the_loop_over_a_folder_runs_as_printed(workplace):
+    (loop,) = [block for block in code_blocks("python") if "subprocess.run" in block]
+    run_as_printed(loop, workplace)
+    written = {path.name for path in (workplace / "results" / "gradcam").iterdir()}
+    stems = ("clip_gradcam_001", "clip_gradcam_髋关节 2")
+    assert written == {stem + end for stem in stems for end in (".png", "_overlay.png")}
+
+
+def test_the_notebook_example_runs_as_printed(workplace):
+    (example,) = [block for block in code_blocks("python") if "visualize_clip_gradcam(" in block]
+    check = "\nassert overlay.dtype.name == 'float32' and overlay.min() >= 0 and overlay.max() <= 1\n"
+    run_as_printed(example + check + "print(*overlay.shape)", workplace)
+    overlay = np.asarray(Image.open(workplace / "result_overlay.png"))
+    original = np.asarray(Image.open(DEMO / "two_findings.png").convert("RGB"))
+    assert overlay.shape == original.shape
+    assert (workplace / "result.png").exists()
+
+
+def test_both_commands_are_one_line_each():
+    for name in ("main", "test"):
+        (command,) = re.findall(rf"<!-- {name} command -->\n```bash\n(.*?)\n```", README, flags=re.DOTALL)
+        assert "\n" not in command
+        assert "requirements.txt" in command
+
+
+@pytest.mark.parametrize("flag", [flag for flag, _, _ in FLAGS if flag != "--help"])
+def test_each_flag_stands_in_the_table(flag):
+    assert re.search(rf"^\| `{flag}\b", README, flags=re.MULTILINE)
+
+
+def test_the_target_layer_table_names_every_family():
+    table = README.split("## 目标层")[1].split("公式")[0]
+    for encoder in TARGET_LAYERS:
+        family = re.split(r"[-_\d]", encoder)[0]
+        assert family in table
+
+
+def test_files_that_the_readme_shows_exist():
+    for path in re.findall(r"\]\((models/[^)]+)\)", README):
+        assert (PROJECT / path).exists(), path

@@ -1,0 +1,319 @@
+"""Room 5: one image, whole; and the examples that the guide prints."""
+
+import json
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny import BrightnessClip, assert_same_map, corner_square, gradient_picture, tiny_clip
+
+from clip_gradcam_visualization import (
+    CLIPGradCAM,
+    explain_image,
+    get_target_layer_for_clip,
+    preprocess,
+    read_image,
+    show_cam_on_image,
+    to_heatmap,
+    visualize_clip_gradcam,
+)
+from models.clip import CLIPModel
+from models.errors import InputError
+
+ROOT = Path(__file__).parents[1]
+TEXTS = ["正常", "松动", "感染"]
+
+# -- geometry ---------------------------------------------------------------------------------
+
+CORNERS = [(bottom, right) for bottom in (False, True) for right in (False, True)]
+SHAPES = [(200, 300), (300, 200), (128, 512), (224, 224), (97, 61)]
+
+
+@pytest.mark.parametrize("height, width", SHAPES)
+@pytest.mark.parametrize("bottom, right", CORNERS)
+def test_a_bright_square_in_a_corner_comes_out_in_that_corner(tmp_path, height, width, bottom, right):
+    side = min(height, width) // 3
+    pixels, rows, columns = corner_square(height, width, side, bottom, right)
+    Image.fromarray(pixels).save(tmp_path / "corner.png")
+    model = BrightnessClip()
+    content = explain_image(
+        model, read_image(tmp_path / "corner.png"), ["bright"], target_layer=model.image_encoder.grid
+    )
+    heatmap = content.heatmap
+    assert heatmap.shape == (height, width) and heatmap.max() == 1
+    peak = np.unravel_index(heatmap.argmax(), heatmap.shape)
+    assert rows.start <= peak[0] < rows.stop and columns.start <= peak[1] < columns.stop
+    assert heatmap[rows, columns].sum() > 0.8 * heatmap.sum()
+    opposite = heatmap[:: -1 if not bottom else 1, :: -1 if not right else 1][: side // 2, : side // 2]
+    assert not opposite.any()
+
+
+def test_the_heatmap_lies_where_the_square_lies_to_the_pixel(tmp_path):
+    """The middle of the square's cells, stretched with half-pixel centres, is the middle of the square."""
+    pixels = np.zeros((280, 448, 3), dtype=np.uint8)
+    pixels[40:80, 256:320] = 255  # cells (2 to 4) x (8 to 10) of a grid of 14 x 14, each 20 x 32 pixels
+    model = BrightnessClip()
+    content = explain_image(model, pixels, ["bright"], target_layer=model.image_encoder.grid)
+    row, column = np.mgrid[0:280, 0:448] + 0.5
+    weight = content.heatmap / content.heatmap.sum()
+    assert (weight * row).sum() == pytest.approx(60, abs=0.5)
+    assert (weight * column).sum() == pytest.approx(288, abs=0.5)
+
+
+@pytest.mark.parametrize("orientation, corner", [(1, (0, 0)), (3, (1, 1)), (6, (0, 1)), (8, (1, 0))])
+def test_exif_rotation_turns_image_and_heatmap_together(tmp_path, orientation, corner):
+    pixels, _, _ = corner_square(100, 160, 40, False, False)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
+    model = BrightnessClip()
+    read = read_image(tmp_path / "turned.png")
+    heatmap = explain_image(model, read, ["bright"], target_layer=model.image_encoder.grid).heatmap
+    assert heatmap.shape == ((100, 160) if orientation in (1, 3) else (160, 100))
+    row, column = np.unravel_index(heatmap.argmax(), heatmap.shape)
+    assert (row > heatmap.shape[0] / 2, column > heatmap.shape[1] / 2) == tuple(map(bool, corner))
+    assert read[row, column].min() == 255
+
+
+def test_the_text_that_speaks_against_the_image_gives_the_opposite_map():
+    pixels, rows, columns = corner_square(224, 224, 64, False, False)
+    model = BrightnessClip()
+    dark = explain_image(model, pixels, ["bright", "dark"], model.image_encoder.grid, target_text_idx=1)
+    assert not dark.heatmap[8:56, 8:56].any() and dark.heatmap[80:, 80:].min() > 0.9
+
+
+# -- the function -----------------------------------------------------------------------------
+
+
+def folder_content(folder):
+    return sorted(path.name for path in folder.rglob("*"))
+
+
+def test_returns_the_overlay_and_writes_nothing(clip, picture, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    overlay = visualize_clip_gradcam(clip, picture, TEXTS)
+    assert isinstance(overlay, np.ndarray) and overlay.dtype == np.float32 and overlay.shape == (60, 90, 3)
+    assert overlay.min() >= 0 and overlay.max() <= 1
+    assert folder_content(tmp_path) == []
+
+
+@pytest.mark.parametrize("target", [None, 0, 2])
+def test_the_overlay_is_the_cams(clip, picture, target):
+    pixels = read_image(picture)
+    with torch.no_grad():
+        features = clip.text_encoder(texts=TEXTS)
+    explanation = CLIPGradCAM(clip, get_target_layer_for_clip(clip)).explain(preprocess(pixels, 96), features, target)
+    heatmap = to_heatmap(explanation.maps[0, 0], (60, 90))
+    assert heatmap.max() == 1 and heatmap.std() > 0.05
+    expected = show_cam_on_image(pixels, heatmap)
+    overlay = visualize_clip_gradcam(clip, picture, TEXTS, target_text_idx=target, img_size=96)
+    np.testing.assert_allclose(overlay, expected, atol=1e-5)
+
+
+def test_everything_that_the_figure_shows(clip, picture):
+    content = explain_image(clip, read_image(picture), dict(zip("甲乙丙", TEXTS, strict=True)), target_text_idx=1)
+    predictions, probabilities = clip.predict(preprocess(read_image(picture), 224), TEXTS)
+    np.testing.assert_allclose(content.probabilities, probabilities[0], rtol=1e-4)
+    with torch.no_grad():
+        cosines = clip.image_encoder(preprocess(read_image(picture), 224)) @ clip.text_encoder(texts=TEXTS).T
+    np.testing.assert_allclose(content.similarities, cosines[0], atol=1e-5)
+    assert content.names == ["甲", "乙", "丙"] and content.texts == TEXTS and content.target == 1
+    assert content.source == ("starnet_s1", "stages.3.3", 7, 7)
+    assert content.probabilities.argmax() == predictions[0]
+
+
+def test_a_list_and_a_dict_of_the_same_texts(clip, picture):
+    one = visualize_clip_gradcam(clip, picture, TEXTS, target_text_idx=2)
+    for texts in (dict(zip("甲乙丙", TEXTS, strict=True)), tuple(TEXTS)):
+        assert_same_map(visualize_clip_gradcam(clip, picture, texts, target_text_idx=2), one)
+
+
+def test_each_text_has_a_map_of_its_own(clip, picture):
+    one, other, third = (visualize_clip_gradcam(clip, picture, TEXTS, target_text_idx=i, img_size=96) for i in range(3))
+    assert np.abs(one - other).max() > 0.05 and np.abs(other - third).max() > 0.05
+
+
+@pytest.mark.parametrize("layer", ["stages.2.1", "image_encoder.backbone.stages.2.1", None])
+def test_a_layer_as_a_module_or_by_name(clip, picture, layer):
+    module = clip.image_encoder.backbone.stages[2][1] if layer else get_target_layer_for_clip(clip)
+    expected = visualize_clip_gradcam(clip, picture, TEXTS, target_layer=module)
+    assert_same_map(visualize_clip_gradcam(clip, picture, TEXTS, target_layer=layer), expected)
+
+
+def test_the_encoder_by_name_and_the_cpu_by_flag(clip, picture):
+    expected = visualize_clip_gradcam(clip, picture, TEXTS)
+    given = visualize_clip_gradcam(clip, picture, TEXTS, use_cuda=False, image_encoder_name="starnet_s1")
+    assert_same_map(given, expected)
+    with pytest.raises(InputError, match="starnet_s9.*starnet_s"):
+        visualize_clip_gradcam(clip, picture, TEXTS, image_encoder_name="starnet_s9")
+
+
+@pytest.mark.parametrize(
+    "texts, target, message",
+    [
+        (TEXTS, 3, "可用 0 到 2"),
+        (TEXTS, -1, "可用 0 到 2"),
+        ([], None, "不能为空"),
+        ({}, None, "不能为空"),
+        (["", "a"], None, "不能为空"),
+        ([3], None, "不能为空"),
+        (["\udcff"], None, "无效的字符"),
+        ({"甲": "\ud800"}, None, "无效的字符"),
+    ],
+)
+def test_texts_and_targets_that_cannot_be_used(clip, picture, tmp_path, texts, target, message):
+    with pytest.raises(InputError, match=message):
+        visualize_clip_gradcam(clip, picture, texts, target_text_idx=target, save_path=tmp_path / "new" / "a.png")
+    assert folder_content(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["没有.png", "damaged.png"])
+def test_an_image_that_cannot_be_used(clip, tmp_path, name):
+    (tmp_path / "damaged.png").write_bytes(b"\x89PNG")
+    with pytest.raises(InputError, match=name):
+        visualize_clip_gradcam(clip, tmp_path / name, TEXTS, save_path=tmp_path / "a.png")
+    assert folder_content(tmp_path) == ["damaged.png"]
+
+
+@pytest.mark.parametrize("name", ["结果 一.png", "deep/er/result", "a.b.jpg", "r.pdf"])
+def test_both_files_are_written(clip, tmp_path, name):
+    source = tmp_path / "原始 图像.bmp"
+    Image.fromarray(gradient_picture(50, 70)).save(source)
+    save_path = tmp_path / "结果 文件夹" / name
+    overlay = visualize_clip_gradcam(clip, str(source), TEXTS, save_path=str(save_path))
+    files = [path for path in save_path.parent.iterdir() if path.is_file()]
+    assert len(files) == 2
+    (written,) = [path for path in files if "_overlay" in path.name]
+    with Image.open(written) as image:
+        assert image.size == (70, 50)
+        assert np.abs(np.asarray(image) / 255 - overlay).mean() < (0.02 if written.suffix == ".jpg" else 0.003)
+
+
+def test_the_checkpoints_image_size_counts(picture):
+    model = tiny_clip(img_size=64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        expected = visualize_clip_gradcam(model, picture, TEXTS, img_size=64)
+        assert_same_map(visualize_clip_gradcam(model, picture, TEXTS), expected)
+    with pytest.warns(UserWarning, match="128.*64"):
+        assert_same_map(visualize_clip_gradcam(model, picture, TEXTS, img_size=128), expected)
+    model.img_size = None
+    assert not np.array_equal(visualize_clip_gradcam(model, picture, TEXTS, img_size=128), expected)
+
+
+def test_a_flat_map_warns_and_gives_the_image_under_the_lowest_colour(tmp_path):
+    Image.fromarray(np.full((40, 60, 3), 90, np.uint8)).save(tmp_path / "flat.png")
+    model = BrightnessClip()
+    with pytest.warns(UserWarning, match="热力图为空"):
+        overlay = visualize_clip_gradcam(
+            model, tmp_path / "flat.png", ["bright"], model.image_encoder.grid, save_path=tmp_path / "a.png"
+        )
+    np.testing.assert_allclose(overlay[0, 0], 0.4 * np.array([0, 0, 128 / 255]) + 0.6 * 90 / 255, atol=1e-6)
+    assert (tmp_path / "a.png").is_file()
+
+
+def test_the_model_is_left_as_it_was(picture):
+    model = tiny_clip().train()
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    first = visualize_clip_gradcam(model, picture, TEXTS)
+    assert all(module.training for module in model.modules())
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+    assert_same_map(visualize_clip_gradcam(model.eval(), picture, TEXTS), first)  # no dropout either
+
+
+# -- the printed examples ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def training_checkpoint(clip, tmp_path):
+    """checkpoint.pth as training writes it: optimiser, scores as numpy scalars, config."""
+    optimiser = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(3))])
+    content = {
+        "epoch": 12,
+        "model_state_dict": clip.state_dict(),
+        "optimizer_state_dict": optimiser.state_dict(),
+        "scheduler_state_dict": {"last_epoch": 12, "_last_lr": [np.float64(1e-4)]},
+        "train_loss": 0.3,
+        "val_acc": np.float32(0.91),
+        "val_mAP": np.float64(0.875),
+        "config": {
+            "image_encoder": "starnet_s1",
+            "text_encoder": "bert-base-chinese",
+            "embed_dim": 32,
+            "img_size": 96,
+            "temperature": 0.07,
+            "save_dir": Path("runs/1"),
+        },
+        "class_to_idx": {"正常": 0},
+        "class_texts": ["正常"],
+    }
+    path = tmp_path / "checkpoint.pth"
+    torch.save(content, path)
+    return path
+
+
+def test_the_guides_notebook_example(training_checkpoint, clip, picture, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.open(picture).save("test.jpg")
+
+    # 加载模型
+    model = CLIPModel("starnet_s1", embed_dim=32)
+    model.load_state_dict(torch.load("checkpoint.pth"))
+
+    # 生成可视化
+    class_texts = ["类别1", "类别2", "类别3"]
+    visualize_clip_gradcam(model=model, image_path="test.jpg", class_texts=class_texts, save_path="result.png")
+
+    assert {"result.png", "result_overlay.png"} <= set(folder_content(tmp_path))
+    assert model.img_size == 96
+    assert_same_map(
+        visualize_clip_gradcam(model, "test.jpg", class_texts),  # in train mode, as the example leaves it
+        visualize_clip_gradcam(clip, "test.jpg", class_texts, img_size=96),
+    )
+
+
+GUIDES_LOOP = """
+import os
+from pathlib import Path
+import subprocess
+
+image_dir = "data/test"
+output_dir = "results/gradcam"
+class_texts_file = "class_texts.json"
+
+for image_path in Path(image_dir).glob("*.jpg"):
+    subprocess.run([
+        "python", "clip_gradcam_visualization.py",
+        "--model-path", "checkpoints/clip_model.pth",
+        "--image-path", str(image_path),
+        "--class-texts-file", class_texts_file,
+        "--output-dir", output_dir
+    ])
+"""
+
+
+def test_the_loop_over_a_folder(checkpoint, tmp_path, monkeypatch):
+    """The guide's loop as it stands, but for the places of Python and of the script: a process an image."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data" / "test").mkdir(parents=True)
+    for name in ("片 1.jpg", "b.v2.jpg"):
+        Image.fromarray(gradient_picture()).save(tmp_path / "data" / "test" / name)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "clip_model.pth").write_bytes(checkpoint.read_bytes())
+    texts = json.dumps({"正常": "正常。", "松动": "透亮线。"}, ensure_ascii=False)
+    (tmp_path / "class_texts.json").write_text(texts, encoding="utf-8")
+    example = GUIDES_LOOP.replace('"python"', repr(sys.executable))
+    example = example.replace('"clip_gradcam_visualization.py"', repr(str(ROOT / "clip_gradcam_visualization.py")))
+    codes = []
+    genuine = subprocess.run
+    monkeypatch.setattr(subprocess, "run", lambda *a, **k: codes.append(genuine(*a, **k).returncode))
+    exec(example, {})
+    assert codes == [0, 0]
+    expected = [f"clip_gradcam_{stem}{end}" for stem in ("b.v2", "片 1") for end in (".png", "_overlay.png")]
+    assert folder_content(tmp_path / "results" / "gradcam") == sorted(expected)
