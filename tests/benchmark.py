@@ -38,7 +38,10 @@ def run_process(command: list[str]) -> tuple[float, float]:
     return seconds, usage.ru_maxrss * 1024 / 1e9
 
 
-def write_inputs(folder: Path) -> tuple[Path, Path]:
+INPUTS = ("resnet50.pth", "image.png")
+
+
+def write_inputs(folder: Path) -> None:
     """A checkpoint of resnet50 and full-size bert-base-chinese with random weights, and a 1000 x 800 image."""
     import numpy as np
     import torch
@@ -49,11 +52,9 @@ def write_inputs(folder: Path) -> tuple[Path, Path]:
     torch.manual_seed(0)
     model = CLIPModel("resnet50")
     config = {"image_encoder": "resnet50", "text_encoder": "bert-base-chinese", "embed_dim": 512, "img_size": 224}
-    checkpoint, image = folder / "resnet50.pth", folder / "image.png"
-    torch.save({"model_state_dict": model.state_dict(), "config": config}, checkpoint)
+    torch.save({"model_state_dict": model.state_dict(), "config": config}, folder / INPUTS[0])
     pixels = np.random.default_rng(0).integers(0, 255, (25, 20), dtype=np.uint8)
-    Image.fromarray(pixels).resize((800, 1000), Image.Resampling.BICUBIC).save(image)
-    return checkpoint, image
+    Image.fromarray(pixels).resize((800, 1000), Image.Resampling.BICUBIC).save(folder / INPUTS[1])
 
 
 def measure_command(repetitions: int) -> None:
@@ -61,7 +62,9 @@ def measure_command(repetitions: int) -> None:
     floor = [sys.executable, "-c", "import torch"]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        checkpoint, image = write_inputs(folder)
+        # in a process of its own: a child's peak counts what its parent held when it was started
+        run_process([sys.executable, __file__, "--write-inputs", name])
+        checkpoint, image = (folder / part for part in INPUTS)
         command = [sys.executable, str(PROJECT / "clip_gradcam_visualization.py"), "--cpu"]
         command += ["--model-path", str(checkpoint), "--image-path", str(image), "--output-dir", str(folder)]
         variants = {
@@ -182,7 +185,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="fewer repetitions")
     parser.add_argument("--only", choices=("command", "call"), help="measure one of the two")
+    parser.add_argument("--write-inputs", metavar="FOLDER", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.write_inputs:
+        return write_inputs(arguments.write_inputs)
     repetitions = 3 if arguments.quick else 9
     print("| what | measured (median of pairs) | demanded at most | peak memory |\n| --- | --- | --- | --- |")
     if arguments.only != "call":

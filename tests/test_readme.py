@@ -1,5 +1,6 @@
 """What the README promises: its Python examples run as printed, and its tables agree with the code."""
 
+import json
 import os
 import re
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 
 from clip_gradcam_visualization import FLAGS, TARGET_LAYERS
+from models.demo import markdown
 
 PROJECT = Path(__file__).resolve().parent.parent
 README = (PROJECT / "README.md").read_text(encoding="utf-8")
@@ -82,6 +84,12 @@ def test_the_target_layer_table_names_every_family():
     for encoder in TARGET_LAYERS:
         family = re.split(r"[-_\d]", encoder)[0]
         assert family in table
+
+
+def test_the_demo_table_is_the_published_measurement():
+    evaluation = json.loads((DEMO / "evaluation.json").read_text(encoding="utf-8"))
+    table = README.split("<!-- evaluation -->\n")[1].split("\n<!-- end of evaluation -->")[0]
+    assert table == markdown(evaluation)
 
 
 def test_files_that_the_readme_shows_exist():
