@@ -107,6 +107,7 @@ def load_clip_checkpoint(
     model = build_on_meta(found)
     model.load_state_dict(checkpoint, assign=True)
     give_buffers_values(model)
+    del checkpoint, projection  # imports keep this frame alive until the next garbage collection
     return model.eval()
 
 
