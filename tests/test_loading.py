@@ -475,7 +475,7 @@ MODES = {
     "one bit": (lambda i: i.convert("1"), ".png", lambda i: i.convert("1").convert("RGB")),
     "CMYK": (lambda i: i.convert("CMYK"), ".tiff", lambda i: i),
     "CMYK JPEG": (lambda i: i.convert("CMYK"), ".jpg", None),
-    "YCbCr": (lambda i: i.convert("YCbCr"), ".tiff", None),
+    "YCbCr": (lambda i: i.convert("YCbCr"), ".jpg", None),  # Pillow before 13 cannot read its own plain TIFF of it
 }
 
 
