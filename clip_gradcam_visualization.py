@@ -79,36 +79,43 @@ def load_clip_checkpoint(
     What the checkpoint says of itself counts; the arguments fill in what it leaves open, and one that
     contradicts it is warned about and loses. Every form in `models.checkpoint_layouts` is read.
     """
-    from models.checkpoint_layouts import read_text_config, translate_checkpoint
+    from models.checkpoint_layouts import translate_checkpoint
     from models.clip import build_on_meta, give_buffers_values
 
     checkpoint = translate_checkpoint(read_checkpoint_file(path))
-    found = dict(checkpoint.metadata)
-    recognised = checkpoint.image_encoder_name  # the weights are surer than a name in the config
-    if recognised and found.setdefault("image_encoder", recognised) != recognised:
-        message = f"检查点的配置写着图像编码器 {found['image_encoder']}，权重却是 {recognised} 的，按权重处理"
-        warnings.warn(message, InputWarning, stacklevel=2)
-        found["image_encoder"] = recognised
+    flags = {"image_encoder": image_encoder, "text_encoder": text_encoder, "embed_dim": embed_dim, "img_size": img_size}
+    model = build_on_meta(_model_config(checkpoint, flags))
+    model.load_state_dict(checkpoint, assign=True)
+    give_buffers_values(model)
+    del checkpoint  # imports keep this frame alive until the next garbage collection
+    return model.eval()
+
+
+def _model_config(checkpoint, flags: Mapping) -> dict:
+    """What to build: read off the weights first, then off the checkpoint's config, then from the flags."""
+    from models.checkpoint_layouts import read_text_config
+
+    config = dict(checkpoint.metadata)
+    recognised = checkpoint.image_encoder_name
+    if recognised and config.setdefault("image_encoder", recognised) != recognised:
+        message = f"检查点的配置写着图像编码器 {config['image_encoder']}，权重却是 {recognised} 的，按权重处理"
+        warnings.warn(message, InputWarning, stacklevel=3)
+        config["image_encoder"] = recognised
     projection = checkpoint.state_dict.get("image_encoder.projection.weight")
     if projection is not None:
-        found["embed_dim"] = int(projection.shape[0])
-    found["text_config"] = {**read_text_config(checkpoint.state_dict), **(found.get("text_config") or {})}
-    given = {"image_encoder": image_encoder, "text_encoder": text_encoder, "embed_dim": embed_dim, "img_size": img_size}
-    for name, value in given.items():
+        config["embed_dim"] = int(projection.shape[0])
+    config["text_config"] = {**(config.get("text_config") or {}), **read_text_config(checkpoint.state_dict)}
+    for name, value in flags.items():
         if value is None:
             continue
         if name == "text_encoder" and Path(value).is_dir():
-            found[name] = value  # not another encoder, but where its files are
-        if found.setdefault(name, value) != value:
+            config[name] = value  # not another encoder, but where its files are
+        if config.setdefault(name, value) != value:
             flag = "--" + name.replace("_", "-")
-            warnings.warn(f"{flag} {value} 与检查点不符，按检查点的 {found[name]} 处理", InputWarning, stacklevel=2)
-    if "image_encoder" not in found:
+            warnings.warn(f"{flag} {value} 与检查点不符，按检查点的 {config[name]} 处理", InputWarning, stacklevel=3)
+    if "image_encoder" not in config:
         raise InputError("无法从检查点识别图像编码器，请用 --image-encoder 指定")
-    model = build_on_meta(found)
-    model.load_state_dict(checkpoint, assign=True)
-    give_buffers_values(model)
-    del checkpoint, projection  # imports keep this frame alive until the next garbage collection
-    return model.eval()
+    return config
 
 
 def _object_of_strings(path):

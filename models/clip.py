@@ -353,7 +353,7 @@ class CLIPModel(nn.Module):
         sizes = read_text_config(checkpoint.state_dict)
         config = self.text_encoder.backbone.config
         if any(getattr(config, name) != size for name, size in sizes.items()):
-            sizes.update(checkpoint.metadata.get("text_config") or {})
+            sizes = {**(checkpoint.metadata.get("text_config") or {}), **sizes}
             device = torch.device("meta" if on_meta else self.temperature.device)
             with device:
                 self.text_encoder = TextEncoder(self.text_encoder_name, self.embed_dim, sizes).train(self.training)
