@@ -1,6 +1,6 @@
 """The demo: a small CLIP trained on synthetic hip phantoms, and how well its heatmaps point.
 
-    python -m models.demo               # draw, train, write models/assets/demo/ (about 45 minutes on 2 cores)
+    python -m models.demo               # draw, train, write models/assets/demo/ (about 30 minutes on 2 cores)
     python -m models.demo --evaluate    # measure the checkpoint on seeds that training and tuning never saw
 
 Everything here is synthetic (models/phantoms.py). Training sees the findings' masks: the Grad-CAM of the
