@@ -957,6 +957,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             warnings.simplefilter("always", InputWarning)
             warnings.showwarning = lambda message, *_: print("警告:", *str(message).split(), file=sys.stderr)
             run(build_parser().parse_args(argv))
+            sys.stdout.flush()  # here, where a closed pipe is expected
     except InputError as error:
         print(f"错误: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -349,7 +349,10 @@ class CLIPModel(nn.Module):
         key = "embeddings.position_embeddings"
         positions = checkpoint.state_dict.get(BACKBONE + key)
         if encoder == "vit" and positions is not None:
-            self.image_encoder.backbone.embeddings.position_embeddings = nn.Parameter(torch.empty_like(positions))
+            embeddings = self.image_encoder.backbone.embeddings
+            if embeddings.position_embeddings.shape != positions.shape:  # trained at another image size
+                table = embeddings.position_embeddings.detach().new_empty(positions.shape)
+                embeddings.position_embeddings = nn.Parameter(table)
         sizes = read_text_config(checkpoint.state_dict)
         config = self.text_encoder.backbone.config
         if any(getattr(config, name) != size for name, size in sizes.items()):

@@ -604,3 +604,14 @@ def test_temperature_from_the_config_or_a_warning(clip):
 def test_a_text_tower_alone_is_no_clip():
     with pytest.raises(CheckpointError, match="image_encoder.backbone"):
         translate_checkpoint(text_tower_state())
+
+
+@pytest.mark.parametrize("tokens", [197, 50])
+def test_vit_positions_take_the_models_precision(tokens):
+    model = tiny_clip("vit")
+    key = "image_encoder.backbone.embeddings.position_embeddings"
+    weights = {**model.state_dict(), key: torch.randn(1, tokens, 768).half()}
+    model.load_state_dict(weights)
+    loaded = model.state_dict()[key]
+    assert loaded.dtype == torch.float32
+    assert torch.equal(loaded, weights[key].float())
