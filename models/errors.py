@@ -11,3 +11,8 @@ class CheckpointError(InputError):
 
 class InputWarning(UserWarning):
     """Something the user should know although the work went on; the command line prints it as one line."""
+
+
+def reason(error: Exception) -> str:
+    """What an exception says, on one line."""
+    return (getattr(error, "strerror", None) or str(error) or type(error).__name__).split("\n")[0]

@@ -1,0 +1,362 @@
+"""What a run over many images leaves in its output folder, and how it goes on after it was cut off.
+
+    results.csv, results.jsonl       a row per image and explained text, in the order of the images
+    .clip_gradcam/settings.json      what the run was asked for; `--resume` compares
+    .clip_gradcam/plan.jsonl         the images in order: [path, name of its outputs, still to do]
+    .clip_gradcam/rows-<rank>.jsonl  a line per finished image, appended after its files are in place
+    .clip_gradcam/lock               held while a run is going on
+
+An image counts as done when its line stands whole in a part and every file that the line names is there
+with the size it had. So a run may be cut off anywhere: what is missing is done again, and the tables are
+joined from the parts anew. Free of heavy imports.
+"""
+
+import contextlib
+import csv
+import errno
+import importlib.metadata
+import io
+import itertools
+import json
+import os
+import platform
+import socket
+import tempfile
+import threading
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from .errors import InputError, InputWarning, reason
+
+STATE_FOLDER = ".clip_gradcam"
+PACKAGES = ("torch", "torchvision", "transformers", "pillow", "opencv-python", "matplotlib", "numpy")
+INSTEAD = {"opencv-python": ("opencv-python-headless", "opencv-contrib-python", "opencv-contrib-python-headless")}
+
+
+# ---------------------------------------------------------------------------------------------
+# Rows
+
+COLUMNS = (
+    "image",  # path as it was found
+    "width",
+    "height",
+    "predicted",  # short name of the most similar text
+    "target_text_idx",
+    "target",  # short name of the explained text
+    "similarity",  # cosine, of the explained text
+    "probability",
+    "peak_x",  # where the heatmap is highest, in the image's pixels from its upper left corner
+    "peak_y",
+    "area_above_half",  # share of the image where the heatmap is above half of its maximum
+    "text_sensitivity",  # mean correlation with the maps of the other texts; 1: the map ignores the text
+    "flatness",  # lowest / highest value of the map; 1: one colour
+    "warning",
+    "method",
+    "contrast",  # gamma of the contrastive target, 0 for none
+    "image_encoder",
+    "layer",
+    "grid",  # rows x columns of the map at the layer
+    "figure",
+    "overlay",
+    "heatmap",
+    "layer_heatmap",
+    "checkpoint",  # fingerprint of its content
+    "packages",
+    "error",  # why there is no heatmap; then the probability of each text
+)
+
+
+def package_versions() -> str:
+    """Python and each package that a heatmap depends on, "name version" separated by semicolons."""
+    found = [f"python {platform.python_version()}"]
+    for package in PACKAGES:
+        for name in (package, *INSTEAD.get(package, ())):
+            try:
+                found.append(f"{name} {importlib.metadata.version(name)}")
+                break
+            except importlib.metadata.PackageNotFoundError:
+                continue
+    return "; ".join(found)
+
+
+def csv_cell(value):
+    """A value as a CSV cell: empty for None, and no text that a spreadsheet would take for a formula."""
+    if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return "'" + value
+    return "" if value is None else value
+
+
+def csv_line(cells: Sequence) -> str:
+    buffer = io.StringIO(newline="")
+    csv.writer(buffer).writerow([csv_cell(cell) for cell in cells])
+    return buffer.getvalue()
+
+
+def _json_line(value, ensure_ascii: bool = True) -> str:
+    """One line; in ASCII any path comes back as it was, even one that is no valid Unicode."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, separators=(",", ":")) + "\n"
+
+
+# ---------------------------------------------------------------------------------------------
+# The output folder of a run
+
+
+class PlannedImage(NamedTuple):
+    """One image of a run: its path, where its outputs go below the output folder, and whether it is to do."""
+
+    path: str
+    name: str
+    pending: bool
+
+
+class RunFolder:
+    """The output folder of a run over many images, with the run's state in it."""
+
+    def __init__(self, folder: str | os.PathLike):
+        self.folder = Path(folder)
+        self.state = self.folder / STATE_FOLDER
+        self.settings_file = self.state / "settings.json"
+        self.plan_file = self.state / "plan.jsonl"
+        self.tables = (self.folder / "results.csv", self.folder / "results.jsonl")
+
+    # -- one run at a time --------------------------------------------------------------------
+
+    def lock(self):
+        """Hold the folder until the returned file is closed or the process ends; InputError if another run does."""
+        try:
+            self.state.mkdir(parents=True, exist_ok=True)
+            file = open(self.state / "lock", "a+", encoding="utf-8")  # noqa: SIM115 (held open on purpose)
+        except OSError as error:
+            raise InputError(f"无法写入输出目录 {self.folder}：{reason(error)}") from error
+        try:
+            _lock_file(file)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
+                warnings.warn(f"{self.folder} 所在的文件系统不支持文件锁，请勿同时运行两次", InputWarning, stacklevel=2)
+                return file
+            file.seek(0)
+            holder = file.read().strip() or "另一个进程"
+            file.close()
+            raise InputError(f"输出目录 {self.folder} 正由另一次运行写入（{holder}），请等它结束或换 --output-dir") from error
+        file.truncate(0)
+        file.write(f"主机 {socket.gethostname()}，进程 {os.getpid()}")
+        file.flush()
+        return file
+
+    # -- settings and plan --------------------------------------------------------------------
+
+    def begin(self, settings: Mapping, images: Iterable, resume: bool) -> None:
+        """Write the plan of a run. With `resume` what an earlier run finished is not to do again.
+
+        `images`: (path, name) pairs in the order of the tables. Raises InputError where an earlier run's
+        settings differ.
+        """
+        earlier = self._earlier_settings() if resume else None
+        if earlier is None:
+            self._forget()
+            done = frozenset()
+        else:
+            check_settings(earlier, settings)
+            done = self._finished()
+        lines = (_json_line([path, name, path not in done]) for path, name in images)
+        write_whole(self.plan_file, lines)
+        write_whole(self.settings_file, [json.dumps(settings, ensure_ascii=False, indent=1)])
+
+    def _earlier_settings(self) -> dict | None:
+        try:
+            return json.loads(self.settings_file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise InputError(f"无法读取 {self.settings_file}：{reason(error)}；去掉 --resume 重新开始") from error
+
+    def _forget(self) -> None:
+        """Take away what an earlier run wrote of itself, the settings first: without them nothing is resumed."""
+        for path in (self.settings_file, *self._parts(), *self.tables):
+            path.unlink(missing_ok=True)
+
+    def _finished(self) -> set[str]:
+        """Paths of the images whose line is written and whose files are all there in their size."""
+        return {
+            record["image"]
+            for _, _, record in self._records()
+            if "error" not in record and self._are_whole(record["files"])
+        }
+
+    def _are_whole(self, files: Mapping[str, int]) -> bool:
+        try:
+            return all(os.stat(self.folder / name).st_size == size for name, size in files.items())
+        except OSError:
+            return False
+
+    def plan(self) -> list[PlannedImage]:
+        """The images of the run, as `begin` wrote them."""
+        with open(self.plan_file, encoding="utf-8") as file:
+            return [PlannedImage(*json.loads(line)) for line in file]
+
+    # -- parts --------------------------------------------------------------------------------
+
+    def open_part(self, rank: int):
+        """The part of the tables that one process appends to, cut back to its last whole line."""
+        path = self.state / f"rows-{rank}.jsonl"
+        file = open(path, "ab", buffering=0)  # noqa: SIM115 (the caller closes it)
+        whole = 0
+        with open(path, "rb") as lines:
+            for line in lines:
+                whole += len(line) if line.endswith(b"\n") else 0
+        file.truncate(whole)
+        return file
+
+    def _parts(self) -> list[Path]:
+        return sorted(self.state.glob("rows-*.jsonl"))
+
+    def _records(self) -> Iterator[tuple[Path, int, dict]]:
+        """(part, offset, record) of every whole line; a line that a crash left torn is passed over."""
+        for part in self._parts():
+            offset = 0
+            with open(part, "rb") as file:
+                for line in file:
+                    if line.endswith(b"\n"):
+                        with contextlib.suppress(ValueError):
+                            yield part, offset, json.loads(line)
+                    offset += len(line)
+
+    # -- tables -------------------------------------------------------------------------------
+
+    def join(self, names: Sequence[str]) -> "Totals":
+        """Write both tables from the parts, rows in the plan's order; returns what they say in sum.
+
+        Rows stay on the disk until they are written: memory holds one small entry per image. An image that
+        failed and then succeeded has the rows of its success.
+        """
+        places: dict[str, tuple[bool, Path, int]] = {}
+        for part, offset, record in self._records():
+            success = "error" not in record
+            if success or not places.get(record["image"], (False,))[0]:
+                places[record["image"]] = (success, part, offset)
+        totals = Totals(places, self.plan())
+        csv_path, jsonl_path = self.tables
+        header = [*COLUMNS, *(f"p{i} {name}" for i, name in enumerate(names))]
+        lines = (csv_line([*map(row.get, COLUMNS), *row.get("probabilities", ())]) for row in totals.rows())
+        write_whole(csv_path, itertools.chain(["\ufeff" + csv_line(header)], lines))
+        write_whole(jsonl_path, (_json_line(row, ensure_ascii=False) for row in totals.rows()))
+        return totals
+
+
+class Totals:
+    """The rows of a run in the plan's order, and what is to be said of them at the end."""
+
+    MOST_FAILURES = 20  # named at the end; the table names all
+
+    def __init__(self, places: Mapping[str, tuple[bool, Path, int]], plan: Sequence[PlannedImage]):
+        self._places = places
+        self._plan = plan
+        self.total = len(plan)
+        self.done = sum(places.get(image.path, (False,))[0] for image in plan)
+        self.failed = sum(not places.get(image.path, (True,))[0] for image in plan)
+        self.failures: list[tuple[str, str]] = []  # (path, reason) of the first few
+        self.warned = 0  # rows with a warning
+
+    def rows(self) -> Iterator[dict]:
+        """Every row, read back from the parts."""
+        self.failures, self.warned = [], 0
+        files = {part: open(part, "rb") for part in {part for _, part, _ in self._places.values()}}  # noqa: SIM115
+        try:
+            for image in self._plan:
+                if image.path in self._places:
+                    _, part, offset = self._places[image.path]
+                    files[part].seek(offset)
+                    yield from self._rows_of(json.loads(files[part].readline()))
+        finally:
+            for file in files.values():
+                file.close()
+
+    def _rows_of(self, record: Mapping) -> list[dict]:
+        if "error" in record and len(self.failures) < self.MOST_FAILURES:
+            self.failures.append((record["image"], record["error"]))
+        self.warned += sum(bool(row.get("warning")) for row in record["rows"])
+        return record["rows"]
+
+
+SETTINGS_IN_CHINESE = {
+    "checkpoint": "检查点",
+    "texts": "类别文本",
+    "targets": "目标文本",
+    "contrast": "--contrast",
+    "layer": "--target-layer",
+    "img_size": "--img-size",
+    "lang": "--lang",
+    "outputs": "--overlay-only、--no-figure 或 --save-heatmap",
+    "root": "图像所在的目录",
+    "packages": "软件包版本",
+}
+
+
+def check_settings(earlier: Mapping, settings: Mapping) -> None:
+    """Raise InputError, naming each setting that is not as it was in the run to be resumed."""
+    settings = json.loads(json.dumps(settings))  # tuples as lists
+    differing = [
+        f"{SETTINGS_IN_CHINESE.get(name, name)}（上次 {_short(earlier.get(name))}，这次 {_short(settings.get(name))}）"
+        for name in {**settings, **earlier}
+        if earlier.get(name) != settings.get(name)
+    ]
+    if differing:
+        raise InputError(
+            f"--resume：与上次运行不同：{'；'.join(differing)}。请改回原来的设置，换 --output-dir，或去掉 --resume 重新开始"
+        )
+
+
+def _short(value, limit=60) -> str:
+    text = "无" if value is None else str(value)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def write_whole(path: Path, lines: Iterable[str]) -> None:
+    """Write a text file line by line beside its place, then move it there: whole or not at all."""
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=".clip_gradcam_", suffix=".tmp", dir=path.parent)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8", errors="replace", newline="") as file:
+                file.writelines(lines)
+                file.flush()
+                os.fsync(handle)
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+    except OSError as error:
+        raise InputError(f"无法写入 {path}：{reason(error)}") from error
+
+
+class Part:
+    """A process's part of the tables: a line per image, whole or not there, from several threads."""
+
+    def __init__(self, file):
+        self._file = file
+        self._lock = threading.Lock()
+
+    def append(self, record: Mapping) -> None:
+        """Write one image's line; InputError where the disk is full."""
+        line = _json_line(record).encode("utf-8")
+        try:
+            with self._lock:
+                if self._file.write(line) != len(line):
+                    raise OSError(28, "No space left on device")
+        except OSError as error:
+            raise InputError(f"无法写入结果表 {self._file.name}：{reason(error)}") from error
+
+
+def _lock_file(file) -> None:
+    """An exclusive lock that ends with the process and that its child processes do not inherit."""
+    try:
+        import fcntl
+    except ImportError:
+        import msvcrt
+
+        file.seek(1 << 20)  # beyond the text, which others may read
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    else:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,0 +1,94 @@
+"""The engine room: who does which chunk, and the threads that take chunks through."""
+
+import os
+import threading
+import time
+
+import pytest
+
+from models.batch import Pipeline, Ranks, chunks_to_do, claimed, default_chunk_size
+
+
+def nothing():
+    pass
+
+
+@pytest.mark.parametrize(
+    "images, most, expected", [(1, 8, 1), (2, 8, 1), (16, 8, 1), (17, 8, 2), (128, 8, 8), (10**6, 8, 8), (10**6, 32, 32)]
+)
+def test_the_chunk_size_depends_on_the_list_alone(images, most, expected):
+    assert default_chunk_size(images, most) == expected
+
+
+@pytest.mark.parametrize(
+    "pending, size, expected",
+    [([True] * 5, 2, [0, 1, 2]), ([False] * 5, 2, []), ([False, False, True, False, False], 2, [1]), ([], 2, [])],
+)
+def test_chunks_with_something_to_do(pending, size, expected):
+    assert chunks_to_do(pending, size) == expected
+
+
+def test_a_process_alone_gets_every_chunk_once():
+    assert list(claimed([4, 7, 9], Ranks())) == [4, 7, 9]
+
+
+def test_a_process_alone_waits_for_nobody(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    ranks = Ranks()
+    ranks.announce("planned")
+    ranks.wait_for("planned", [0])
+    assert ranks.is_first and [ranks.add("finished", 2), ranks.add("finished", 1), ranks.add("failed", 1)] == [2, 3, 1]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_every_result_is_finished_once(threads):
+    done, lock = [], threading.Lock()
+
+    def finish(result):
+        with lock:
+            done.append(result)
+
+    Pipeline(threads, lambda chunk: [(chunk, i) for i in range(chunk % 4)], finish, nothing).run(range(30))
+    assert sorted(done) == [(chunk, i) for chunk in range(30) for i in range(chunk % 4)]
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_few_chunks_are_under_way_at_once(threads):
+    lock, live, most = threading.Lock(), set(), []
+
+    def chunks():
+        for chunk in range(40):
+            with lock:
+                live.add(chunk)
+                most.append(len(live))
+            yield chunk
+
+    def finish(chunk):
+        time.sleep(0.002)
+        with lock:
+            live.discard(chunk)
+
+    Pipeline(threads, lambda chunk: [chunk], finish, nothing).run(chunks())
+    assert max(most) <= threads + 2 and not live  # one more is in the hand of whoever waits for a place
+
+
+@pytest.mark.parametrize("where", ["start", "finish", "chunks"])
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("error", [ValueError("kaputt"), KeyboardInterrupt()])
+def test_the_first_failure_ends_the_run_and_is_raised(where, threads, error):
+    def fail_at(place, value):
+        if place == where and value == 5:
+            raise error
+        return value
+
+    before = threading.active_count()
+    pipeline = Pipeline(threads, lambda chunk: [fail_at("start", chunk)], lambda r: fail_at("finish", r), nothing)
+    with pytest.raises(type(error)):
+        pipeline.run(fail_at("chunks", i) for i in range(10_000))
+    assert threading.active_count() == before
+
+
+def test_each_thread_is_prepared():
+    seen = []
+    Pipeline(3, lambda chunk: [], nothing, lambda: seen.append(threading.get_ident())).run(range(50))
+    assert 1 <= len(seen) == len(set(seen)) <= 3 and os.getpid() not in seen
