@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from typing import NamedTuple
 
 MOST_THREADS = 8  # beside each other in one process; beyond, Python's own lock is in the way: use more processes
 LONG = timedelta(days=30)  # torchrun ends the waiting when a process dies
@@ -27,14 +28,17 @@ class Ranks:
         self.rank = int(os.environ.get("RANK", 0))
         self.world = int(os.environ.get("WORLD_SIZE", 1))
         self.local_rank = int(os.environ.get("LOCAL_RANK", 0))
+        self.local_world = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         self.attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
         self._store = None
         self._alone = itertools.count()
         self._sums = {"finished": 0, "failed": 0}
         if self.world > 1:
+            from torch.distributed import PrefixStore
             from torch.distributed.rendezvous import rendezvous
 
-            self._store, _, _ = next(rendezvous("env://"))
+            store, _, _ = next(rendezvous("env://"))
+            self._store = PrefixStore(f"clip_gradcam/{self.attempt}", store)  # one store may serve all attempts
 
     @property
     def is_first(self) -> bool:
@@ -63,9 +67,24 @@ class Ranks:
         return self._sums[key]
 
 
-def default_chunk_size(images: int, most: int) -> int:
-    """Images per chunk, the same for any number of processes: few for a short list, so that all have work."""
-    return min(most, max(1, -(-images // 16)))
+class ChunkSize(NamedTuple):
+    """How much is done at once."""
+
+    batch: int  # images per chunk
+    threads: int  # chunks beside each other
+    num_workers: int  # processes that decode
+
+
+def chunk_size(images: int, on_cpu: bool, torch_threads: int, ranks: Ranks) -> ChunkSize:
+    """Good defaults for a list of images. The batch is the same for any number of processes.
+
+    A short list makes small batches, so that all have work. `torch_threads`: what torch would use for one
+    operation, the cores or OMP_NUM_THREADS; beside a GPU, which draws nothing, all cores are free for drawing.
+    """
+    batch = min(8 if on_cpu else 32, max(1, -(-images // 16)))
+    cores = max(1, (os.cpu_count() or 1) // ranks.local_world)
+    threads = min(MOST_THREADS, torch_threads if on_cpu else cores)
+    return ChunkSize(batch, threads, min(4, max(1, cores // 2)))
 
 
 def chunks_to_do(pending: Sequence[bool], size: int) -> list[int]:
@@ -147,4 +166,3 @@ class _Countdown:
             last = self._count == 0
         if last:
             self._then()
-

@@ -167,7 +167,8 @@ METADATA_NAMES = {
     "text_config": ("text_config",),
 }
 WRAPPER_PREFIX = re.compile(r"^(?:module\.|model\.|_orig_mod\.)+")
-BACKBONE, TEXT_BACKBONE = "image_encoder.backbone.", "text_encoder.backbone."
+TEXT_TOWER = "text_encoder."
+BACKBONE, TEXT_BACKBONE = "image_encoder.backbone.", TEXT_TOWER + "backbone."
 TEXT_LEFTOVER = re.compile(r"^(?:pooler|cls)\.|(?:^|\.)position_ids$|(?:^|\.)token_type_ids$")
 BATCH_COUNTER = ".num_batches_tracked"
 
@@ -353,17 +354,19 @@ PLAIN_DTYPES = "?bBhHiIlLqQefdgFDGSUMm"  # numpy's codes of all but object and v
 MAPPED_FROM_BYTES = 100_000_000
 
 
-def read_torch_file(path: pathlib.Path) -> Mapping:
+def read_torch_file(path: pathlib.Path, mapped: bool | None = None) -> Mapping:
     """`torch.load` of a `.pth` without executing anything in it, memory-mapped where the format allows.
 
+    torch's format before 1.6 is no zip and cannot be mapped. A mapped file that a running training
+    overwrites ends the process without a word, so by default only those that are worth it are; with
+    `mapped=True` all: the caller copies at once what is needed, and drops the rest unread.
     Raises CheckpointError with the name of the first object that is no tensor and no plain data.
     """
     allow_safe_globals()
     try:
-        # torch's format before 1.6 is no zip and cannot be mapped; a mapped file that a running training
-        # overwrites ends the process without a word, so only those that are worth it are
-        mapped = path.stat().st_size > MAPPED_FROM_BYTES and zipfile.is_zipfile(path)
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        worth_it = path.stat().st_size > MAPPED_FROM_BYTES if mapped is None else mapped
+        mmap = worth_it and zipfile.is_zipfile(path)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         refused = re.search(r"GLOBAL ([\w.]+)|but got <class '([\w.]+)'", str(error))
         if not refused:

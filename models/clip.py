@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from .checkpoint_layouts import (
     BACKBONE,
     BATCH_COUNTER,
+    TEXT_TOWER,
     VIT_INTO_TRANSFORMERS_4,
     Translated,
     allow_safe_globals,
@@ -142,7 +143,7 @@ class ImageEncoder(nn.Module):
 # Text tower
 
 
-def _text_encoder_source(name: str) -> str:
+def text_encoder_source(name: str) -> str:
     """Where transformers finds the encoder `name`: a shipped or local folder, else the (hub) name itself.
 
     A folder of the training machine that is not here counts by its last part.
@@ -154,7 +155,7 @@ def _text_encoder_source(name: str) -> str:
 
 def _from_pretrained(loader, name: str):
     """Call a transformers `from_pretrained` on a folder or hub name: the local cache first, then the hub."""
-    source = _text_encoder_source(name)
+    source = text_encoder_source(name)
     try:
         try:
             return loader.from_pretrained(source, local_files_only=True)
@@ -188,7 +189,7 @@ def _bert_config(name: str, sizes: Mapping):
     """BertConfig of the encoder `name`, with the `sizes` read off a checkpoint in place of its own."""
     from transformers import AutoConfig, BertConfig
 
-    shipped = Path(_text_encoder_source(name)) / "config.json"
+    shipped = Path(text_encoder_source(name)) / "config.json"
     if shipped.is_relative_to(ASSETS):
         known = json.loads(shipped.read_text(encoding="utf-8"))
     else:
@@ -233,15 +234,24 @@ class TextEncoder(nn.Module):
                 )
         return self._tokenizer
 
+    @property
+    def max_tokens(self) -> int:
+        return min(MAX_TOKENS, self.backbone.config.max_position_embeddings)
+
+    def describe_cuts(self, texts: list[str]) -> list[str]:
+        """A message for each text that is cut, for the user: all that embedding the texts warns of."""
+        lengths = [len(self.tokenizer(text, verbose=False)["input_ids"]) for text in texts]
+        return [
+            f"文本“{text[:20]}…”有 {length} 个词元，超过 {self.max_tokens} 的部分被截去"
+            for text, length in zip(texts, lengths)
+            if length > self.max_tokens
+        ]
+
     def tokenize(self, texts: list[str]) -> dict[str, torch.Tensor]:
         """Texts -> {"input_ids", "attention_mask"}, int64 [K, T], T <= 128. Warns of each text that is cut."""
-        limit = min(MAX_TOKENS, self.backbone.config.max_position_embeddings)
-        for text in texts:
-            length = len(self.tokenizer(text, verbose=False)["input_ids"])
-            if length > limit:
-                message = f"文本“{text[:20]}…”有 {length} 个词元，超过 {limit} 的部分被截去"
-                warnings.warn(message, InputWarning, stacklevel=3)
-        tokens = self.tokenizer(texts, padding=True, truncation=True, max_length=limit, return_tensors="pt")
+        for message in self.describe_cuts(texts):
+            warnings.warn(message, InputWarning, stacklevel=3)
+        tokens = self.tokenizer(texts, padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt")
         device = self.projection.weight.device
         return {name: tokens[name].to(device) for name in ("input_ids", "attention_mask")}
 
@@ -263,6 +273,7 @@ class CLIPModel(nn.Module):
 
     The checkpoint's preprocessing travels with the model: `img_size`, the side in pixels of the square
     that images are resized to, None where nobody said (ImageNet mean and deviation are the same for all).
+    With `text_tower=False` there is no text encoder, nor its libraries: for texts whose features are known.
     """
 
     def __init__(
@@ -273,6 +284,7 @@ class CLIPModel(nn.Module):
         temperature: float = 0.07,
         text_config: Mapping | None = None,
         img_size: int | None = None,
+        text_tower: bool = True,
     ):
         super().__init__()
         self.image_encoder_name = image_encoder_name
@@ -280,14 +292,20 @@ class CLIPModel(nn.Module):
         self.embed_dim = embed_dim
         self.img_size = img_size
         self.image_encoder = ImageEncoder(image_encoder_name, embed_dim)
-        self.text_encoder = TextEncoder(text_encoder_name, embed_dim, text_config)
+        self.text_encoder = TextEncoder(text_encoder_name, embed_dim, text_config) if text_tower else None
         self.temperature = nn.Parameter(torch.tensor(float(temperature)))
         self.class_text_features = None  # [K, embed_dim], see precompute_class_text_features
 
     def forward(self, images, texts=None, input_ids=None, attention_mask=None) -> torch.Tensor:
         """Images [B, 3, H, W] and K texts -> logits [B, K]."""
-        text_features = self.text_encoder(texts, input_ids, attention_mask)
+        text_features = self.embed_texts(texts, input_ids, attention_mask)
         return self.compute_similarity(self.image_encoder(images), text_features)
+
+    def embed_texts(self, texts=None, input_ids=None, attention_mask=None) -> torch.Tensor:
+        """K texts, or their token ids and mask [K, T] -> [K, embed_dim]; InputError without a text tower."""
+        if self.text_encoder is None:
+            raise InputError("该模型没有文本编码器，不能编码文本；请给出 text_features，或用 load_clip_checkpoint 载入")
+        return self.text_encoder(texts, input_ids, attention_mask)
 
     def compute_similarity(self, image_features: torch.Tensor, text_features: torch.Tensor) -> torch.Tensor:
         """Cosine similarity divided by the temperature: [B, D] and [K, D] -> logits [B, K]."""
@@ -298,7 +316,7 @@ class CLIPModel(nn.Module):
     def precompute_class_text_features(self, class_texts) -> torch.Tensor:
         """Embed the class texts (a list, or a dict's values) once, [K, D]; `predict` uses them from then on."""
         texts = list(class_texts.values()) if isinstance(class_texts, Mapping) else list(class_texts)
-        self.class_text_features = self.text_encoder(texts=texts)
+        self.class_text_features = self.embed_texts(texts)
         return self.class_text_features
 
     @torch.no_grad()
@@ -323,7 +341,8 @@ class CLIPModel(nn.Module):
 
         The text tower takes the sizes of the weights. Half precision becomes float32. Raises
         CheckpointError where weights of the two towers are missing, left over, or of another shape;
-        parameters outside the towers are one warning. `strict=False` forgives missing ones.
+        parameters outside the towers are one warning. `strict=False` forgives missing ones. A model
+        without a text tower leaves the weights of one aside.
         """
         checkpoint = state_dict if isinstance(state_dict, Translated) else translate_checkpoint(state_dict)
         self._fit_to(checkpoint, assign)
@@ -353,6 +372,8 @@ class CLIPModel(nn.Module):
             if embeddings.position_embeddings.shape != positions.shape:  # trained at another image size
                 table = embeddings.position_embeddings.detach().new_empty(positions.shape)
                 embeddings.position_embeddings = nn.Parameter(table)
+        if self.text_encoder is None:
+            return
         sizes = read_text_config(checkpoint.state_dict)
         config = self.text_encoder.backbone.config
         if any(getattr(config, name) != size for name, size in sizes.items()):
@@ -365,6 +386,8 @@ class CLIPModel(nn.Module):
         """The checkpoint's weights in float32 and in our shapes; CheckpointError names what does not fit."""
         own = super().state_dict()
         given = dict(checkpoint.state_dict)
+        if self.text_encoder is None:
+            given = {key: tensor for key, tensor in given.items() if not key.startswith(TEXT_TOWER)}
         if any(key.startswith(BACKBONE + "encoder.layer.") for key in own):  # a ViT of an older transformers
             given = {rename(key, VIT_INTO_TRANSFORMERS_4): tensor for key, tensor in given.items()}
         if "temperature" not in given:
@@ -419,21 +442,22 @@ def give_buffers_values(model: nn.Module) -> None:
                 setattr(module, name, row.to(torch.long).expand(buffer.shape).clone())
 
 
-def build_on_meta(config: Mapping) -> CLIPModel:
+def build_on_meta(config: Mapping, text_tower: bool = True) -> CLIPModel:
     """`create_model` without memory or random numbers: weights are assigned later, `give_buffers_values` last.
 
     The libraries are imported first: some compute with real tensors while they are imported.
     """
-    import transformers
-
-    _ = transformers.BertModel, transformers.ViTModel if config.get("image_encoder") == "vit" else None
+    if text_tower:
+        from transformers import BertModel  # noqa: F401
+    if config.get("image_encoder") == "vit":
+        from transformers import ViTModel  # noqa: F401
     if IMAGE_ENCODERS.get(config.get("image_encoder")) in (_build_resnet, _build_convnext_or_efficientnet):
         import torchvision  # noqa: F401
     with torch.device("meta"):
-        return create_model(config)
+        return create_model(config, text_tower)
 
 
-def create_model(config: Mapping) -> CLIPModel:
+def create_model(config: Mapping, text_tower: bool = True) -> CLIPModel:
     """Build a CLIPModel from a training config; see checkpoint_layouts.METADATA_NAMES for what is read."""
     known = split_checkpoint({"config": config})[1]
     return CLIPModel(
@@ -443,4 +467,5 @@ def create_model(config: Mapping) -> CLIPModel:
         temperature=known.get("temperature", 0.07),
         text_config=known.get("text_config"),
         img_size=known.get("img_size"),
+        text_tower=text_tower,
     )

@@ -564,7 +564,8 @@ def ask_everything(model, texts, short, images, batch=20):
 
     Returns the best of the descriptions [N], of the short names [N], and heatmaps float32 [N, T, 224, 224].
     """
-    from clip_gradcam_visualization import CLIPGradCAM, get_target_layer_for_clip, to_heatmap
+    from clip_gradcam_visualization import CLIPGradCAM, get_target_layer_for_clip
+    from models.heatmap import to_heatmap
 
     cam = CLIPGradCAM(model, get_target_layer_for_clip(model), use_cuda=False)
     answers, short_answers, heatmaps = [], [], []

@@ -1,5 +1,7 @@
 """What goes wrong on the user's side. Free of heavy imports, so that a typo is answered at once."""
 
+import sys
+
 
 class InputError(ValueError):
     """Something the user gave cannot be used; the message is one line: what, where, and what to try."""
@@ -16,3 +18,8 @@ class InputWarning(UserWarning):
 def reason(error: Exception) -> str:
     """What an exception says, on one line."""
     return (getattr(error, "strerror", None) or str(error) or type(error).__name__).split("\n")[0]
+
+
+def print_error(message) -> None:
+    """One line on standard error."""
+    print(f"错误: {' '.join(str(message).split())}", file=sys.stderr)

@@ -5,6 +5,7 @@
     .clip_gradcam/plan.jsonl         the images in order: [path, name of its outputs, still to do]
     .clip_gradcam/rows-<rank>.jsonl  a line per finished image, appended after its files are in place
     .clip_gradcam/lock               held while a run is going on
+    .clip_gradcam/staging/           files on their way, until they are whole
 
 An image counts as done when its line stands whole in a part and every file that the line names is there
 with the size it had. So a run may be cut off anywhere: what is missing is done again, and the tables are
@@ -29,6 +30,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .errors import InputError, InputWarning, reason
+from .files import UMASK
 
 STATE_FOLDER = ".clip_gradcam"
 PACKAGES = ("torch", "torchvision", "transformers", "pillow", "opencv-python", "matplotlib", "numpy")
@@ -119,6 +121,7 @@ class RunFolder:
         self.state = self.folder / STATE_FOLDER
         self.settings_file = self.state / "settings.json"
         self.plan_file = self.state / "plan.jsonl"
+        self.staging = self.state / "staging"
         self.tables = (self.folder / "results.csv", self.folder / "results.jsonl")
 
     # -- one run at a time --------------------------------------------------------------------
@@ -126,7 +129,7 @@ class RunFolder:
     def lock(self):
         """Hold the folder until the returned file is closed or the process ends; InputError if another run does."""
         try:
-            self.state.mkdir(parents=True, exist_ok=True)
+            self.staging.mkdir(parents=True, exist_ok=True)
             file = open(self.state / "lock", "a+", encoding="utf-8")  # noqa: SIM115 (held open on purpose)
         except OSError as error:
             raise InputError(f"无法写入输出目录 {self.folder}：{reason(error)}") from error
@@ -139,7 +142,9 @@ class RunFolder:
             file.seek(0)
             holder = file.read().strip() or "另一个进程"
             file.close()
-            raise InputError(f"输出目录 {self.folder} 正由另一次运行写入（{holder}），请等它结束或换 --output-dir") from error
+            raise InputError(
+                f"输出目录 {self.folder} 正由另一次运行写入（{holder}），请等它结束或换 --output-dir"
+            ) from error
         file.truncate(0)
         file.write(f"主机 {socket.gethostname()}，进程 {os.getpid()}")
         file.flush()
@@ -154,6 +159,8 @@ class RunFolder:
         settings differ.
         """
         earlier = self._earlier_settings() if resume else None
+        for leftover in self.staging.iterdir():  # of a run that was killed
+            leftover.unlink(missing_ok=True)
         if earlier is None:
             self._forget()
             done = frozenset()
@@ -161,8 +168,8 @@ class RunFolder:
             check_settings(earlier, settings)
             done = self._finished()
         lines = (_json_line([path, name, path not in done]) for path, name in images)
-        write_whole(self.plan_file, lines)
-        write_whole(self.settings_file, [json.dumps(settings, ensure_ascii=False, indent=1)])
+        self._write_whole(self.plan_file, lines)
+        self._write_whole(self.settings_file, [json.dumps(settings, ensure_ascii=False, indent=1)])
 
     def _earlier_settings(self) -> dict | None:
         try:
@@ -195,6 +202,23 @@ class RunFolder:
         """The images of the run, as `begin` wrote them."""
         with open(self.plan_file, encoding="utf-8") as file:
             return [PlannedImage(*json.loads(line)) for line in file]
+
+    def _write_whole(self, path: Path, lines: Iterable[str]) -> None:
+        """Write a text file line by line, then move it into place: whole or not at all."""
+        try:
+            handle, temporary = tempfile.mkstemp(prefix=path.name, dir=self.staging)
+            try:
+                with os.fdopen(handle, "w", encoding="utf-8", errors="replace", newline="") as file:
+                    file.writelines(lines)
+                    file.flush()
+                    os.fsync(handle)
+                os.chmod(temporary, 0o666 & ~UMASK)  # as any other file of the user's
+                os.replace(temporary, path)
+            except BaseException:
+                os.unlink(temporary)
+                raise
+        except OSError as error:
+            raise InputError(f"无法写入 {path}：{reason(error)}") from error
 
     # -- parts --------------------------------------------------------------------------------
 
@@ -240,8 +264,8 @@ class RunFolder:
         csv_path, jsonl_path = self.tables
         header = [*COLUMNS, *(f"p{i} {name}" for i, name in enumerate(names))]
         lines = (csv_line([*map(row.get, COLUMNS), *row.get("probabilities", ())]) for row in totals.rows())
-        write_whole(csv_path, itertools.chain(["\ufeff" + csv_line(header)], lines))
-        write_whole(jsonl_path, (_json_line(row, ensure_ascii=False) for row in totals.rows()))
+        self._write_whole(csv_path, itertools.chain(["\ufeff" + csv_line(header)], lines))
+        self._write_whole(jsonl_path, (_json_line(row, ensure_ascii=False) for row in totals.rows()))
         return totals
 
 
@@ -288,7 +312,8 @@ SETTINGS_IN_CHINESE = {
     "layer": "--target-layer",
     "img_size": "--img-size",
     "lang": "--lang",
-    "outputs": "--overlay-only、--no-figure 或 --save-heatmap",
+    "figure": "--no-figure 或 --overlay-only",
+    "heatmap": "--save-heatmap",
     "root": "图像所在的目录",
     "packages": "软件包版本",
 }
@@ -304,31 +329,14 @@ def check_settings(earlier: Mapping, settings: Mapping) -> None:
     ]
     if differing:
         raise InputError(
-            f"--resume：与上次运行不同：{'；'.join(differing)}。请改回原来的设置，换 --output-dir，或去掉 --resume 重新开始"
+            f"--resume：与上次运行不同：{'；'.join(differing)}。"
+            "请改回原来的设置，换 --output-dir，或去掉 --resume 重新开始"
         )
 
 
 def _short(value, limit=60) -> str:
     text = "无" if value is None else str(value)
     return text if len(text) <= limit else text[: limit - 1] + "…"
-
-
-def write_whole(path: Path, lines: Iterable[str]) -> None:
-    """Write a text file line by line beside its place, then move it there: whole or not at all."""
-    try:
-        handle, temporary = tempfile.mkstemp(prefix=".clip_gradcam_", suffix=".tmp", dir=path.parent)
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8", errors="replace", newline="") as file:
-                file.writelines(lines)
-                file.flush()
-                os.fsync(handle)
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
-    except OSError as error:
-        raise InputError(f"无法写入 {path}：{reason(error)}") from error
 
 
 class Part:

@@ -1,16 +1,17 @@
 """Time and memory as ratios within one run; not collected by pytest.
 
-    python tests/benchmark.py             # everything, about five minutes
-    python tests/benchmark.py --quick     # fewer repetitions
+    python tests/benchmark.py                  # everything, about 30 minutes
+    python tests/benchmark.py --quick          # fewer repetitions
+    python tests/benchmark.py --only folder    # one part: command, call, folder, memory, ranks
 
-The command is measured as a whole process against its floor, `python -c "import torch"`; the CAM call
-against a plain forward pass under `no_grad`, and against grad-cam, torchcam and captum where installed.
+The command is measured as a whole process against its floor, `python -c "import torch"`, without and with
+text features in the cache; the CAM call against a plain forward pass under `no_grad`, and against grad-cam,
+torchcam and captum where installed; a folder of images against plain forward passes of the same machine.
 Each pair is run in turn, A B A B ..., so that a machine whose speed drifts slows both: what counts is the
 median of the pairs' ratios.
 """
 
 import argparse
-import gc
 import importlib.util
 import os
 import statistics
@@ -23,13 +24,15 @@ from pathlib import Path
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 SHORT_TEXTS = ("正常", "异常", "病灶")  # the guide's first example
-CLASS_TEXTS_FILE = PROJECT / "class_texts_hip_prosthesis.json"
+SHORT = ["--class-texts", *SHORT_TEXTS]
+NINE = ["--class-texts-file", str(PROJECT / "class_texts_hip_prosthesis.json")]
+SCRIPT = [sys.executable, str(PROJECT / "clip_gradcam_visualization.py"), "--cpu"]
 
 
-def run_process(command: list[str]) -> tuple[float, float]:
+def run_process(command: list[str], environment=None) -> tuple[float, float]:
     """(wall seconds, peak memory in GB) of one finished process; RuntimeError where it fails."""
     start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment)
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - start
     if status != 0:
@@ -38,11 +41,12 @@ def run_process(command: list[str]) -> tuple[float, float]:
     return seconds, usage.ru_maxrss * 1024 / 1e9
 
 
-INPUTS = ("resnet50.pth", "image.png")
+IMAGE = "image.png"
+ENCODERS = ("resnet50", "starnet_s1")
 
 
 def write_inputs(folder: Path) -> None:
-    """A checkpoint of resnet50 and full-size bert-base-chinese with random weights, and a 1000 x 800 image."""
+    """Checkpoints of two encoders with full-size bert-base-chinese and random weights, and a 1000 x 800 image."""
     import numpy as np
     import torch
     from PIL import Image
@@ -50,36 +54,126 @@ def write_inputs(folder: Path) -> None:
     from models.clip import CLIPModel
 
     torch.manual_seed(0)
-    model = CLIPModel("resnet50")
-    config = {"image_encoder": "resnet50", "text_encoder": "bert-base-chinese", "embed_dim": 512, "img_size": 224}
-    torch.save({"model_state_dict": model.state_dict(), "config": config}, folder / INPUTS[0])
+    for encoder in ENCODERS:
+        model = CLIPModel(encoder)
+        config = {"image_encoder": encoder, "text_encoder": "bert-base-chinese", "embed_dim": 512, "img_size": 224}
+        torch.save({"model_state_dict": model.state_dict(), "config": config}, folder / f"{encoder}.pth")
     pixels = np.random.default_rng(0).integers(0, 255, (25, 20), dtype=np.uint8)
-    Image.fromarray(pixels).resize((800, 1000), Image.Resampling.BICUBIC).save(folder / INPUTS[1])
+    Image.fromarray(pixels).resize((800, 1000), Image.Resampling.BICUBIC).save(folder / IMAGE)
 
 
-def measure_command(repetitions: int) -> None:
-    """The cold command against `import torch`."""
+def write_photos(folder: Path, count: int, size=(1000, 800), drawings: int = 20) -> None:
+    """JPEG files of phantoms with their grain, so that encoding has the work of a photo: a drawing serves several."""
+    import numpy as np
+    from PIL import Image
+
+    from models.phantoms import draw_phantom
+
+    folder.mkdir()
+    greys = [draw_phantom(seed, ("cup_loose",), size=size).image for seed in range(min(count, drawings))]
+    for i in range(count):
+        grey = np.roll(greys[i % len(greys)], i // len(greys) * 7, axis=1)
+        Image.fromarray(grey).convert("RGB").save(folder / f"{i:05d}.jpg", quality=92)
+
+
+def measure_command(folder: Path, repetitions: int) -> None:
+    """The command for one image against `import torch`: cold, and with the text features in the cache."""
     floor = [sys.executable, "-c", "import torch"]
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        # in a process of its own: a child's peak counts what its parent held when it was started
-        run_process([sys.executable, __file__, "--write-inputs", name])
-        checkpoint, image = (folder / part for part in INPUTS)
-        command = [sys.executable, str(PROJECT / "clip_gradcam_visualization.py"), "--cpu"]
-        command += ["--model-path", str(checkpoint), "--image-path", str(image), "--output-dir", str(folder)]
-        variants = {
-            "3 short texts": ["--class-texts", *SHORT_TEXTS],
-            "9 descriptions": ["--class-texts-file", str(CLASS_TEXTS_FILE)],
-        }
-        for command_line in (floor, *(command + texts for texts in variants.values())):
-            run_process(command_line)  # the disk cache is warm for all
-        for label, texts in variants.items():
-            pairs = [(run_process(floor), run_process(command + texts)) for _ in range(repetitions)]
-            ratio = statistics.median(ours[0] / base[0] for base, ours in pairs)
-            seconds = [statistics.median(pair[i][0] for pair in pairs) for i in (0, 1)]
-            peak = max(ours[1] for _, ours in pairs)
-            print(f"| cold command, {label} | {ratio:.2f} x `import torch` | 2.6 | {peak:.2f} GB (1.4) |", flush=True)
-            print(f"|   ({seconds[1]:.2f} s against {seconds[0]:.2f} s) | | | |", flush=True)
+    cold = "--no-text-cache"
+    variants = (  # label, encoder, texts, flags, demanded ratio, demanded GB
+        ("cold, 3 short texts", "resnet50", SHORT, [cold], 2.6, 1.4),
+        ("cold, 9 descriptions", "resnet50", NINE, [cold], 2.6, 1.4),
+        ("warm, resnet50, 9 descriptions", "resnet50", NINE, [], 2.0, 1.0),
+        ("warm, starnet_s1, 9 descriptions", "starnet_s1", NINE, [], 1.5, 0.9),
+    )
+    for label, encoder, texts, flags, demanded, gigabytes in variants:
+        command = [*SCRIPT, "--model-path", str(folder / f"{encoder}.pth"), "--image-path", str(folder / IMAGE)]
+        command += ["--output-dir", str(folder / "out"), *texts, *flags]
+        for warm_up in (floor, command):
+            run_process(warm_up)
+        pairs = [(run_process(floor), run_process(command)) for _ in range(repetitions)]
+        ratio = statistics.median(ours[0] / base[0] for base, ours in pairs)
+        base, ours = (statistics.median(pair[i][0] for pair in pairs) for i in (0, 1))
+        peak = max(ours[1] for _, ours in pairs)
+        row(f"command {label}", f"{ratio:.2f} x `import torch` ({ours:.2f} s / {base:.2f} s)", demanded)
+        row(f"command {label}: peak memory", f"{peak:.2f} GB", gigabytes)
+
+
+def row(what: str, measured: str, demanded="") -> None:
+    print(f"| {what} | {measured} | {demanded} |", flush=True)
+
+
+def forward_seconds(repetitions: int = 30) -> float:
+    """Median seconds of a plain forward pass of one image: resnet50 at 224, `no_grad`, all threads."""
+    code = FORWARD.format(repetitions=repetitions, project=str(PROJECT))
+    return float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
+
+
+FORWARD = """
+import statistics, sys, time
+sys.path.insert(0, {project!r})
+import torch
+from models.clip import ImageEncoder
+model, image, seconds = ImageEncoder("resnet50").eval(), torch.randn(1, 3, 224, 224), []
+with torch.no_grad():
+    for _ in range({repetitions}):
+        start = time.perf_counter()
+        model(image)
+        seconds.append(time.perf_counter() - start)
+print(statistics.median(seconds))
+"""
+
+
+def measure_folder(folder: Path, count: int) -> None:
+    """A folder of photos, whole command, against plain forward passes before and after it."""
+    write_photos(folder / "photos", count)
+    command = [*SCRIPT, "--model-path", str(folder / "resnet50.pth"), "--image-path", str(folder / "photos"), *NINE]
+    run_process(
+        [*command[:-2], *NINE, "--output-dir", str(folder / "few"), "--overlay-only"]
+    )  # cache and disk are warm
+    for label, flags, demanded in (("both files", [], 2.2), ("--overlay-only", ["--overlay-only"], 1.2)):
+        before = forward_seconds()
+        seconds, _ = run_process([*command, "--output-dir", str(folder / label), *flags])
+        forward = (before + forward_seconds()) / 2
+        start, _ = run_process([*command, "--output-dir", str(folder / label), *flags, "--resume"])
+        row(f"{count} photos, {label}", f"{seconds / count / forward:.2f} forward passes an image", demanded)
+        share = (seconds - start) / count / forward
+        row("  without start and end", f"{share:.2f} ({1000 * seconds / count:.0f} ms an image)")
+
+
+def measure_memory(folder: Path, few: int, many: int) -> None:
+    """Peak memory of a long list of small images against a short one."""
+    write_photos(folder / "drawn", 50, size=(64, 64))
+    peaks = []
+    for count in (few, many):
+        images = folder / f"small_{count}"
+        images.mkdir()
+        for i in range(count):
+            os.link(folder / "drawn" / f"{i % 50:05d}.jpg", images / f"{i:05d}.jpg")
+        command = [*SCRIPT, "--model-path", str(folder / "starnet_s1.pth"), "--image-path", str(images), *NINE]
+        seconds, peak = run_process(
+            [*command, "--img-size", "64", "--overlay-only", "--output-dir", str(folder / images.name)]
+        )
+        peaks.append(peak)
+        row(f"{count} small images: peak memory", f"{peak:.3f} GB ({seconds:.0f} s)")
+    row(f"peak memory of {many} images / of {few}", f"{peaks[1] / peaks[0]:.3f}", 1.1)
+
+
+def measure_ranks(folder: Path, count: int) -> None:
+    """Two processes of one thread each against one, by what a further `count` photos take."""
+    write_photos(folder / "more_photos", 2 * count)
+    photos = sorted(map(str, (folder / "more_photos").iterdir()))
+    seconds = {}
+    for processes in (1, 2):
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+        for images in (photos[: count // 4], photos):
+            output = str(folder / f"ranks_{processes}_{len(images)}")
+            command = [*torchrun, *SCRIPT[1:], "--model-path", str(folder / "resnet50.pth"), *NINE, "--overlay-only"]
+            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+            command += ["--output-dir", output, "--image-path", *images]
+            seconds[processes, len(images)] = run_process(command, environment)[0]
+    taken = {n: seconds[n, len(photos)] - seconds[n, count // 4] for n in (1, 2)}
+    row("throughput of 2 processes of one thread / of 1", f"{taken[1] / taken[2]:.2f}", "at least 1.7")
 
 
 def median_ratio(ours, other, repetitions: int) -> float:
@@ -172,30 +266,39 @@ def measure_call(repetitions: int) -> None:
 
         runs = max(5, repetitions * (4 if batch == 1 else 1))
         ratio = median_ratio(one_text, lambda images=images: forward(images), runs)
-        print(f"| CAM call, batch {batch}, one text | {ratio:.2f} x forward pass | {demanded} | |", flush=True)
+        row(f"CAM call, batch {batch}, one text", f"{ratio:.2f} x forward pass", demanded)
         ratio = median_ratio(nine_texts, one_text, runs)
-        print(f"| CAM call, batch {batch}, nine texts | {ratio:.2f} x one text | 1.2 | |", flush=True)
+        row(f"CAM call, batch {batch}, nine texts", f"{ratio:.2f} x one text", 1.2)
         for name, call in other_libraries(model, layer, images, text_features).items():
             demanded = "0.8" if (name, batch) == ("torchcam", 16) else ""
             ratio = median_ratio(one_text, call, runs)
-            print(f"| CAM call, batch {batch}, one text | {ratio:.2f} x {name} | {demanded} | |", flush=True)
+            row(f"CAM call, batch {batch}, one text", f"{ratio:.2f} x {name}", demanded)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="fewer repetitions")
-    parser.add_argument("--only", choices=("command", "call"), help="measure one of the two")
+    parser.add_argument("--only", choices=("command", "call", "folder", "memory", "ranks"), help="measure one part")
     parser.add_argument("--write-inputs", metavar="FOLDER", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.write_inputs:
         return write_inputs(arguments.write_inputs)
-    repetitions = 3 if arguments.quick else 9
-    print("| what | measured (median of pairs) | demanded at most | peak memory |\n| --- | --- | --- | --- |")
-    if arguments.only != "call":
-        measure_command(repetitions)
-        gc.collect()
-    if arguments.only != "command":
-        measure_call(repetitions)
+    quick = arguments.quick
+    repetitions = 3 if quick else 9
+    parts = {
+        "command": lambda folder: measure_command(folder, repetitions),
+        "call": lambda folder: measure_call(repetitions),
+        "folder": lambda folder: measure_folder(folder, 40 if quick else 200),
+        "memory": lambda folder: measure_memory(folder, 200, 2000 if quick else 20_000),
+        "ranks": lambda folder: measure_ranks(folder, 40 if quick else 120),
+    }
+    print("| what | measured | demanded at most |\n| --- | --- | --- |")
+    with tempfile.TemporaryDirectory() as name:
+        os.environ["XDG_CACHE_HOME"] = str(Path(name) / "cache")
+        # in a process of its own: a child's peak counts what its parent held when it was started
+        run_process([sys.executable, __file__, "--write-inputs", name])
+        for part in parts if arguments.only is None else [arguments.only]:
+            parts[part](Path(name))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import json
 import socket
 from pathlib import Path
 
+import matplotlib
 import pytest
 import torch
 from PIL import Image
@@ -16,6 +17,7 @@ from reference.reference_weights import read_layout
 from tiny import gradient_picture, text_tower_state, tiny_clip
 
 torch.set_num_threads(1)
+os.environ.setdefault("MPLCONFIGDIR", matplotlib.get_cachedir())  # its list of fonts stays where it is; see user_cache
 
 REFERENCE = Path(__file__).parent / "reference"
 LAYOUTS = sorted(path.stem.removeprefix("layout_") for path in REFERENCE.glob("layout_*.json"))
@@ -30,6 +32,14 @@ def offline(monkeypatch):
 
     monkeypatch.setattr(socket, "getaddrinfo", refused)
     monkeypatch.setattr(socket.socket, "connect", refused)
+
+
+@pytest.fixture(autouse=True)
+def user_cache(monkeypatch, tmp_path_factory):
+    """Each test, and each process that it starts, has a cache folder of its own, at first empty; its path."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    return folder / "clip_gradcam"
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from models.batch import Pipeline, Ranks, chunks_to_do, claimed, default_chunk_size
+from models.batch import Pipeline, Ranks, chunk_size, chunks_to_do, claimed
 
 
 def nothing():
@@ -14,10 +14,29 @@ def nothing():
 
 
 @pytest.mark.parametrize(
-    "images, most, expected", [(1, 8, 1), (2, 8, 1), (16, 8, 1), (17, 8, 2), (128, 8, 8), (10**6, 8, 8), (10**6, 32, 32)]
+    "images, on_cpu, expected",
+    [(1, True, 1), (2, True, 1), (16, True, 1), (17, True, 2), (128, True, 8), (10**6, True, 8), (10**6, False, 32)],
 )
-def test_the_chunk_size_depends_on_the_list_alone(images, most, expected):
-    assert default_chunk_size(images, most) == expected
+@pytest.mark.parametrize("world", [1, 4])
+def test_the_batch_depends_on_the_list_alone(monkeypatch, images, on_cpu, expected, world):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(world))
+    assert chunk_size(images, on_cpu, 2, Ranks()).batch == expected
+
+
+@pytest.mark.parametrize(
+    "cores, world, torch_threads, on_cpu, threads, workers",
+    [
+        (2, 1, 2, True, 2, 1),
+        (64, 1, 64, True, 8, 4),
+        (64, 8, 1, True, 1, 4),
+        (64, 8, 1, False, 8, 4),
+        (2, 8, 1, False, 1, 1),
+    ],
+)
+def test_threads_and_decoding_processes(monkeypatch, cores, world, torch_threads, on_cpu, threads, workers):
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(world))
+    assert chunk_size(1000, on_cpu, torch_threads, Ranks())[1:] == (threads, workers)
 
 
 @pytest.mark.parametrize(

@@ -1,31 +1,50 @@
-"""Room 4: overlay, figure, fonts, saving."""
+"""Room 4 and what it draws with: overlay, figure, grid, fonts, files."""
 
 import os
+import subprocess
 import sys
+import tempfile
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from itertools import combinations
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.text import Text
 from PIL import Image
-from tiny import gradient_picture
+from tiny import gradient_picture, tiny_result
 
 import clip_gradcam_visualization as script
-from clip_gradcam_visualization import (
-    encode_figure,
-    encode_image,
-    output_paths,
-    save_results,
-    show_cam_on_image,
-    write_files,
-)
+from clip_gradcam_visualization import save_results, show_cam_on_image
+from models import drawing as drawing_module
 from models import figure as figure_module
+from models.drawing import (
+    SHIPPED_FONT,
+    Box,
+    Drawing,
+    Picture,
+    Text,
+    draw_pixels,
+    drawable,
+    text_box,
+    text_length,
+    wrap_text,
+)
 from models.errors import InputError
-from models.figure import SHIPPED_FONT, FigureContent, FigureFonts, draw_figure, wrap_text
+from models.figure import (
+    BAR_COLOURS,
+    FigureContent,
+    GridContent,
+    arrange_tiles,
+    draw_figure,
+    draw_grid,
+    encode_figure,
+)
+from models.files import encode_image, output_paths, overlay_path, write_files
+from models.heatmap import COLORMAP_JET
 
 # -- overlay ----------------------------------------------------------------------------------
 
@@ -43,7 +62,7 @@ def test_overlay_formula():
 def test_the_default_colours_are_jet_in_rgb(level, colour):
     overlay = show_cam_on_image(np.zeros((2, 2, 3), np.uint8), np.full((2, 2), level), alpha=1)
     np.testing.assert_allclose(overlay[0, 0], colour, atol=0.02)
-    assert script.COLORMAP_JET == cv2.COLORMAP_JET
+    assert COLORMAP_JET == cv2.COLORMAP_JET
 
 
 @pytest.mark.parametrize("colormap", [cv2.COLORMAP_JET, cv2.COLORMAP_VIRIDIS, cv2.COLORMAP_HOT])
@@ -118,7 +137,7 @@ def content_of(count=3, target=0, size=(60, 90), names=None, probabilities=None,
         "names": names,
         "texts": [f"{name}的描述" for name in names],
         "probabilities": probabilities.astype(np.float32),
-        "similarities": np.zeros(len(names), np.float32),
+        "similarities": np.linspace(-0.2, 0.3, len(names), dtype=np.float32),
         "target": target,
         "source": ("starnet_s1", "stages.3.3", 7, 7),
         **options,
@@ -126,82 +145,56 @@ def content_of(count=3, target=0, size=(60, 90), names=None, probabilities=None,
     return FigureContent(**values)
 
 
-def render(content, lang="zh"):
-    """(figure drawn to the last pixel, its renderer), with every warning an error."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        figure = draw_figure(content, lang)
-        canvas = FigureCanvasAgg(figure)
-        canvas.draw()
-    return figure, canvas.get_renderer()
+def texts_of(drawing):
+    return [item for item in drawing.items if isinstance(item, Text)]
 
 
-def visible_texts(figure):
-    return [text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip()]
+def words(drawing):
+    return "\n".join(text.string for text in texts_of(drawing))
 
 
-def words(figure):
-    return "\n".join(text.get_text() for text in visible_texts(figure))
+def text_with(drawing, part):
+    (text,) = [text for text in texts_of(drawing) if part in text.string]
+    return text
 
 
-def panels(figure):
-    """The four panels in the order of the guide; the colour bar is a child of the second."""
-    return figure.axes[:4]
+def panels(drawing):
+    """The pictures of the original, the heatmap and the overlay."""
+    original, heatmap, _, overlay = [item for item in drawing.items if isinstance(item, Picture)]
+    return original, heatmap, overlay
 
 
-def image_panels(figure):
-    return [axes for axes in panels(figure) if axes.images]
+def bars_of(drawing):
+    """(colour, width) of each bar, the likeliest first; the marks of the legend are 11 high."""
+    boxes = [item for item in drawing.items if isinstance(item, Box) and item.fill in BAR_COLOURS.values()]
+    return [(box.fill, box.right - box.left) for box in boxes if box.bottom - box.top != 11]
 
 
-def probability_panel(figure):
-    (axes,) = [axes for axes in panels(figure) if not axes.images]
-    return axes
-
-
-@pytest.mark.parametrize("lang, present, absent", [("zh", CHINESE, ENGLISH), ("en", ENGLISH, CHINESE)])
-def test_the_figures_words(lang, present, absent):
-    figure, _ = render(content_of(names=["正常", "松动", "感染"]), lang)
-    shown = words(figure)
-    assert all(word in shown for word in present)
-    assert not any(word in shown for word in absent)
-    assert "starnet_s1" in shown and "stages.3.3" in shown and "7×7" in shown
-    assert "正常" in shown  # the users' own words stay
-
-
-def test_four_panels_show_what_they_say():
-    content = content_of()
-    figure, _ = render(content)
-    original, heatmap, overlay = image_panels(figure)
-    np.testing.assert_array_equal(original.images[0].get_array(), content.pixels)
-    np.testing.assert_array_equal(heatmap.images[0].get_array(), content.heatmap)
-    np.testing.assert_allclose(overlay.images[0].get_array(), content.overlay)
-    assert heatmap.images[0].get_clim() == (0, 1) and heatmap.images[0].get_cmap().name == "jet"
-    titles = [axes.get_title() for axes in (original, heatmap, overlay, probability_panel(figure))]
-    assert all(word in title for word, title in zip(CHINESE[:4], titles, strict=True))
-    assert "类别0的描述" in titles[1]
-
-
-def overlapping(figure, renderer, texts=None):
-    boxes = [(text.get_text(), text.get_window_extent(renderer)) for text in texts or visible_texts(figure)]
+def overlapping(drawing):
+    boxes = [(text.string, text_box(text)) for text in texts_of(drawing)]
     return [
         (one, other)
         for (one, a), (other, b) in combinations(boxes, 2)
-        if min(a.x1, b.x1) - max(a.x0, b.x0) > 0.5 and min(a.y1, b.y1) - max(a.y0, b.y0) > 0.5
+        if min(a[2], b[2]) - max(a[0], b[0]) > 0.5 and min(a[3], b[3]) - max(a[1], b[1]) > 0.5
     ]
 
 
-def outside(figure, renderer):
-    frame = figure.bbox
-    boxes = [(text.get_text(), text.get_window_extent(renderer)) for text in visible_texts(figure)]
-    return [t for t, b in boxes if b.x0 < frame.x0 or b.y0 < frame.y0 or b.x1 > frame.x1 or b.y1 > frame.y1]
+def outside(drawing):
+    boxes = [(text.string, text_box(text)) for text in texts_of(drawing)]
+    boxes += [(item, item[:4]) for item in drawing.items if isinstance(item, Box)]
+    boxes += [("picture", (p.left, p.top, p.right, p.bottom)) for p in drawing.items if isinstance(p, Picture)]
+    return [t for t, b in boxes if b[0] < 0 or b[1] < 0 or b[2] > drawing.width or b[3] > drawing.height]
 
 
-def over_an_image(figure, renderer):
-    """Texts of the probability panel that reach into another panel's picture."""
-    texts = probability_panel(figure).findobj(Text)
-    boxes = [(t.get_text(), t.get_window_extent(renderer)) for t in texts if t.get_visible() and t.get_text()]
-    pictures = [axes.images[0].get_window_extent(renderer) for axes in image_panels(figure)]
-    return [t for t, b in boxes for p in pictures if b.overlaps(p)]
+def over_a_picture(drawing, allowed=()):
+    """Texts that reach into a picture, but for those within a white message box and those `allowed`."""
+    pictures = [item for item in drawing.items if isinstance(item, Picture)]
+    found = []
+    for text in texts_of(drawing):
+        left, top, right, bottom = text_box(text)
+        hit = any(left < p.right and right > p.left and top < p.bottom and bottom > p.top for p in pictures)
+        found += [text.string] if hit and text.string not in allowed else []
+    return found
 
 
 NAMES = {
@@ -215,143 +208,484 @@ NAMES = {
     "capitals": ["WWWWWWWWWWWWWWWWWWWWWWWWWWWWWWWW", "LOOSENING OF THE STEM", "MMMM"],
     "one": ["正常"],
 }  # fmt: skip
+SIZES = {"3:2": (60, 90), "1:4": (300, 75), "4:1": (75, 300), "1:1": (64, 64)}
+
+
+@pytest.mark.parametrize("lang, present, absent", [("zh", CHINESE, ENGLISH), ("en", ENGLISH, CHINESE)])
+def test_the_figures_words(lang, present, absent):
+    shown = words(draw_figure(content_of(names=["正常", "松动", "感染"]), lang))
+    assert all(word in shown for word in present)
+    assert not any(word in shown for word in absent)
+    assert "starnet_s1" in shown and "stages.3.3" in shown and "7×7" in shown
+    assert "正常" in shown  # the users' own words stay
+
+
+def test_four_panels_show_what_they_say():
+    content = content_of(size=(400, 600))  # as large as a panel: shown pixel by pixel
+    drawing = draw_figure(content)
+    original, heatmap, overlay = panels(drawing)
+    np.testing.assert_array_equal(original.pixels, content.pixels)
+    levels = np.rint(content.heatmap * 255).astype(np.uint8)
+    np.testing.assert_array_equal(heatmap.pixels, cv2.applyColorMap(levels, cv2.COLORMAP_JET)[..., ::-1])
+    np.testing.assert_allclose(overlay.pixels, 255 * content.overlay, atol=0.51)
+    for word, picture in zip(CHINESE[:3], (original, heatmap, overlay), strict=True):
+        title = text_with(drawing, word)
+        assert title.x == pytest.approx((picture.left + picture.right) / 2, abs=1) and title.y < picture.top
+    target = text_with(drawing, "类别0的描述")
+    assert text_with(drawing, CHINESE[1]).y < target.y < heatmap.top
+
+
+@pytest.mark.parametrize("height", [8, 400, 500, 3000])
+def test_pictures_of_every_size_lie_where_they_should(height):
+    """Each pixel of a panel has the grey of the place in the image that it covers."""
+    width = height * 3 // 2
+    original = panels(draw_figure(content_of(size=(height, width))))[0]
+    assert original.pixels.shape == (400, 600, 3)
+    rows = ((np.arange(400) + 0.5) / 400 * height - 0.5).clip(0, height - 1) * 255 / height
+    columns = ((np.arange(600) + 0.5) / 600 * width - 0.5).clip(0, width - 1) * 255 / width
+    np.testing.assert_allclose(original.pixels[:, 300, 0], rows, atol=2)
+    np.testing.assert_allclose(original.pixels[200, :, 1], columns, atol=2)
+
+
+def test_the_pixels_of_a_large_image_are_averaged():
+    pixels = np.zeros((1200, 1800, 3), np.uint8)
+    pixels[::2, ::2] = pixels[1::2, 1::2] = 255
+    original = panels(draw_figure(content_of(size=(1200, 1800), pixels=pixels)))[0]
+    assert original.pixels.min() >= 110 and original.pixels.max() <= 145
+
+
+def test_the_colour_bar_goes_from_0_to_1():
+    drawing = draw_figure(content_of())
+    bar = [item for item in drawing.items if isinstance(item, Picture)][2]
+    low, high = text_with(drawing, "0.0"), text_with(drawing, "1.0")
+    assert bar.top <= high.y - 5 < bar.top + 10 and bar.bottom - 10 < low.y - 5 <= bar.bottom + 5
+    np.testing.assert_array_equal(bar.pixels[0, 0], (128, 0, 0))  # red on top
+    np.testing.assert_array_equal(bar.pixels[-1, 0], (0, 0, 128))
+    assert text_with(drawing, "相对重要性").vertical
 
 
 @pytest.mark.parametrize("lang", ["zh", "en"])
-@pytest.mark.parametrize("size", [(60, 90), (300, 75), (75, 300)], ids=["3:2", "1:4", "4:1"])
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
 @pytest.mark.parametrize("kind", NAMES)
 def test_no_text_lies_over_another_or_outside(kind, size, lang):
     names = NAMES[kind]
-    figure, renderer = render(content_of(names=names, target=len(names) - 1, size=size, texts=names), lang)
-    assert overlapping(figure, renderer) == []
-    assert outside(figure, renderer) == []
-    assert over_an_image(figure, renderer) == []
+    content = content_of(names=names, target=len(names) - 1, size=size, texts=names, sensitivity=0.95, contrast=1.0)
+    drawing = draw_figure(content, lang)
+    assert overlapping(drawing) == []
+    assert outside(drawing) == []
+    assert over_a_picture(drawing) == []
 
 
 @pytest.mark.parametrize("lang", ["zh", "en"])
 @pytest.mark.parametrize("probabilities", [[1, 0, 0], [0.5, 0.5, 0], [0.999, 0.001, 0], [0, 0.004, 0.996]])
 def test_percentages_at_the_ends_of_the_scale(probabilities, lang):
-    figure, renderer = render(content_of(probabilities=probabilities, target=1), lang)
-    shown = words(figure)
+    drawing = draw_figure(content_of(probabilities=probabilities, target=1), lang)
+    shown = words(drawing)
     assert all(f"{100 * p:.1f}%" in shown for p in probabilities)
-    assert overlapping(figure, renderer) == [] and outside(figure, renderer) == []
+    assert overlapping(drawing) == [] and outside(drawing) == []
 
 
 @pytest.mark.parametrize("count", [1, 2, 9, 10, 11, 30])
 def test_bars_are_the_ten_likeliest_in_order(count):
     content = content_of(count, target=int(np.random.default_rng(0).normal(size=count).argmax()))
-    axes = probability_panel(render(content)[0])
-    widths = [bar.get_width() for bar in axes.patches]
+    drawing = draw_figure(content)
     order = np.argsort(-content.probabilities)[:10]
-    np.testing.assert_allclose(widths, 100 * content.probabilities[order], rtol=1e-5)
-    assert [label.get_text() for label in axes.get_yticklabels()] == [content.names[i] for i in order]
-    shown = [text.get_text() for text in axes.texts]
+    pixels_per_percent = (text_with(drawing, "100").x - text_with(drawing, "80").x) / 20 if count > 1 else 408 / 118
+    widths = [width for _, width in bars_of(drawing)]
+    np.testing.assert_allclose(widths, 100 * content.probabilities[order] * pixels_per_percent, atol=1.5)
+    labels = [text for text in texts_of(drawing) if text.anchor == "r"]
+    assert [label.string for label in labels] == [content.names[i] for i in order]
+    assert [label.y for label in labels] == sorted(label.y for label in labels)  # the likeliest on top
+    shown = [text.string for text in texts_of(drawing) if text.string.endswith("%")]
     assert shown == [f"{100 * content.probabilities[i]:.1f}%" for i in order]
-    low, high = axes.get_ylim()
-    assert low > high  # the likeliest on top
-    assert ("10" in axes.get_title() and "30" in axes.get_title()) == (count == 30)
+    title = text_with(drawing, "预测概率分布").string
+    assert ("10" in title and str(count) in title) == (count > 10)
 
 
 def test_the_target_has_a_bar_even_when_it_is_unlikely():
     probabilities = np.linspace(0.1, 0.01, 15)
-    content = content_of(15, target=14, probabilities=probabilities / probabilities.sum())
-    axes = probability_panel(render(content)[0])
-    labels = [label.get_text() for label in axes.get_yticklabels()]
+    drawing = draw_figure(content_of(15, target=14, probabilities=probabilities / probabilities.sum()))
+    labels = [text.string for text in texts_of(drawing) if text.anchor == "r"]
     assert labels == [*(f"类别{i}" for i in range(9)), "类别14"]
 
 
 @pytest.mark.parametrize("target, marks", [(0, ["预测且为目标"]), (1, ["预测", "目标"])])
 def test_prediction_and_target_are_marked(target, marks):
-    axes = probability_panel(render(content_of(probabilities=[0.7, 0.2, 0.1], target=target))[0])
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == marks
-    colours = [bar.get_facecolor() for bar in axes.patches]
+    drawing = draw_figure(content_of(probabilities=[0.7, 0.2, 0.1], target=target))
+    assert [text.string for text in texts_of(drawing) if text.string in ("预测且为目标", "预测", "目标")][::-1] == marks
+    colours = [colour for colour, _ in bars_of(drawing)]
     assert colours[0] != colours[1] and colours[0] != colours[2]
     assert (colours[1] == colours[2]) == (target == 0)
 
 
 @pytest.mark.parametrize("height, width", [(400, 100), (100, 400), (60, 90), (10, 40), (1, 1), (2000, 500), (3, 900)])
 def test_image_panels_keep_the_originals_proportions(height, width):
-    figure, renderer = render(content_of(size=(height, width)))
-    assert len(image_panels(figure)) == 3
-    for axes in image_panels(figure):
-        box = axes.images[0].get_window_extent(renderer)
-        assert box.width / box.height == pytest.approx(width / height, rel=0.01)
+    pictures = panels(draw_figure(content_of(size=(height, width))))
+    for picture in pictures:
+        assert picture.pixels.shape == pictures[0].pixels.shape
+        shown_height, shown_width = picture.pixels.shape[:2]
+        assert (
+            abs(shown_height - shown_width * height / width) <= 1
+            or abs(shown_width - shown_height * width / height) <= 1
+        )
+        assert shown_width == 600 or shown_height >= 408
 
 
 ODD_TEXTS = (
     *("价格 $5 与 $6$", "$x^2$", r"\frac$a$", "a$", "x" * 21 + "$$" * 9, "100% & <b>"),
-    *("骨折🦴 plus é ß Ω", "\u202eabc", "𠀀𪚥", "tab\tnew\nline"),
+    *("骨折🦴 plus é ß Ω", "\u202eabc", "𠀀𪚥", "tab\tnew\nline", "אבג", "\x00\ufffe"),
 )
 
 
 @pytest.mark.parametrize("text", ODD_TEXTS, ids=range(len(ODD_TEXTS)))
 def test_any_text_is_drawn_as_it_is(text):
-    content = content_of(names=[text, "正常"], texts=[text, "正常"], warning=text)
-    figure, renderer = render(content)
-    panel_texts = [t for t in visible_texts(figure) if t in probability_panel(figure).findobj(Text)]
-    assert overlapping(figure, renderer, panel_texts) == []
-    label = probability_panel(figure).get_yticklabels()[int(content.probabilities[0] < content.probabilities[1])]
-    title = image_panels(figure)[1].get_title()
-    for shown in (label.get_text(), title):
-        assert ("\\" in shown) == ("\\" in text)
-        assert "$" not in text or "$" in shown
-    assert not label.get_parse_math()
+    drawing = draw_figure(content_of(names=[text, "正常"], texts=[text, "正常"], warning=text))
+    shown = "".join(item.string for item in texts_of(drawing) if item.anchor == "r")
+    title = text_with(drawing, "目标文本：").string
+    for string in (shown, title):
+        assert all((character in string) == (character in text) for character in "\\$&<>")
+    assert all(drawing_module._font_of(c) is not None for item in texts_of(drawing) for c in item.string)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # matplotlib warns of a glyph that it lacks
+        for suffix in (".png", ".svg"):
+            encode_figure(drawing, suffix)
 
 
 def test_characters_that_no_font_has_become_question_marks():
-    fonts = FigureFonts("髋")
-    assert fonts.drawable("髋🦴a") == "髋?a"
+    assert drawable("髋🦴a") == "髋?a"
+    assert drawable(" 骨折\n🦴") == "骨折 ?"
 
 
-def test_a_flat_map_says_why_on_the_figure():
-    figure, renderer = render(content_of(heatmap=np.zeros((60, 90), np.float32), warning="热力图为空：梯度为零"))
-    assert "热力图为空" in words(figure)
-    assert overlapping(figure, renderer) == []
+def test_glyphs_are_told_by_their_shape_as_by_the_fonts_own_table():
+    from matplotlib.ft2font import FT2Font
+
+    tables = [FT2Font(path).get_charmap() for path in drawing_module._font_paths()]
+    assert len(tables) == 2
+    for code in (*range(0x20, 0x2700, 3), *range(0x4E00, 0x9FFF, 97), 0x20000, 0x1F9B4):
+        expected = next((index for index, table in enumerate(tables) if code in table), None)
+        assert drawing_module._font_of(chr(code)) == expected, hex(code)
 
 
-def test_without_a_system_font_the_shipped_one_draws(monkeypatch):
-    from matplotlib import font_manager
-
-    monkeypatch.setattr(figure_module, "CHINESE_FONTS", ())
-    assert SHIPPED_FONT.is_file()
-    fonts = FigureFonts("髋臼假体（%）")
-    assert "WenQuanYi Micro Hei" in fonts.families
-    font = font_manager.get_font(str(SHIPPED_FONT))
-    assert all(font.get_char_index(ord(c)) for c in "".join(CHINESE))
-    render(content_of())
+def test_without_matplotlib_one_font_is_left(monkeypatch):
+    monkeypatch.setattr(drawing_module.importlib.util, "find_spec", lambda name: None)
+    assert drawing_module._font_paths.__wrapped__() == (str(SHIPPED_FONT),)
 
 
-def test_a_font_without_the_glyphs_is_passed_over(monkeypatch):
-    """A machine's font of a Chinese name that draws no Chinese would give boxes."""
-    monkeypatch.setattr(figure_module, "CHINESE_FONTS", ("DejaVu Sans",))
-    assert FigureFonts("髋").families[0] != "DejaVu Sans"
-    assert FigureFonts("Hip").families[0] == "DejaVu Sans"
-    render(content_of())
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+@pytest.mark.parametrize("message", ["热力图为空：梯度为零", "热力图为空：" + LONG])
+def test_a_flat_map_says_why_on_the_figure(size, message):
+    drawing = draw_figure(content_of(size=size, heatmap=np.zeros(size, np.float32), warning=message))
+    assert message in "".join(text.string for text in texts_of(drawing) if text.size == 17)
+    assert overlapping(drawing) == [] and outside(drawing) == []
+    (frame,) = [item for item in drawing.items if isinstance(item, Box) and item.outline]
+    heatmap = panels(drawing)[1]
+    assert abs((frame.top + frame.bottom) - (heatmap.top + heatmap.bottom)) <= 2
+    for text in texts_of(drawing):
+        left, top, right, bottom = text_box(text)
+        apart = left >= frame.right or right <= frame.left or top >= frame.bottom or bottom <= frame.top
+        assert apart != (text.size == 17), text
 
 
-def test_drawing_changes_no_setting_of_the_caller():
-    import matplotlib
+@pytest.mark.parametrize("lang", ["zh", "en"])
+@pytest.mark.parametrize("sensitivity", [None, 0.02, 0.949, 0.95, 1.0])
+def test_text_sensitivity_in_the_footer(sensitivity, lang):
+    drawing = draw_figure(content_of(sensitivity=sensitivity), lang)
+    about, alarm = {"zh": ("文本敏感度", "几乎不随文本变化"), "en": ("Text sensitivity", "hardly depends")}[lang]
+    if sensitivity is None:
+        assert about not in words(drawing)
+        return
+    note = text_with(drawing, about)
+    assert f"{sensitivity:.2f}" in note.string
+    assert (alarm in note.string) == (note.colour == "#c0392b") == (sensitivity >= 0.95)
+    source = text_with(drawing, "starnet_s1")
+    assert source.y == note.y and text_box(source)[2] < text_box(note)[0]
 
-    before = dict(matplotlib.rcParams)
-    encode_figure(draw_figure(content_of()), ".svg")
-    assert dict(matplotlib.rcParams) == before
-    assert "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
+
+def test_a_long_layer_name_leaves_room_for_the_sensitivity():
+    source = ("convnext-large", "backbone." * 30, 7, 7)
+    drawing = draw_figure(content_of(source=source, sensitivity=0.95), "en")
+    assert overlapping(drawing) == [] and outside(drawing) == []
+    assert "0.95" in words(drawing)
+
+
+@pytest.mark.parametrize("contrast, title", [(0.0, "目标文本：类别0"), (1.0, "对比目标文本：类别0")])
+def test_the_title_says_whether_texts_are_contrasted(contrast, title):
+    assert text_with(draw_figure(content_of(contrast=contrast)), "目标文本").string.startswith(title)
 
 
 @pytest.mark.parametrize(
     "text, columns, lines, expected",
     [
-        ("正常", 10, 2, "正常"),
-        ("股骨柄松动", 6, 2, "股骨柄\n松动"),
-        ("股骨柄松动", 6, 1, "股骨…"),
-        ("hip stem loose", 9, 2, "hip stem\nloose"),
-        ("abcdefghij", 4, 3, "abcd\nefgh\nij"),
-        ("abcdefghij", 4, 2, "abcd\nefg…"),
-        ("", 4, 2, ""),
+        ("正常", 10, 2, ["正常"]),
+        ("股骨柄松动", 6, 2, ["股骨柄", "松动"]),
+        ("股骨柄松动", 6, 1, ["股骨…"]),
+        ("hip stem loose", 9, 2, ["hip stem", "loose"]),
+        ("abcdefghij", 4, 3, ["abcd", "efgh", "ij"]),
+        ("abcdefghij", 4, 2, ["abcd", "efg…"]),
+        ("（松动）正常", 6, 3, ["（松", "动）正", "常"]),
+        ("股骨，松动", 4, 3, ["股", "骨，", "松动"]),
+        ("", 4, 2, [""]),
     ],
 )
 def test_wrapping(text, columns, lines, expected):
     assert wrap_text(text, columns, lines) == expected
+
+
+def test_wrapping_by_the_length_of_the_letters():
+    measure = lambda text: text_length(text, 15)  # noqa: E731
+    for text in (LONG * 3, "Loosening of the femoral stem " * 5, "WWWWWWWW" * 9, "iiii" * 99):
+        rows = wrap_text(text, 200, 3, measure)
+        assert len(rows) == 3 and all(measure(row) <= 200 for row in rows) and rows[-1].endswith("…")
+        assert measure(rows[0]) > 100
+
+
+# -- grid -------------------------------------------------------------------------------------
+
+
+def grid_of(names, size=(60, 90), targets=None, **options):
+    targets = list(range(len(names))) if targets is None else targets
+    content = content_of(names=names, size=size)
+    levels = np.linspace(0, 255, max(len(targets), 2), dtype=np.uint8)
+    values = {
+        **{name: getattr(content, name) for name in ("pixels", "names", "texts", "probabilities", "similarities")},
+        "overlays": [np.full((*size, 3), level, np.uint8) for level, _ in zip(levels, targets)],
+        "targets": targets,
+        "source": content.source,
+        "warnings": [None] * len(targets),
+        "sensitivities": [0.1] * len(targets),
+        **options,
+    }
+    return GridContent(**values)
+
+
+def tiles_of(drawing):
+    """The pictures of the tiles; the last picture of the page is the colour bar."""
+    return [item for item in drawing.items if isinstance(item, Picture)][:-1]
+
+
+def caption_of(drawing, picture, tile_width=0):
+    """What stands below a picture, up to the next row, line by line."""
+    others = [p.top for p in tiles_of(drawing) if p.top > picture.bottom]
+    end = min([*others, *(p.top for p in drawing.items if isinstance(p, Picture) and p.top > picture.bottom)])
+    reach = max(picture.right - picture.left, 240) / 2
+    middle = (picture.left + picture.right) / 2
+    texts = [t for t in texts_of(drawing) if picture.bottom < t.y < end]
+    texts = [t for t in texts if abs(sum(text_box(t)[0:3:2]) / 2 - middle) <= reach]
+    return [text.string for text in sorted(texts, key=lambda text: (text.y, text.x))]
+
+
+@pytest.mark.parametrize("lang", ["zh", "en"])
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+@pytest.mark.parametrize("kind", NAMES)
+def test_no_text_of_a_grid_lies_over_another_or_outside(kind, size, lang):
+    names = NAMES[kind]
+    warned = ["热力图为空：梯度为零", *[None] * (len(names) - 1)]
+    content = grid_of(names, size, warnings=warned, sensitivities=[0.95] * len(names), contrast=1.0)
+    drawing = draw_grid(content, lang)
+    empty = {"zh": "热力图为空", "en": "Empty heatmap"}[lang]
+    assert overlapping(drawing) == []
+    assert outside(drawing) == []
+    assert over_a_picture(drawing, allowed=[empty]) == []
+    assert drawing.width <= 2200 and drawing.height <= 2400
+    assert min(text.size for text in texts_of(drawing)) >= 14  # never smaller than on the figure
+
+
+@pytest.mark.parametrize("lang", ["zh", "en"])
+@pytest.mark.parametrize("kind", ["two", "nine", "thirty"])
+def test_each_tile_shows_its_text(kind, lang):
+    names = NAMES[kind]
+    content = grid_of(names, targets=list(range(len(names)))[::-1])
+    drawing = draw_grid(content, lang)
+    original, *tiles = tiles_of(drawing)
+    height, width = original.pixels.shape[:2]
+    np.testing.assert_array_equal(original.pixels, figure_module._resized(content.pixels, width, height))
+    assert any({"zh": "原始图像", "en": "Original image"}[lang] in line for line in caption_of(drawing, original))
+    assert len(tiles) == len(names)
+    for picture, target, overlay in zip(tiles, content.targets, content.overlays, strict=True):
+        assert (picture.pixels == overlay[0, 0, 0]).all() and picture.pixels.shape == original.pixels.shape
+        caption = caption_of(drawing, picture)
+        assert caption[0] == names[target]
+        assert caption[1].endswith(f" {content.similarities[target]:.3f}")
+        assert caption[2].endswith(f" {content.probabilities[target]:.1%}")
+    places = [(picture.top, picture.left) for picture in (original, *tiles)]
+    assert places == sorted(places)  # in the order asked
+
+
+@pytest.mark.parametrize(
+    "lang, said", [("zh", "各图同一色标，可以比较"), ("en", "all maps share one scale and can be compared")]
+)
+@pytest.mark.parametrize("kind", ["one", "two", "nine", "thirty"])
+def test_the_grids_colour_bar_says_that_all_maps_share_one_scale(kind, lang, said):
+    drawing = draw_grid(grid_of(NAMES[kind]), lang)
+    label = text_with(drawing, said)
+    bar = [item for item in drawing.items if isinstance(item, Picture)][-1]
+    assert bar.bottom < label.y < bar.bottom + 60
+    np.testing.assert_array_equal(bar.pixels[0, [0, -1]], [(0, 0, 128), (128, 0, 0)])
+
+
+@pytest.mark.parametrize("lang, mark", [("zh", "预测"), ("en", "Predicted")])
+def test_the_predicted_texts_tile_is_marked(lang, mark):
+    content = grid_of(NAMES["nine"])
+    best = int(content.probabilities.argmax())
+    drawing = draw_grid(content, lang)
+    original, *tiles = tiles_of(drawing)
+    marked = [i for i, tile in enumerate(tiles) if mark in caption_of(drawing, tile)]
+    assert marked == [best]
+    frames = [item for item in drawing.items if isinstance(item, Box) and item.fill == BAR_COLOURS["prediction"]]
+    framed = [
+        f for f in frames if f.left < tiles[best].left and f.right > tiles[best].right and f.top < tiles[best].top
+    ]
+    assert len(framed) == 1 and len(frames) == 2  # the frame and the box of the word
+    assert drawing.items.index(framed[0]) < next(i for i, item in enumerate(drawing.items) if item is tiles[best])
+    others = draw_grid(grid_of(NAMES["nine"], targets=[i for i in range(9) if i != best]), lang)
+    assert not [i for i in others.items if isinstance(i, Box) and i.fill == BAR_COLOURS["prediction"]]
+    assert any(content.names[best] in line for line in caption_of(others, tiles_of(others)[0]))
+
+
+def test_a_tile_without_a_map_says_so():
+    drawing = draw_grid(grid_of(NAMES["nine"], warnings=[None, "热力图为空：梯度为零，换一层", *[None] * 7]))
+    message, tile = text_with(drawing, "热力图为空"), tiles_of(drawing)[2]
+    assert tile.left < message.x < tile.right and tile.top < message.y < tile.bottom
+
+
+@pytest.mark.parametrize(
+    "sensitivities, said, warned",
+    [
+        ([None, None], None, False),
+        ([0.1, None], "文本敏感度 0.10（", False),
+        ([0.3, 0.1], "文本敏感度 0.10–0.30（", False),
+        ([0.95, 0.1], "其中 1 个文本", True),
+        ([-0.2, 0.1], "文本敏感度 -0.20–0.10（", False),
+    ],
+)
+def test_the_grids_text_sensitivity(sensitivities, said, warned):
+    drawing = draw_grid(grid_of(["正常", "松动"], sensitivities=sensitivities))
+    notes = [text for text in texts_of(drawing) if "文本敏感度" in text.string]
+    assert len(notes) == (said is not None)
+    assert all(said in note.string and (note.colour == "#c0392b") == warned for note in notes)
+
+
+@pytest.mark.parametrize("height, width", [(800, 800), (1000, 800), (1200, 300), (300, 1200), (3, 900), (900, 3)])
+@pytest.mark.parametrize("count", [2, 3, 10, 31, 101])
+def test_tiles_are_as_large_as_the_page_allows(count, height, width):
+    tiles = arrange_tiles(count, width, height)
+    assert 1 <= tiles.columns <= count
+    assert tiles.width >= tiles.picture[0] and tiles.height >= tiles.picture[1]
+    assert 72 + tiles.columns * (tiles.width + 24) - 24 <= 2200
+    shown_width, shown_height = tiles.picture
+    assert (
+        abs(shown_height - shown_width * height / width) <= 1 or abs(shown_width - shown_height * width / height) <= 1
+    )
+    if 1 / 4 <= width / height <= 4 and count <= 31:
+        assert max(tiles.picture) >= 240
+    if count <= 3:
+        assert tiles.columns == count and (shown_width == 600 or shown_height == 768)
+
+
+@pytest.mark.parametrize("contrast", [0.0, 1.0])
+def test_the_grid_says_whether_texts_are_contrasted(contrast):
+    assert ("（对比：" in words(draw_grid(grid_of(["正常", "松动"], contrast=contrast)))) == (contrast > 0)
+
+
+# -- pixels and vectors -----------------------------------------------------------------------
+
+
+def test_pixels_at_the_place_of_a_picture_are_the_pictures():
+    drawing = draw_figure(content_of())
+    page = draw_pixels(drawing)
+    assert page.shape == (drawing.height, drawing.width, 3) and page.dtype == np.uint8
+    for picture in [item for item in drawing.items if isinstance(item, Picture)]:
+        np.testing.assert_array_equal(page[picture.top : picture.bottom, picture.left : picture.right], picture.pixels)
+
+
+def test_a_box_covers_its_pixels_and_no_others():
+    page = draw_pixels(Drawing(20, 10, [Box(3, 2, 9, 7, "#c0392b"), Box(12, 2, 18, 7, "#ffffff", "#000000")]))
+    inside = np.zeros((10, 20), bool)
+    inside[2:7, 3:9] = True
+    assert (page[:, :10][inside[:, :10]] == (0xC0, 0x39, 0x2B)).all() and (page[:, :10][~inside[:, :10]] == 255).all()
+    assert (page[2, 12:18] == 0).all() and (page[6, 12:18] == 0).all() and (page[3:6, 13:17] == 255).all()
+
+
+@pytest.mark.parametrize("vertical", [False, True])
+@pytest.mark.parametrize("anchor", ["l", "m", "r"])
+@pytest.mark.parametrize("string", ["髋臼杯", "Wagy", "é 髋 ∛ א"])
+def test_letters_lie_within_the_box_that_layout_reckons_with(string, anchor, vertical):
+    text = Text(150, 160, string, 20, anchor, vertical=vertical)
+    ink = (draw_pixels(Drawing(300, 320, [text])) < 255).any(axis=2)
+    rows, columns = np.flatnonzero(ink.any(axis=1)), np.flatnonzero(ink.any(axis=0))
+    left, top, right, bottom = text_box(text)
+    assert left - 2 <= columns[0] and columns[-1] <= right + 2 and top - 2 <= rows[0] and rows[-1] <= bottom + 2
+    assert (rows[-1] - rows[0] if vertical else columns[-1] - columns[0]) > 0.8 * text_length(string, 20)
+
+
+@pytest.mark.parametrize("lang", ["zh", "en"])
+def test_vectors_show_the_same_as_pixels(lang):
+    """The figure that goes into PDF and SVG, drawn by matplotlib's own rasteriser, beside Pillow's page."""
+    names = ["正常🦴", "Loosening of the stem, type é ∛", "感染"]
+    content = content_of(names=names, warning="梯度为零", sensitivity=0.95, probabilities=[0.2, 0.7, 0.1])
+    drawing = draw_figure(content, lang)
+    canvas = FigureCanvasAgg(drawing_module.vector_figure(drawing))
+    canvas.draw()
+    pixels, vectors = draw_pixels(drawing).astype(int), np.asarray(canvas.buffer_rgba())[..., :3].astype(int)
+    assert pixels.shape == vectors.shape
+    assert np.abs(pixels - vectors).mean() < 1.5
+    for text in texts_of(drawing):  # as much ink in the same place
+        left, top, right, bottom = (round(edge) for edge in text_box(text))
+        ink = [255 - page[top - 2 : bottom + 2, left - 2 : right + 2].mean() for page in (pixels, vectors)]
+        assert ink[1] == pytest.approx(ink[0], rel=0.2, abs=1), text
+
+
+def test_outlines_are_as_long_as_layout_reckons():
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import text_to_path
+
+    for drawing in (draw_figure(content_of(names=NAMES["English"]), "en"), draw_figure(content_of())):
+        for text in texts_of(drawing):
+            font = FontProperties(fname=str(SHIPPED_FONT), size=text.size)
+            length, _, _ = text_to_path.get_text_width_height_descent(text.string, font, False)
+            assert length == pytest.approx(text_length(text.string, text.size), rel=0.05)
+
+
+def test_svg_carries_its_glyphs_as_outlines():
+    data = encode_figure(draw_figure(content_of()), ".svg")
+    assert b"<text" not in data and b"<path" in data
+    assert data.count(b"<image") == 4
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif", ".webp", ".svg", ".pdf"])
+def test_the_same_figure_gives_the_same_bytes_from_every_thread(suffix):
+    contents = [content_of(target=i, names=NAMES["nine"]) for i in range(4)]
+    once = [encode_figure(draw_figure(content), suffix) for content in contents]
+    with ThreadPoolExecutor(4) as pool:
+        again = list(pool.map(lambda content: encode_figure(draw_figure(content), suffix), contents * 2))
+    assert again == once * 2
+    assert len(set(once)) == len(once)
+
+
+def test_pixels_are_drawn_without_matplotlib(tmp_path):
+    code = (
+        "import sys\n"
+        "import numpy as np\n"
+        "from models.figure import FigureContent, draw_figure, encode_figure\n"
+        "content = FigureContent(np.zeros((9, 9, 3), np.uint8), np.zeros((9, 9)), np.zeros((9, 9, 3)),\n"
+        "                        ['松动'], ['骨折 א'], np.ones(1), np.ones(1), 0, ('a', 'b', 1, 1))\n"
+        "for suffix in ('.png', '.jpg', '.tif', '.webp'):\n"
+        "    encode_figure(draw_figure(content), suffix)\n"
+        "sys.exit('matplotlib' in sys.modules)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(script.__file__).parent)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("suffix", [".png", ".svg", ".pdf"])
+def test_drawing_changes_no_setting_of_the_caller(suffix):
+    import matplotlib
+
+    before = dict(matplotlib.rcParams)
+    encode_figure(draw_figure(content_of()), suffix)
+    assert dict(matplotlib.rcParams) == before
+    assert "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
 
 
 # -- names and files --------------------------------------------------------------------------
@@ -380,6 +714,19 @@ def test_output_names(tmp_path, given, figure, overlay):
     assert output_paths(str(tmp_path / given)) == (tmp_path / figure, tmp_path / overlay)
 
 
+@pytest.mark.parametrize(
+    "figure, index, overlay",
+    [
+        ("a.png", None, "a_overlay.png"),
+        ("a.png", 0, "a_overlay_0.png"),
+        ("d.x/a.jpg", 12, "d.x/a_overlay_12.jpg"),
+        ("a.svg", 3, "a_overlay_3.png"),
+    ],
+)
+def test_overlays_of_several_texts(figure, index, overlay):
+    assert overlay_path(Path(figure), index) == Path(overlay)
+
+
 SIGNATURES = {
     ".png": b"\x89PNG", ".jpg": b"\xff\xd8", ".pdf": b"%PDF", ".svg": b"<?xml", ".tif": b"II*\0", ".webp": b"RIFF",
 }  # fmt: skip
@@ -387,7 +734,7 @@ SIGNATURES = {
 
 @pytest.mark.parametrize("suffix", SIGNATURES)
 def test_both_files_in_every_format(tmp_path, suffix):
-    content = content_of()
+    content = tiny_result()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         figure, overlay = save_results(content, tmp_path / "新 文件夹" / f"结果 1{suffix}")
@@ -396,17 +743,44 @@ def test_both_files_in_every_format(tmp_path, suffix):
     with Image.open(overlay) as image:
         assert image.size == (90, 60)
         error = np.abs(np.asarray(image.convert("RGB")) - 255 * content.overlay)
-    assert error.max() <= 0.51 if suffix != ".jpg" else error.mean() < 6
-
-
-def test_svg_carries_its_glyphs_as_outlines():
-    data = encode_figure(draw_figure(content_of()), ".svg")
-    assert b"<text" not in data and b"<path" in data
+    assert error.max() <= 1 if suffix != ".jpg" else error.mean() < 6
 
 
 def test_encoded_pixels_come_back():
     pixels = gradient_picture()
     np.testing.assert_array_equal(np.asarray(Image.open(BytesIO(encode_image(pixels, ".png")))), pixels)
+
+
+@pytest.mark.parametrize("strategy", ["RLE", "DEFAULT"])
+def test_png_of_an_opencv_without_filters(monkeypatch, strategy):
+    monkeypatch.delattr(cv2, "IMWRITE_PNG_FILTER", raising=False)
+    pixels = gradient_picture()
+    data = encode_image(pixels, ".PNG", strategy)
+    np.testing.assert_array_equal(np.asarray(Image.open(BytesIO(data))), pixels)
+
+
+def test_durable_files_are_on_the_disk_before_they_are_moved(tmp_path, monkeypatch):
+    steps = []
+    genuine = {name: getattr(os, name) for name in ("fsync", "replace")}
+
+    def fsync(handle):
+        steps.append(os.fstat(handle).st_size)
+        genuine["fsync"](handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", lambda *paths: steps.append("moved") or genuine["replace"](*paths))
+    write_files({tmp_path / "a.png": b"1", tmp_path / "b.png": b"22"}, durable=True)
+    assert steps == [1, 2, "moved", "moved"]
+    steps.clear()
+    write_files({tmp_path / "a.png": b"1"})
+    assert steps == ["moved"] and (tmp_path / "b.png").read_bytes() == b"22"
+
+
+def test_writing_does_not_touch_the_umask(tmp_path, monkeypatch):
+    """It is of the whole process: a file that another thread makes meanwhile would be open to all."""
+    monkeypatch.setattr(os, "umask", lambda mask: pytest.fail("umask set"))
+    write_files({tmp_path / "a.png": b"1"})
+    assert (tmp_path / "a.png").read_bytes() == b"1"
 
 
 def snapshot(folder):
@@ -419,7 +793,7 @@ def test_when_one_file_fails_nothing_is_left(tmp_path, monkeypatch, failing, cal
     (tmp_path / "here").mkdir()
     (tmp_path / "here" / "other.txt").write_text("stays")
     before = snapshot(tmp_path)
-    module = script.tempfile if failing == "mkstemp" else os
+    module = tempfile if failing == "mkstemp" else os
     genuine, calls = getattr(module, failing), []
 
     def fails(*args, **kwargs):
@@ -474,7 +848,7 @@ def test_an_interruption_leaves_no_temporary_file(tmp_path, monkeypatch):
 def test_a_folder_in_the_place_of_a_file(tmp_path, name):
     (tmp_path / name).mkdir()
     with pytest.raises(InputError, match=name):
-        save_results(content_of(), tmp_path / "a.png")
+        save_results(tiny_result(), tmp_path / "a.png")
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 

@@ -14,12 +14,14 @@ from torch.nn import functional as F
 
 from clip_gradcam_visualization import (
     CLIPGradCAM,
+    Explainer,
     diagnose_flat_map,
     get_target_layer_for_clip,
     load_clip_checkpoint,
-    to_heatmap,
 )
 from models.errors import InputError
+from models.heatmap import flatness, resize_map, text_sensitivity, to_heatmap
+from models.outputs import Question
 
 
 def pictures(batch=2, height=32, width=32, seed=1):
@@ -536,3 +538,105 @@ def test_a_flat_image_of_a_batch_is_warned_about_and_the_rest_is_drawn():
     with pytest.warns(UserWarning, match="热力图为空"):
         heatmaps = CLIPGradCAM(Clip(net), net.conv)(images, texts())
     assert not heatmaps[0].any() and heatmaps[1].max() == 1
+
+
+# -- contrast ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gamma", [0.3, 0.6, 1.0])
+def test_contrast_is_the_gradient_of_the_written_out_target(gamma):
+    """y = cos(image, t) - gamma * mean cos(image, others), by a backward pass through the whole net."""
+    net, images, features = PooledNet(activation=nn.ReLU(inplace=True)), pictures(1), texts(4)
+    maps = CLIPGradCAM(Clip(net), net.conv).explain(images, features, 2, contrast=gamma).maps[0, 0]
+    A = net.conv(images).detach().requires_grad_()
+    z = F.normalize(net.projection(net.activation(A.clone()).mean((2, 3))), dim=-1)
+    cosines = (z @ F.normalize(features, dim=-1).T)[0]
+    (cosines[2] - gamma * cosines[[0, 1, 3]].mean()).backward()
+    expected = (A.grad.mean((2, 3), keepdim=True) * A.detach()).sum(1)[0]
+    torch.testing.assert_close(maps, expected, rtol=1e-4, atol=1e-7)
+
+
+def test_contrast_of_grad_cam_is_the_difference_of_the_maps(clip):
+    """Grad-CAM before the ReLU is linear in what is explained."""
+    cam = CLIPGradCAM(clip, get_target_layer_for_clip(clip))
+    images, features = pictures(2, 64, 64), texts(3, 32)
+    every = torch.arange(3).expand(2, 3)
+    plain, contrast = (cam.explain(images, features, every, contrast=gamma) for gamma in (0.0, 0.6))
+    expected = torch.stack([plain.maps[:, k] - 0.3 * (plain.maps.sum(1) - plain.maps[:, k]) for k in range(3)], 1)
+    torch.testing.assert_close(contrast.maps, expected, rtol=1e-3, atol=1e-6 * float(plain.maps.abs().max()))
+    torch.testing.assert_close(contrast.similarities, plain.similarities, rtol=0, atol=0)
+
+
+def test_contrast_needs_another_text():
+    net = PooledNet()
+    with pytest.raises(InputError, match="至少需要两个"):
+        CLIPGradCAM(Clip(net), net.conv).explain(pictures(1), texts(1), 0, contrast=0.6)
+
+
+# -- several texts: sensitivity, one scale ----------------------------------------------------
+
+
+def test_text_sensitivity_is_the_mean_correlation_with_the_other_maps():
+    maps = np.random.default_rng(0).normal(size=(4, 5, 6)).astype(np.float32)
+    positive = np.maximum(maps, 0).reshape(4, -1)
+    for target in range(4):
+        expected = np.mean([np.corrcoef(positive[target], positive[i])[0, 1] for i in range(4) if i != target])
+        assert text_sensitivity(maps, target) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "maps, expected",
+    [
+        ([[[1, 2]], [[2, 4]]], 1.0),
+        ([[[1, 2]], [[2, 1]]], -1.0),
+        ([[[1, 2]]], None),
+        ([[[1, 2]], [[3, 3]]], None),
+        ([[[-1, -2]], [[1, 2]]], None),
+        ([[[1, 2]], [[-1, -1]], [[1, 3]]], 1.0),
+    ],
+)
+def test_text_sensitivity_at_its_ends_and_without_another_map(maps, expected):
+    value = text_sensitivity(np.array(maps, np.float32), 0)
+    assert value is None if expected is None else value == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("level, expected", [(0.0, 1.0), (-1.0, 1.0), (2.0, 1.0)])
+def test_one_colour_is_flat(level, expected):
+    assert flatness(np.full((3, 4), level, np.float32)) == expected
+
+
+def test_flatness_is_lowest_by_highest_after_the_relu():
+    assert flatness(np.array([[1.0, 4.0]])) == 0.25 and flatness(np.array([[-1.0, 4.0]])) == 0
+
+
+def test_heatmaps_on_a_scale_of_their_own_and_on_one_given():
+    raw = torch.tensor([[0.0, 1.0], [2.0, 4.0]])
+    resized = resize_map(raw, (20, 30))
+    assert resized.dtype == np.float32 and resized.max() == pytest.approx(4)
+    np.testing.assert_allclose(to_heatmap(raw, (20, 30)), resized / resized.max(), rtol=1e-6)
+    np.testing.assert_allclose(to_heatmap(raw, (20, 30), scale=8), resized / 8, rtol=1e-6)
+    assert (resize_map(-raw, (4, 4)) == 0).all()
+
+
+def test_a_twin_gives_the_same_bits_over_the_same_weights(clip):
+    question = Question(["甲", "乙", "丙"], ["甲", "乙", "丙"])
+    explainer = Explainer(clip, texts(3, 32), question)
+    twin = explainer.twin()
+    assert twin.layer is not explainer.layer and twin.layer_name == explainer.layer_name
+    ours, theirs = explainer.model.image_encoder, twin.model.image_encoder
+    assert all(a.data_ptr() == b.data_ptr() for a, b in zip(ours.parameters(), theirs.parameters()))
+    images = pictures(3, 64, 64)
+    for one, other in zip(explainer(images), twin(images)):
+        assert all(np.array_equal(a, b) for a, b in zip(one, other))
+
+
+@pytest.mark.parametrize("encoder", ["resnet18", "starnet_s1", "efficientnet-b0"])
+def test_an_image_has_the_same_bits_whatever_fills_the_rest_of_its_chunk(encoder):
+    """What makes a resumed run equal to an undisturbed one: images already done are zeros in the chunk."""
+    model = tiny_clip(encoder)
+    explainer = Explainer(model, texts(3, 32), Question(["甲", "乙", "丙"], ["甲", "乙", "丙"]))
+    images = pictures(5, 64, 64)
+    alone = torch.zeros_like(images)
+    alone[3] = images[3]
+    for one, other in zip(explainer(images)[3], explainer(alone)[3]):
+        np.testing.assert_array_equal(one, other)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from models.errors import InputError
-from models.results import COLUMNS, Part, RunFolder, check_settings, csv_cell, csv_line, package_versions, write_whole
+from models.results import COLUMNS, Part, RunFolder, check_settings, csv_cell, csv_line, package_versions
 
 PROJECT = Path(__file__).resolve().parent.parent
 SETTINGS = {"texts": [["甲", "甲。"]], "contrast": 0.0, "packages": "torch 2"}
@@ -116,10 +116,10 @@ def test_resuming_where_nothing_was_is_a_fresh_start(run):
     ],
 )
 def test_settings_that_differ_are_named(run, changed, named):
-    before = sorted(run.state.iterdir())
+    before = sorted(run.state.rglob("*"))
     with pytest.raises(InputError, match=f"--resume.*{named}"):
         run.begin({**SETTINGS, **changed}, IMAGES, resume=True)
-    assert sorted(run.state.iterdir()) == before
+    assert sorted(run.state.rglob("*")) == before
 
 
 def test_tuples_and_lists_are_one_setting():
@@ -195,22 +195,32 @@ def test_many_failures_are_counted_and_the_first_are_named(tmp_path):
     run.lock().close()
     images = [(f"{i}.png", str(i)) for i in range(50)]
     run.begin(SETTINGS, images, resume=False)
-    write_part(run, 0, *({"image": p, "files": {}, "rows": [{"image": p, "error": "x"}], "error": "x"} for p, _ in images))
+    write_part(
+        run, 0, *({"image": p, "files": {}, "rows": [{"image": p, "error": "x"}], "error": "x"} for p, _ in images)
+    )
     totals = run.join(["甲"])
     assert totals.failed == 50 and [path for path, _ in totals.failures] == [f"{i}.png" for i in range(20)]
 
 
-def test_a_table_that_cannot_be_written_leaves_the_old_one(tmp_path):
-    path = tmp_path / "results.csv"
-    write_whole(path, ["旧\n"])
+def test_a_table_that_cannot_be_written_leaves_the_old_one(run, monkeypatch):
+    write_part(run, 0, record(run, 0))
+    run.join(["甲", "乙"])
+    before = [table.read_bytes() for table in run.tables]
 
-    def lines():
-        yield "新\n"
+    def full(*args):
         raise OSError(28, "No space left on device")
 
+    monkeypatch.setattr(os, "fsync", full)
+    write_part(run, 0, record(run, 1))
     with pytest.raises(InputError, match="results.csv.*No space left"):
-        write_whole(path, lines())
-    assert path.read_text(encoding="utf-8") == "旧\n" and os.listdir(tmp_path) == ["results.csv"]
+        run.join(["甲", "乙"])
+    assert [table.read_bytes() for table in run.tables] == before and not list(run.staging.iterdir())
+
+
+def test_what_a_killed_run_left_on_its_way_is_cleared(run):
+    (run.staging / "half.tmp").write_bytes(b"half")
+    run.begin(SETTINGS, IMAGES, resume=True)
+    assert not list(run.staging.iterdir())
 
 
 def test_versions_name_what_a_heatmap_depends_on():
@@ -232,7 +242,11 @@ sys.stdin.read()
 
 def test_a_second_run_into_one_folder_is_refused(tmp_path):
     holder = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(tmp_path)], cwd=PROJECT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", HOLD, str(tmp_path)],
+        cwd=PROJECT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert holder.stdout.readline() == "locked\n"
     with pytest.raises(InputError, match=f"另一次运行.*进程 {holder.pid}"):

@@ -19,11 +19,11 @@ from clip_gradcam_visualization import (
     preprocess,
     read_image,
     show_cam_on_image,
-    to_heatmap,
     visualize_clip_gradcam,
 )
 from models.clip import CLIPModel
 from models.errors import InputError
+from models.heatmap import to_heatmap
 
 ROOT = Path(__file__).parents[1]
 TEXTS = ["正常", "松动", "感染"]
@@ -122,7 +122,7 @@ def test_everything_that_the_figure_shows(clip, picture):
     with torch.no_grad():
         cosines = clip.image_encoder(preprocess(read_image(picture), 224)) @ clip.text_encoder(texts=TEXTS).T
     np.testing.assert_allclose(content.similarities, cosines[0], atol=1e-5)
-    assert content.names == ["甲", "乙", "丙"] and content.texts == TEXTS and content.target == 1
+    assert content.question.names == ["甲", "乙", "丙"] and content.question.texts == TEXTS and content.target == 1
     assert content.source == ("starnet_s1", "stages.3.3", 7, 7)
     assert content.probabilities.argmax() == predictions[0]
 
@@ -197,7 +197,7 @@ def test_both_files_are_written(clip, tmp_path, name):
 def test_the_checkpoints_image_size_counts(picture):
     model = tiny_clip(img_size=64)
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.filterwarnings("error", message=".*img_size")
         expected = visualize_clip_gradcam(model, picture, TEXTS, img_size=64)
         assert_same_map(visualize_clip_gradcam(model, picture, TEXTS), expected)
     with pytest.warns(UserWarning, match="128.*64"):

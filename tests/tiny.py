@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from models.clip import CLIPModel, TextEncoder
+from models.outputs import ImageResult, Question
 
 TINY_BERT = {"hidden_size": 64, "num_hidden_layers": 1, "intermediate_size": 128, "num_attention_heads": 1}
 EMBED_DIM = 32
@@ -126,3 +127,19 @@ def gradient_picture(height=60, width=90):
     """A picture without symmetries, uint8 [H, W, 3]."""
     row, column = np.mgrid[0:height, 0:width]
     return np.stack([row * 255 // height, column * 255 // width, (row + 2 * column) % 256], axis=-1).astype(np.uint8)
+
+
+def tiny_result(targets=(0,), names=("正常", "松动", "感染"), size=(60, 90), seed=0) -> ImageResult:
+    """What could be known of one image: random maps of 3 x 4 cells."""
+    generator = np.random.default_rng(seed)
+    return ImageResult(
+        pixels=gradient_picture(*size),
+        maps=generator.normal(size=(len(names), 3, 4)).astype(np.float32),
+        question=Question(list(names), [f"{name}的描述" for name in names]),
+        probabilities=np.full(len(names), 1 / len(names), np.float32),
+        similarities=np.linspace(0.1, 0.3, len(names), dtype=np.float32),
+        targets=list(targets),
+        source=("starnet_s1", "stages.3.3", 3, 4),
+        flaws=[None] * len(targets),
+        sensitivities=[0.1] * len(targets),
+    )

@@ -1,0 +1,100 @@
+"""The heatmap itself: from a map at the target layer to colours on the image's pixels, and what can be measured of it.
+
+A map is [h, w] at the layer, before the ReLU; a heatmap is [H, W] at the image's size, in [0, 1].
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .files import import_cv2
+
+if TYPE_CHECKING:
+    import torch
+
+FLATNESS = 1e-6  # a map whose range is below this share of its maximum is one colour
+
+
+def resize_map(raw_map: torch.Tensor | np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Map [h, w] before the ReLU -> float32 [H, W] after it, in its own unit, at the image's size.
+
+    Resized bilinearly with pixel centres on half integers: each cell lies on the pixels it was made of.
+    """
+    import torch
+
+    positive = torch.as_tensor(raw_map).detach().float().relu()
+    resized = torch.nn.functional.interpolate(positive[None, None], tuple(size), mode="bilinear", align_corners=False)
+    return resized[0, 0].cpu().numpy()
+
+
+def to_heatmap(raw_map: torch.Tensor | np.ndarray, size: tuple[int, int], scale: float | None = None) -> np.ndarray:
+    """Map [h, w] before the ReLU -> heatmap float32 [H, W] in [0, 1]; zeros if it is flat.
+
+    1 is the map's own maximum, or `scale` where several maps share one.
+    """
+    if is_flat(raw_map):
+        return np.zeros(tuple(size), dtype=np.float32)
+    resized = resize_map(raw_map, size)
+    return resized / np.float32(scale or resized.max())
+
+
+def flatness(raw_map) -> float:
+    """Lowest / highest value of a map [h, w] after the ReLU: 1 where it is one colour, nothing at all included."""
+    low, high = max(float(raw_map.min()), 0.0), max(float(raw_map.max()), 0.0)
+    return low / high if high else 1.0
+
+
+def is_flat(raw_map) -> bool:
+    return flatness(raw_map) >= 1 - FLATNESS
+
+
+TEXT_INSENSITIVE = 0.95  # from this text sensitivity on, the reader is warned
+
+
+def text_sensitivity(maps: np.ndarray, target: int) -> float | None:
+    """Mean Pearson correlation of one text's map with the maps of the other texts; maps [K, h, w] before the ReLU.
+
+    1 means that the heatmap does not depend on what was asked. None where there is no other map to compare
+    with: one text only, or flat maps.
+    """
+    flat = [is_flat(raw_map) for raw_map in maps]
+    others = [i for i in range(len(maps)) if i != target and not flat[i]]
+    if flat[target] or not others:
+        return None
+    positive = np.maximum(maps.reshape(len(maps), -1), 0).astype(np.float64)
+    centred = positive - positive.mean(axis=1, keepdims=True)
+    unit = centred / np.linalg.norm(centred, axis=1, keepdims=True).clip(1e-300)
+    return float((unit[others] @ unit[target]).mean())
+
+
+COLORMAP_JET = 2  # cv2.COLORMAP_JET, by value: `import cv2` waits until something is drawn
+
+
+def show_cam_on_image(
+    img: np.ndarray, mask: np.ndarray, colormap: int = COLORMAP_JET, alpha: float = 0.4
+) -> np.ndarray:
+    """Lay a heatmap over an image: alpha * colour + (1 - alpha) * image.
+
+    `img`: RGB [H, W, 3], 0-255 integers or 0-1 floats (a float above 1 counts as 0-255). `mask`: [h, w] in
+    [0, 1], resized where it is of another size. `colormap`: one of OpenCV's. Returns float32 RGB in [0, 1].
+    """
+    cv2 = import_cv2()
+    pixels = np.asarray(img)
+    scale = 255.0 if np.issubdtype(pixels.dtype, np.integer) or pixels.max(initial=0) > 1 else 1.0
+    pixels = pixels.astype(np.float32) / np.float32(scale)
+    mask = np.asarray(mask, dtype=np.float32)
+    if mask.shape != pixels.shape[:2]:
+        mask = cv2.resize(mask, pixels.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+    levels = np.rint(np.clip(mask, 0, 1) * 255).astype(np.uint8)
+    colours = cv2.applyColorMap(levels, colormap)[..., ::-1].astype(np.float32) / np.float32(255)
+    return np.clip(alpha * colours + (1 - alpha) * pixels, 0, 1).astype(np.float32)
+
+
+def blend(pixels: np.ndarray, heatmap: np.ndarray, alpha: float = 0.4) -> np.ndarray:
+    """`show_cam_on_image` in whole levels, several times as fast: uint8 [H, W, 3] and [H, W] -> uint8 [H, W, 3]."""
+    cv2 = import_cv2()
+    levels = cv2.convertScaleAbs(heatmap, alpha=255)
+    colours = cv2.cvtColor(cv2.applyColorMap(levels, COLORMAP_JET), cv2.COLOR_BGR2RGB)
+    return cv2.addWeighted(colours, alpha, np.ascontiguousarray(pixels), 1 - alpha, 0)

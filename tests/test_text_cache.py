@@ -1,0 +1,674 @@
+"""Text features kept between runs: what keys them, what an entry survives, and what a warm run leaves alone."""
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import warnings
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from test_command_line import flags, home  # noqa: F401 (fixtures)
+from tiny import TINY_BERT, tiny_clip
+
+import clip_gradcam_visualization as script
+import models.clip
+from clip_gradcam_visualization import load_clip_checkpoint, load_with_text_features, main
+from models import loading, text_cache
+from models.checkpoint_layouts import read_torch_file
+from models.errors import CheckpointError, InputError, InputWarning
+from models.text_cache import checkpoint_fingerprint, load_entry, store_entry, text_features_key
+
+SCRIPT = Path(script.__file__)
+TEXTS = ["正常", "松动", "感染"]
+CONFIG = {"embed_dim": 32, "text_config": {**TINY_BERT, "vocab_size": 21128}}
+
+
+def changed(state, key=None, by=1e-6):
+    """A copy of a state dict in which one number is another."""
+    key = key or next(iter(state))
+    copy = {name: tensor.clone() for name, tensor in state.items()}
+    flat = copy[key].view(-1)
+    flat[-1] = flat[-1] + by if flat.is_floating_point() else flat[-1] + 1
+    assert not torch.equal(copy[key], state[key])
+    return copy
+
+
+def entries(folder):
+    return sorted(folder.glob("*")) if folder.exists() else []
+
+
+def damage_entry(path, position):
+    """Overwrite a tensor's bytes inside a zip; its directory goes on saying what it said."""
+    with zipfile.ZipFile(path) as archive, open(path, "r+b") as file:
+        for entry in archive.infolist():
+            if position(entry):
+                file.seek(entry.header_offset + 26)
+                name, extra = np.frombuffer(file.read(4), "<u2").tolist()
+                file.seek(entry.header_offset + 30 + name + extra)
+                file.write(b"\xff" * entry.file_size)
+
+
+# -- the fingerprint --------------------------------------------------------------------------
+
+
+def save_zip(state, path):
+    torch.save({"state_dict": state}, path)
+
+
+def save_legacy(state, path):
+    torch.save({"state_dict": state}, path, _use_new_zipfile_serialization=False)
+
+
+def save_zip_without_crc(state, path):
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        save_zip(state, path)
+    finally:
+        torch.serialization.set_crc32_options(before)
+
+
+FORMATS = {"zip": save_zip, "zip without CRC": save_zip_without_crc, "legacy": save_legacy, "safetensors": save_file}
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_any_weight_changes_the_fingerprint_and_nothing_else_does(tmp_path, kind):
+    state = {"conv.weight": torch.randn(8, 3), "norm.bias": torch.zeros(5), "steps": torch.tensor(3)}
+    save, path, copy = FORMATS[kind], tmp_path / "a.pth", tmp_path / "其他 名字.bin"
+    save(state, path)
+    fingerprint = checkpoint_fingerprint(path)
+    assert len(fingerprint) == 32 and int(fingerprint, 16) >= 0
+    shutil.copy(path, copy)
+    os.utime(copy, (1, 1))
+    assert checkpoint_fingerprint(copy) == fingerprint
+    status = path.stat()
+    for key in state:
+        save(changed(state, key), path)
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+        assert (path.stat().st_size, path.stat().st_mtime_ns) == (status.st_size, status.st_mtime_ns)
+        assert checkpoint_fingerprint(path) != fingerprint, key
+    save(state, path)
+    assert checkpoint_fingerprint(path) == fingerprint
+
+
+def test_the_name_of_the_archive_does_not_count(tmp_path):
+    state = {"weight": torch.arange(6.0)}
+    for name in ("first.pth", "second.pth"):  # torch names the folder in the zip after the file
+        save_zip(state, tmp_path / name)
+    names = [zipfile.ZipFile(tmp_path / name).namelist() for name in ("first.pth", "second.pth")]
+    assert names[0] != names[1]
+    assert checkpoint_fingerprint(tmp_path / "first.pth") == checkpoint_fingerprint(tmp_path / "second.pth")
+
+
+def test_two_weights_that_change_places_are_another_checkpoint(tmp_path):
+    one, other = torch.zeros(4), torch.ones(4)
+    save_zip({"a": one, "b": other}, tmp_path / "a.pth")
+    save_zip({"a": other, "b": one}, tmp_path / "b.pth")
+    save_zip({"b": one, "a": other}, tmp_path / "c.pth")
+    assert len({checkpoint_fingerprint(tmp_path / f"{name}.pth") for name in "abc"}) == 3
+
+
+def test_a_zip_whose_crcs_are_of_the_pickle_alone_is_hashed(tmp_path):
+    """As of a writer that fills in a constant for what is large."""
+    fingerprints = set()
+    for number in (1.0, 2.0):
+        path = tmp_path / "a.pth"
+        save_zip({"weight": torch.full((6,), number)}, path)
+        with zipfile.ZipFile(path) as archive:
+            (crc,) = (entry.CRC for entry in archive.infolist() if entry.filename.endswith("/data/0"))
+            (serial,) = (name for name in archive.namelist() if name.endswith("serialization_id"))
+            serial = archive.read(serial)  # torch sums up the true CRCs there
+        data = (
+            path.read_bytes()
+            .replace(crc.to_bytes(4, "little"), b"\x01\x02\x03\x04")
+            .replace(serial, b"0" * len(serial))
+        )
+        path.write_bytes(data)
+        fingerprints.add(checkpoint_fingerprint(path))
+    assert len(fingerprints) == 2
+
+
+def test_tensors_of_a_zip_are_not_read(tmp_path):
+    path = tmp_path / "a.pth"
+    save_zip({f"small.{i}": torch.ones(i + 1) for i in range(20)} | {"large": torch.randn(1000)}, path)
+    fingerprint = checkpoint_fingerprint(path)
+    damage_entry(path, lambda entry: entry.file_size == 4000)
+    assert checkpoint_fingerprint(path) == fingerprint
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut short", b"hello"])
+def test_what_is_no_checkpoint_has_a_fingerprint_too(tmp_path, content):
+    (tmp_path / "a").write_bytes(content)
+    assert checkpoint_fingerprint(tmp_path / "a") == hashlib.sha256(b"file\0" + content).hexdigest()[:32]
+
+
+# -- the key ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def vocabulary(tmp_path):
+    """A local folder of a text encoder, as the shipped one."""
+    folder = tmp_path / "bert"
+    shutil.copytree(models.clip.ASSETS / "bert-base-chinese", folder)
+    return folder
+
+
+KEY = {"fingerprint": "0" * 32, "text_encoder": "bert-base-chinese", "config": CONFIG, "texts": TEXTS, "device": "cpu"}
+OTHER_INGREDIENTS = {
+    "fingerprint": {"fingerprint": "1" * 32},
+    "texts": {"texts": ["正常", "松动", "感染。"]},
+    "order of the texts": {"texts": ["松动", "正常", "感染"]},
+    "one text less": {"texts": TEXTS[:2]},
+    "texts joined": {"texts": ["正常松动", "感染"]},
+    "heads": {"config": {**CONFIG, "text_config": {**CONFIG["text_config"], "num_attention_heads": 2}}},
+    "embedding width": {"config": {**CONFIG, "embed_dim": 64}},
+    "device": {"device": "mps"},
+}
+
+
+def test_the_key_is_the_same_for_the_same():
+    key = text_features_key(**KEY)
+    assert len(key) == 64 and key == text_features_key(**KEY)
+    assert key == text_features_key(**{**KEY, "text_encoder": "google-bert/bert-base-chinese"})
+    assert key == text_features_key(**{**KEY, "text_encoder": "/training/machine/bert-base-chinese"})
+
+
+@pytest.mark.parametrize("case", OTHER_INGREDIENTS)
+def test_each_ingredient_changes_the_key(case):
+    assert text_features_key(**{**KEY, **OTHER_INGREDIENTS[case]}) != text_features_key(**KEY)
+
+
+def test_threads_versions_and_format_change_the_key(monkeypatch):
+    keys = {text_features_key(**KEY)}
+    with monkeypatch.context() as context:
+        context.setattr(torch, "get_num_threads", lambda: 7)
+        keys.add(text_features_key(**KEY))
+    genuine = text_cache.metadata.version
+    for library in text_cache.LIBRARIES:
+        with monkeypatch.context() as context:
+            context.setattr(
+                text_cache.metadata, "version", lambda name, changed=library: genuine(name) + "x" * (name == changed)
+            )
+            keys.add(text_features_key(**KEY))
+    monkeypatch.setattr(text_cache, "FORMAT", "another")
+    keys.add(text_features_key(**KEY))
+    assert len(keys) == 3 + len(text_cache.LIBRARIES)
+
+
+def test_without_a_library_there_is_no_key(monkeypatch):
+    monkeypatch.setattr(text_cache, "LIBRARIES", ("torch", "no-such-library"))
+    assert text_features_key(**KEY) is None
+
+
+@pytest.mark.parametrize("file", ["vocab.txt", "config.json", "tokenizer_config.json", "special_tokens_map.json"])
+def test_the_files_of_a_local_text_encoder_are_part_of_the_key(vocabulary, tmp_path, file):
+    def key(folder=vocabulary):
+        return text_features_key(**{**KEY, "text_encoder": str(folder)})
+
+    before = key()
+    assert before == key(shutil.copytree(vocabulary, tmp_path / "moved"))
+    path = vocabulary / file
+    path.write_text((path.read_text(encoding="utf-8") if path.exists() else "{}") + "\n", encoding="utf-8")
+    assert key() not in (before, None)
+
+
+def test_a_text_encoder_that_is_not_at_hand_has_no_key(tmp_path):
+    (tmp_path / "empty").mkdir()
+    for name in (str(tmp_path / "empty"), "no/such", "no such name at all!"):
+        assert text_features_key(**{**KEY, "text_encoder": name}) is None
+
+
+def test_a_hub_name_counts_by_its_files_in_the_local_cache(vocabulary, tmp_path, monkeypatch):
+    snapshot = tmp_path / "hub" / "models--some--bert" / "snapshots" / "abc"
+    shutil.copytree(vocabulary, snapshot)
+    (snapshot.parent.parent / "refs").mkdir()
+    (snapshot.parent.parent / "refs" / "main").write_text("abc")
+    import huggingface_hub.file_download
+
+    monkeypatch.setattr(huggingface_hub.file_download, "HF_HUB_CACHE", str(tmp_path / "hub"), raising=False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    key = text_features_key(**{**KEY, "text_encoder": "some/bert"})
+    assert key is not None and text_features_key(**{**KEY, "text_encoder": "other/bert"}) is None
+    (snapshot / "vocab.txt").write_text("[PAD]\n", encoding="utf-8")
+    assert text_features_key(**{**KEY, "text_encoder": "some/bert"}) not in (key, None)
+    monkeypatch.setenv("TRANSFORMERS_CACHE", str(tmp_path))
+    assert text_features_key(**{**KEY, "text_encoder": "some/bert"}) is None
+
+
+# -- entries ----------------------------------------------------------------------------------
+
+FEATURES = np.arange(6, dtype=np.float32).reshape(2, 3)
+
+
+def test_what_is_stored_is_loaded(user_cache):
+    assert load_entry("a" * 64) is None
+    store_entry("a" * 64, FEATURES.T, ["文本“甲”被截去"])
+    features, messages = load_entry("a" * 64)
+    np.testing.assert_array_equal(features, FEATURES.T)
+    assert features.dtype == np.float32 and messages == ["文本“甲”被截去"]
+    assert len(entries(user_cache)) == 1 and load_entry("b" * 64) is None
+
+
+def test_an_entry_under_another_name_is_foreign(user_cache):
+    store_entry("a" * 64, FEATURES)
+    (path,) = entries(user_cache)
+    path.rename(path.with_name(path.name.replace("a" * 64, "b" * 64)))
+    assert load_entry("b" * 64) is None
+
+
+def with_checksum(array_bytes, key="a" * 64):
+    header = json.dumps({"format": text_cache.FORMAT, "key": key, "warnings": []}).encode()
+    rest = header + b"\n" + array_bytes
+    return hashlib.sha256(rest).digest() + rest
+
+
+def npy(array):
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, array, allow_pickle=True)
+    return buffer.getvalue()
+
+
+class Malicious:
+    def __reduce__(self):
+        return os.system, ("echo > executed",)
+
+
+DAMAGED = {
+    "empty": lambda data: b"",
+    "truncated": lambda data: data[:-1],
+    "cut in the header": lambda data: data[:50],
+    "a flipped bit in the features": lambda data: data[:-3] + bytes([data[-3] ^ 1]) + data[-2:],
+    "a flipped bit in the checksum": lambda data: bytes([data[0] ^ 1]) + data[1:],
+    "something behind": lambda data: data + b"x",
+    "text": lambda data: b"hello" * 100,
+    "no header": lambda data: hashlib.sha256(b"[]\n").digest() + b"[]\n",
+    "NaN": lambda data: with_checksum(npy(np.full((3, 32), np.nan, np.float32))),
+    "float64": lambda data: with_checksum(npy(np.zeros((3, 32)))),
+    "one dimension": lambda data: with_checksum(npy(np.zeros(32, np.float32))),
+    "pickled objects": lambda data: with_checksum(npy(np.array([[Malicious()]], dtype=object))),
+    "a pickle alone": lambda data: with_checksum(b"\x80\x04N."),
+    "larger than memory": lambda data: with_checksum(npy(np.zeros((0, 1), np.float32)).replace(b"(0,", b"(999999999,")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_a_damaged_entry_is_absent_and_executes_nothing(user_cache, tmp_path, monkeypatch, case):
+    monkeypatch.chdir(tmp_path)
+    store_entry("a" * 64, FEATURES)
+    (path,) = entries(user_cache)
+    path.write_bytes(DAMAGED[case](path.read_bytes()))
+    assert load_entry("a" * 64) is None
+    assert not (tmp_path / "executed").exists()
+    store_entry("a" * 64, FEATURES)
+    np.testing.assert_array_equal(load_entry("a" * 64)[0], FEATURES)
+
+
+def test_the_folder_of_the_cache(monkeypatch, tmp_path):
+    assert text_cache.cache_folder() == Path(os.environ["XDG_CACHE_HOME"]) / "clip_gradcam"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    for value in ("", "relative/does/not/count"):
+        monkeypatch.setenv("XDG_CACHE_HOME", value)
+        assert text_cache.cache_folder() == tmp_path / ".cache" / "clip_gradcam"
+
+
+def test_no_home_no_cache(monkeypatch):
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(text_cache.Path, "home", homeless)
+    store_entry("a" * 64, FEATURES)
+    assert load_entry("a" * 64) is None
+
+
+def test_a_full_disk_leaves_nothing(user_cache, monkeypatch):
+    def full(*paths):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(text_cache.os, "replace", full)
+    store_entry("a" * 64, FEATURES)
+    assert entries(user_cache) == []
+
+
+def test_many_writers_at_once(user_cache):
+    """Threads and two processes store and load one key: whoever reads, reads a whole entry or none."""
+    code = (
+        "import sys, numpy as np\n"
+        "from models.text_cache import load_entry, store_entry\n"
+        "features = np.full((200, 300), 7, np.float32)\n"
+        "for _ in range(100):\n"
+        "    store_entry('a' * 64, features, ['m'])\n"
+        "    loaded, messages = load_entry('a' * 64)\n"
+        "    assert (loaded == features).all() and messages == ['m']\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parent)}
+    processes = [subprocess.Popen([sys.executable, "-c", code], env=environment) for _ in range(2)]
+    seen = []
+    while any(process.poll() is None for process in processes):
+        seen.append(load_entry("a" * 64))
+    assert [process.returncode for process in processes] == [0, 0]
+    found = [entry for entry in seen if entry is not None]
+    assert found and all((features == 7).all() for features, _ in found)
+    first = next(i for i, entry in enumerate(seen) if entry is not None)
+    assert all(entry is not None for entry in seen[first:])
+    assert len(entries(user_cache)) == 1
+
+
+# -- a model without its text tower -----------------------------------------------------------
+
+
+def test_a_model_without_text_tower(clip):
+    model = models.clip.CLIPModel("starnet_s1", embed_dim=32, text_tower=False)
+    model.load_state_dict(clip.state_dict())
+    own = model.eval().state_dict()
+    assert own and not any(key.startswith("text_encoder.") for key in own)
+    assert all(torch.equal(tensor, clip.state_dict()[key]) for key, tensor in own.items())
+    images, features = torch.rand(2, 3, 64, 64), clip.embed_texts(TEXTS).detach()
+    with torch.no_grad():
+        torch.testing.assert_close(
+            model.predict(images, text_features=features)[1], clip.predict(images, text_features=features)[1]
+        )
+    calls = (
+        lambda: model(images, TEXTS),
+        lambda: model.predict(images, TEXTS),
+        lambda: model.precompute_class_text_features(TEXTS),
+        lambda: script.embed_texts(model, TEXTS),
+    )
+    for call in calls:
+        with pytest.raises(InputError, match="没有文本编码器"):
+            call()
+
+
+def test_a_model_without_text_tower_complains_of_the_rest_as_ever(clip):
+    def loads(state):
+        return models.clip.CLIPModel("starnet_s1", embed_dim=32, text_tower=False).load_state_dict(state)
+
+    state = clip.state_dict()
+    with pytest.raises(CheckpointError, match="缺少 1 个权重.*projection.bias"):
+        loads({key: tensor for key, tensor in state.items() if key != "image_encoder.projection.bias"})
+    with pytest.raises(CheckpointError, match="没有位置.*backbone.extra"):
+        loads({**state, "image_encoder.backbone.extra": torch.zeros(1)})
+    with pytest.warns(InputWarning, match="loss.scale"):
+        loads({**state, "loss.scale": torch.zeros(1)})
+    with pytest.warns(InputWarning, match="没有 temperature"):
+        loads({key: tensor for key, tensor in state.items() if key != "temperature"})
+
+
+def test_a_small_file_is_mapped_where_that_is_asked_for(checkpoint, monkeypatch):
+    seen = []
+    genuine = torch.load
+    monkeypatch.setattr(torch, "load", lambda *a, **options: seen.append(options["mmap"]) or genuine(*a, **options))
+    for mapped in (None, True, False):
+        read_torch_file(checkpoint, mapped)
+    assert seen == [False, True, False]
+
+
+# -- loading with the cache -------------------------------------------------------------------
+
+
+@pytest.fixture
+def built(monkeypatch):
+    """A list that grows by True or False with each model built, with or without its text tower."""
+    seen = []
+    genuine = models.clip.build_on_meta
+
+    def watched(config, text_tower=True):
+        seen.append(text_tower)
+        return genuine(config, text_tower)
+
+    monkeypatch.setattr(models.clip, "build_on_meta", watched)
+    return seen
+
+
+def assert_features_of(features, path, texts=TEXTS, **options):
+    expected = script.embed_texts(load_clip_checkpoint(path, **options), texts)
+    assert features.dtype == torch.float32 and torch.equal(features, expected)
+
+
+def test_a_hit_is_bit_equal_and_builds_no_text_tower(checkpoint, clip, built):
+    results = [load_with_text_features(checkpoint, TEXTS) for _ in range(2)]
+    results.append(load_with_text_features(checkpoint, TEXTS, use_cache=False))
+    assert built == [True, False, True]
+    for model, features in results:
+        assert model.text_encoder is None and not model.training and model.img_size == 64
+        state = model.state_dict()
+        assert all(torch.equal(tensor, clip.state_dict()[key]) for key, tensor in state.items())
+        assert_features_of(features, checkpoint)
+
+
+@pytest.mark.parametrize("encoder", ["starnet_s1", "resnet18", "vit"])
+def test_heatmaps_of_a_hit_are_bit_equal(write_checkpoint, picture, encoder, built):
+    path = write_checkpoint({"state_dict": tiny_clip(encoder).state_dict()})
+    contents = []
+    for _ in range(2):
+        model, features = load_with_text_features(path, TEXTS)
+        pixels = script.read_image(picture)
+        contents.append(script.explain_image(model, pixels, TEXTS, img_size=64, text_features=features))
+    assert built == [True, False]
+    for name in ("heatmap", "overlay", "probabilities", "similarities"):
+        np.testing.assert_array_equal(getattr(contents[0], name), getattr(contents[1], name))
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_every_format_is_cached(tmp_path, clip, kind, built):
+    path = tmp_path / ("a.safetensors" if kind == "safetensors" else "a.pth")
+    FORMATS[kind](clip.state_dict(), path)
+    for _ in range(2):
+        assert_features_of(load_with_text_features(path, TEXTS)[1], path)
+    assert built == [True, True, False, True]  # each second one is the oracle's
+
+
+def test_half_precision_is_cached_as_float32(clip, write_checkpoint, built):
+    path = write_checkpoint({key: tensor.half() for key, tensor in clip.state_dict().items()})
+    for _ in range(2):
+        model, features = load_with_text_features(path, TEXTS)
+        assert_features_of(features, path)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+def test_other_weights_under_the_same_path_and_time_stamp(clip, write_checkpoint, built):
+    path = write_checkpoint({"state_dict": dict(clip.state_dict())})
+    status = path.stat()
+    old = load_with_text_features(path, TEXTS)[1]
+    write_checkpoint({"state_dict": changed(clip.state_dict(), "text_encoder.projection.bias", by=1.0)})
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (status.st_size, status.st_mtime_ns)
+    new = load_with_text_features(path, TEXTS)[1]
+    assert built == [True, True] and not torch.equal(old, new)
+    assert_features_of(new, path)
+
+
+def test_a_changed_tokenizer_recomputes(checkpoint, vocabulary, built):
+    old = load_with_text_features(checkpoint, TEXTS, text_encoder=str(vocabulary))[1]
+    words = (vocabulary / "vocab.txt").read_text(encoding="utf-8").split("\n")
+    i, j = words.index("正"), words.index("松")
+    words[i], words[j] = words[j], words[i]
+    (vocabulary / "vocab.txt").write_text("\n".join(words), encoding="utf-8")
+    new = load_with_text_features(checkpoint, TEXTS, text_encoder=str(vocabulary))[1]
+    assert built == [True, True] and not torch.equal(old, new)
+    assert_features_of(new, checkpoint, text_encoder=str(vocabulary))
+
+
+@pytest.mark.parametrize("moment", ["before the key", "after the key"])
+def test_a_checkpoint_replaced_while_it_is_read_is_not_cached(clip, write_checkpoint, user_cache, monkeypatch, moment):
+    """A training saves the next epoch between the reading of the weights and their fingerprint, or after it."""
+    path = write_checkpoint({"state_dict": clip.state_dict()})
+    other = write_checkpoint({"state_dict": changed(clip.state_dict(), by=1.0)}, "other.pth")
+    place = (text_cache, "checkpoint_fingerprint") if moment == "before the key" else (loading, "embed_texts")
+    genuine = getattr(*place)
+
+    def replaced_meanwhile(*arguments):
+        if other.exists():
+            os.replace(other, path)
+        return genuine(*arguments)
+
+    monkeypatch.setattr(*place, replaced_meanwhile)
+    model, _ = load_with_text_features(path, TEXTS)
+    assert entries(user_cache) == []
+    key = next(iter(clip.state_dict()))
+    assert torch.equal(model.state_dict()[key], clip.state_dict()[key])
+
+
+def test_a_small_checkpoint_may_be_overwritten_once_it_is_loaded(clip, write_checkpoint):
+    """Nothing stays mapped: a mapped file that shrinks would end this process."""
+    path = write_checkpoint({"state_dict": clip.state_dict()})
+    for _ in range(2):
+        content = path.read_bytes()
+        model, features = load_with_text_features(path, TEXTS)
+        path.write_bytes(b"")
+        assert all(torch.equal(model.state_dict()[k], clip.state_dict()[k]) for k in model.state_dict())
+        assert torch.isfinite(features).all()
+        path.write_bytes(content)
+
+
+def test_warnings_are_said_again_on_a_hit(checkpoint, built):
+    texts = ["正常", "股骨柄周围可见透亮线。" * 30]
+    said = []
+    for use_cache in (True, True, False):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            load_with_text_features(checkpoint, texts, embed_dim=512, use_cache=use_cache)
+        said.append([str(w.message) for w in caught if issubclass(w.category, InputWarning)])
+    assert built == [True, False, True]
+    assert said[0] == said[1] == said[2] and len(said[0]) == 2
+    assert "--embed-dim" in said[0][0] and "股骨柄周围" in said[0][1] and "128" in said[0][1]
+
+
+# -- the command ------------------------------------------------------------------------------
+
+
+def results(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def test_files_of_a_warm_command_are_those_of_a_cold_one(flags, home, capsys, built):  # noqa: F811
+    said = []
+    for folder in ("cold", "warm"):
+        assert main(flags(output_dir=folder)) == 0
+        said.append(capsys.readouterr().out.replace(folder, ""))
+    assert built == [True, False] and said[0] == said[1]
+    assert len(results(home / "cold")) == 2 and results(home / "cold") == results(home / "warm")
+
+
+def test_without_the_cache_nothing_is_read_or_written(flags, home, user_cache, built):  # noqa: F811
+    assert main(flags(no_text_cache=True, output_dir="none")) == 0
+    assert entries(user_cache) == []
+    assert main(flags(output_dir="cold")) == 0
+    (path,) = entries(user_cache)
+    before = path.read_bytes(), path.stat().st_mtime_ns
+    assert main(flags(no_text_cache=True, output_dir="none again")) == 0
+    assert built == [True, True, True]
+    assert entries(user_cache) == [path] and before == (path.read_bytes(), path.stat().st_mtime_ns)
+    assert results(home / "none") == results(home / "cold") == results(home / "none again")
+
+
+@pytest.mark.parametrize("case", ["empty", "truncated", "a flipped bit in the features", "text"])
+def test_a_damaged_entry_is_recomputed_and_replaced(flags, user_cache, built, capsys, case):  # noqa: F811
+    assert main(flags()) == 0
+    (path,) = entries(user_cache)
+    whole = path.read_bytes()
+    path.write_bytes(DAMAGED[case](whole))
+    assert main(flags()) == 0 and main(flags()) == 0
+    assert built == [True, True, False] and path.read_bytes() == whole
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("obstacle", ["a file in its place", "a file in the folder's place", "no permission"])
+def test_a_cache_that_cannot_be_written(flags, home, user_cache, built, capsys, monkeypatch, obstacle):  # noqa: F811
+    if obstacle == "a file in its place":
+        user_cache.write_text("mine")
+    elif obstacle == "a file in the folder's place":
+        (home / "file").write_text("mine")
+        monkeypatch.setenv("XDG_CACHE_HOME", str(home / "file"))
+    else:
+
+        def refused(*arguments, **options):
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr(text_cache.tempfile, "mkstemp", refused)
+        monkeypatch.setattr(script, "write_files", lambda contents: None)  # stages its files in the same way
+    assert main(flags()) == 0 and main(flags()) == 0
+    assert built == [True, True] and capsys.readouterr().err == ""
+
+
+def test_layers_are_listed_without_the_text_tower(flags, built, user_cache):  # noqa: F811
+    assert main(flags(list_layers=True)) == 0
+    assert built == [False] and entries(user_cache) == []
+
+
+# -- as a process -----------------------------------------------------------------------------
+
+SPY = (
+    "import json, sys\n"
+    "import torch\n"
+    "known = set(sys.modules)\n"
+    "from clip_gradcam_visualization import main\n"
+    "code = main(sys.argv[1:])\n"
+    "print(json.dumps(sorted({name for name in set(sys.modules) - known})))\n"
+    "sys.exit(code)\n"
+)
+
+
+def run_spy(arguments, folder):
+    """What a command imports beyond what `import torch` has imported: the names of modules."""
+    environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parent), "PYTHONIOENCODING": "utf-8", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", SPY, *map(str, arguments)]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, encoding="utf-8")
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+def heavy(modules):
+    return {name.split(".")[0] for name in modules} & {"transformers", "torchvision", "huggingface_hub", "safetensors"}
+
+
+def test_what_a_warm_command_imports_and_reads(flags, home, clip, write_checkpoint):  # noqa: F811
+    """No transformers, no torchvision, and no byte of the text tower: those in the file are destroyed."""
+    path = write_checkpoint({"state_dict": clip.state_dict(), "config": {"img_size": 64}})
+    assert "transformers" in heavy(run_spy(flags(model_path=path, output_dir="cold"), home))
+    storages = {tensor.nbytes for key, tensor in clip.state_dict().items() if key.startswith("text_encoder.")}
+    shared = {tensor.nbytes for key, tensor in clip.state_dict().items() if not key.startswith("text_encoder.")}
+    large = {size for size in storages - shared if size > 1000}
+    damage_entry(path, lambda entry: "/data/" in entry.filename and entry.file_size in large)
+    destroyed = torch.load(path)["state_dict"]["text_encoder.backbone.embeddings.word_embeddings.weight"]
+    assert destroyed.isnan().all()
+    assert heavy(run_spy(flags(model_path=path, output_dir="warm"), home)) == set()
+    assert results(home / "cold") == results(home / "warm")
+
+
+def test_a_warm_command_with_a_resnet(flags, home, resnet_clip, write_checkpoint):  # noqa: F811
+    path = write_checkpoint({"state_dict": resnet_clip.state_dict()})
+    run_spy(flags(model_path=path), home)
+    assert heavy(run_spy(flags(model_path=path), home)) == {"torchvision"}
+
+
+def test_the_module_of_the_cache_is_light(home):  # noqa: F811
+    code = "import sys, models.text_cache; print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parent)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=home, env=environment, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_two_commands_at_once(flags, home, user_cache):  # noqa: F811
+    finished = {}
+
+    def command(folder):
+        finished[folder] = run_spy(flags(output_dir=folder), home)
+
+    threads = [threading.Thread(target=command, args=(folder,)) for folder in ("one", "two")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert set(finished) == {"one", "two"} and len(entries(user_cache)) == 1
+    assert results(home / "one") == results(home / "two")
