@@ -499,8 +499,8 @@ def visualize_clip_gradcam(
         image_encoder_name=image_encoder_name,
         contrast=contrast,
     )
-    for warning in filter(None, result.warnings()):
-        warnings.warn(warning, InputWarning, stacklevel=2)
+    for message in result.messages():
+        warnings.warn(message, InputWarning, stacklevel=2)
     if save_path is not None:
         save_results(result, save_path)
     if target_text_idx is None or np.ndim(target_text_idx) == 0 and not isinstance(target_text_idx, str):
@@ -729,8 +729,8 @@ def run_one(args, question: Question) -> None:
     explainer = Explainer(model, text_features, question, args.target_layer)
     (maps,) = explainer(preprocess(pixels, image_size(model)))
     result = explainer.result(pixels, maps)
-    for warning in filter(None, result.warnings()):
-        warnings.warn(warning, InputWarning, stacklevel=1)
+    for message in result.messages():
+        warnings.warn(message, InputWarning, stacklevel=1)
     files = encode_outputs(result, save_path, output_choice(args))
     write_files(files.contents)
     print_result(result, files)

@@ -195,7 +195,7 @@ class FigureContent(NamedTuple):
 
     pixels: np.ndarray  # RGB uint8 [H, W, 3]
     heatmap: np.ndarray  # [H, W] in [0, 1]
-    overlay: np.ndarray  # RGB float [H, W, 3] in [0, 1]
+    overlay: np.ndarray  # RGB uint8 [H, W, 3]
     names: list[str]  # K short names
     texts: list[str]  # K texts as the model reads them
     probabilities: np.ndarray  # [K]
@@ -221,7 +221,7 @@ def draw_figure(content: FigureContent, lang: str = "zh") -> Drawing:
     items = [
         *_image_panel(MARGIN, upper, panel_height, content.pixels, words["image"]),
         *_heatmap_panel(right, upper, panel_height, content, words),
-        *_image_panel(MARGIN, lower, panel_height, _as_bytes(content.overlay), words["overlay"]),
+        *_image_panel(MARGIN, lower, panel_height, content.overlay, words["overlay"]),
         *_probability_panel(right + 252, lower, panel_height, content, words),
     ]
     sensitivity = "" if content.sensitivity is None else words["sensitivity"].format(f"{content.sensitivity:.2f}")
@@ -229,11 +229,6 @@ def draw_figure(content: FigureContent, lang: str = "zh") -> Drawing:
     sensitivity += words["insensitive"] if warned else ""
     items += _footer(page_width, page_height, content.source, sensitivity, warned, words)
     return Drawing(page_width, page_height, items)
-
-
-def _as_bytes(picture: np.ndarray) -> np.ndarray:
-    """RGB float in [0, 1] -> uint8."""
-    return import_cv2().convertScaleAbs(picture, alpha=255)
 
 
 def _panel_picture(left, top, panel_height, image, proportions) -> Picture:

@@ -64,6 +64,15 @@ class ImageResult(NamedTuple):
             return None
         return f"热力图几乎不随文本变化（文本敏感度 {value:.2f}，1 表示完全不变）：它显示的不是这段文本特有的依据"
 
+    def messages(self) -> list[str]:
+        """The warnings, each once; with several texts, after the names of those it is about."""
+        about: dict[str, list[str]] = {}
+        for target, warning in zip(self.targets, self.warnings()):
+            if warning:
+                about.setdefault(warning, []).append(self.question.names[target])
+        alone = len(self.targets) == 1
+        return [warning if alone else f"{'、'.join(names)}：{warning}" for warning, names in about.items()]
+
     # of the only, or the first, explained text
 
     @property

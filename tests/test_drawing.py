@@ -21,6 +21,7 @@ import clip_gradcam_visualization as script
 from clip_gradcam_visualization import save_results, show_cam_on_image
 from models import drawing as drawing_module
 from models import figure as figure_module
+from models import outputs
 from models.drawing import (
     SHIPPED_FONT,
     Box,
@@ -44,7 +45,8 @@ from models.figure import (
     encode_figure,
 )
 from models.files import encode_image, output_paths, overlay_path, write_files
-from models.heatmap import COLORMAP_JET
+from models.heatmap import COLORMAP_JET, blend
+from models.outputs import OutputChoice, encode_outputs
 
 # -- overlay ----------------------------------------------------------------------------------
 
@@ -107,6 +109,14 @@ def test_without_opencv_the_remedy_is_named(monkeypatch):
         show_cam_on_image(gradient_picture(4, 4), np.zeros((4, 4)))
 
 
+@pytest.mark.parametrize("alpha", [0.4, 0.7])
+def test_blending_whole_levels_is_the_overlay_rounded(alpha):
+    pixels, mask = gradient_picture(50, 70), np.random.default_rng(0).random((50, 70), np.float32)
+    blended, overlay = blend(pixels, mask, alpha), show_cam_on_image(pixels, mask, alpha=alpha)
+    assert blended.dtype == np.uint8
+    np.testing.assert_allclose(blended, 255 * overlay, atol=0.51 + 1e-3)
+
+
 # -- figure -----------------------------------------------------------------------------------
 
 CHINESE = (
@@ -133,7 +143,7 @@ def content_of(count=3, target=0, size=(60, 90), names=None, probabilities=None,
     values = {
         "pixels": pixels,
         "heatmap": heatmap,
-        "overlay": show_cam_on_image(pixels, heatmap),
+        "overlay": blend(pixels, heatmap),
         "names": names,
         "texts": [f"{name}的描述" for name in names],
         "probabilities": probabilities.astype(np.float32),
@@ -227,7 +237,7 @@ def test_four_panels_show_what_they_say():
     np.testing.assert_array_equal(original.pixels, content.pixels)
     levels = np.rint(content.heatmap * 255).astype(np.uint8)
     np.testing.assert_array_equal(heatmap.pixels, cv2.applyColorMap(levels, cv2.COLORMAP_JET)[..., ::-1])
-    np.testing.assert_allclose(overlay.pixels, 255 * content.overlay, atol=0.51)
+    np.testing.assert_array_equal(overlay.pixels, content.overlay)
     for word, picture in zip(CHINESE[:3], (original, heatmap, overlay), strict=True):
         title = text_with(drawing, word)
         assert title.x == pytest.approx((picture.left + picture.right) / 2, abs=1) and title.y < picture.top
@@ -744,6 +754,20 @@ def test_both_files_in_every_format(tmp_path, suffix):
         assert image.size == (90, 60)
         error = np.abs(np.asarray(image.convert("RGB")) - 255 * content.overlay)
     assert error.max() <= 1 if suffix != ".jpg" else error.mean() < 6
+
+
+@pytest.mark.parametrize("targets", [[1], [2, 0]])
+def test_the_figure_shows_what_the_overlay_files_show(monkeypatch, targets):
+    drawings = []
+    monkeypatch.setattr(outputs, "encode_figure", lambda drawing, suffix: drawings.append(drawing) or b"")
+    result = tiny_result(targets, size=(300, 450))
+    files = encode_outputs(result, "a.png", OutputChoice())
+    pictures = [item.pixels for item in drawings[0].items if isinstance(item, Picture)]
+    shown = pictures[-1:] if len(targets) == 1 else pictures[1 : 1 + len(targets)]
+    for path, picture in zip(files.overlays, shown, strict=True):
+        overlay = np.asarray(Image.open(BytesIO(files.contents[path])))
+        expected = cv2.resize(overlay, picture.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+        assert np.abs(picture.astype(float) - expected).mean() < 2
 
 
 def test_encoded_pixels_come_back():

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import gradient_picture
+from tiny import gradient_picture, tiny_result
 
 import clip_gradcam_visualization as script
 from clip_gradcam_visualization import main
@@ -192,6 +192,12 @@ def test_all_texts_of_one_image(home, command, capsys):
     out = capsys.readouterr().out
     assert files("out") == sorted(["clip_gradcam_000.png", *(f"clip_gradcam_000_overlay_{i}.png" for i in range(3))])
     assert all(f"[{i}] {name}" in out for i, name in enumerate(TEXTS)) and "文本敏感度" in out
+
+
+def test_a_warning_of_several_texts_names_them_once():
+    result = tiny_result([0, 1, 2])._replace(flaws=["热力图为空", None, "热力图为空"], sensitivities=[None, 0.97, None])
+    first, second = result.messages()
+    assert first == "正常、感染：热力图为空" and second.startswith("松动：热力图几乎不随文本变化（文本敏感度 0.97")
 
 
 def test_one_scale_for_all_texts_of_an_image(clip, home):
@@ -501,12 +507,15 @@ def test_killed_at_random_moments_and_resumed(home, command, workers):
     assert not list(Path("out").rglob("*.tmp"))
 
 
-ONE_THREAD = {"env": {**os.environ, "OMP_NUM_THREADS": "1"}}
 CAPTURED = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "encoding": "utf-8"}
 
 
+def one_thread():
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
 def start_run(arguments):
-    return subprocess.Popen([sys.executable, SCRIPT, *arguments], **ONE_THREAD, **CAPTURED)
+    return subprocess.Popen([sys.executable, SCRIPT, *arguments], env=one_thread(), **CAPTURED)
 
 
 def wait_for_rows(folder, count=1, seconds=60):
@@ -539,7 +548,7 @@ def test_ctrl_c_and_a_second_run_meanwhile(home, command, capsys):
 
 def torchrun(processes, arguments, *options):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    return subprocess.Popen([*command, *options, SCRIPT, *arguments], **ONE_THREAD, **CAPTURED)
+    return subprocess.Popen([*command, *options, SCRIPT, *arguments], env=one_thread(), **CAPTURED)
 
 
 @pytest.mark.parametrize("processes", [2, 4])
