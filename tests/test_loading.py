@@ -1,4 +1,4 @@
-"""Room 1: checkpoint, class texts, image."""
+"""Room 1: checkpoint, class texts."""
 
 import argparse
 import builtins
@@ -7,7 +7,6 @@ import json
 import os
 import pathlib
 import pickle
-import struct
 import warnings
 import zipfile
 from collections import OrderedDict
@@ -15,12 +14,11 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import save_file
 from test_models import BACKBONE, CASES, in_the_names_of
 from tiny import EMBED_DIM, TINY_BERT, gradient_picture, text_tower_state, tiny_clip
 
-from clip_gradcam_visualization import load_clip_checkpoint, preprocess, read_image
+from clip_gradcam_visualization import load_clip_checkpoint, preprocess
 from models.class_texts import read_class_texts
 from models.errors import InputError
 from models.loading import read_checkpoint_file
@@ -431,183 +429,3 @@ def test_class_texts_that_are_not_there(tmp_path):
 def test_the_classes_that_ship_are_nine():
     shipped = read_class_texts(pathlib.Path(__file__).parents[1] / "class_texts_hip_prosthesis.json")
     assert len(shipped) == 9 and all(len(text) <= 126 for text in shipped.values())
-
-
-# -- images -----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "suffix, options, tolerance",
-    [
-        (".png", {}, 0),
-        (".bmp", {}, 0),
-        (".tiff", {}, 0),
-        (".tif", {"compression": "tiff_lzw"}, 0),
-        (".webp", {"lossless": True}, 0),
-        (".jpg", {"quality": 98}, 40),
-        (".jpeg", {"quality": 98, "progressive": True}, 40),
-    ],
-)
-def test_formats(tmp_path, suffix, options, tolerance):
-    pixels = gradient_picture()
-    path = tmp_path / f"图 像{suffix}"
-    Image.fromarray(pixels).save(path, **options)
-    read = read_image(path)
-    assert read.dtype == np.uint8 and read.shape == pixels.shape
-    assert np.abs(read.astype(int) - pixels).max() <= tolerance
-    np.testing.assert_array_equal(read_image(str(path)), read)
-
-
-MODES = {
-    "palette": (lambda i: i.quantize(16), ".png", lambda i: i.quantize(16).convert("RGB")),
-    "palette with transparency": (
-        lambda i: i.convert("RGBA").quantize(16),
-        ".png",
-        lambda i: i.convert("RGBA").quantize(16).convert("RGB"),
-    ),
-    "grey": (lambda i: i.convert("L"), ".png", lambda i: i.convert("L").convert("RGB")),
-    "grey and alpha": (lambda i: i.convert("LA"), ".png", lambda i: i.convert("L").convert("RGB")),
-    "alpha": (lambda i: i.convert("RGBA"), ".png", lambda i: i),
-    "one bit": (lambda i: i.convert("1"), ".png", lambda i: i.convert("1").convert("RGB")),
-    "CMYK": (lambda i: i.convert("CMYK"), ".tiff", lambda i: i),
-    "CMYK JPEG": (lambda i: i.convert("CMYK"), ".jpg", None),
-    "YCbCr": (lambda i: i.convert("YCbCr"), ".jpg", None),  # Pillow before 13 cannot read its own plain TIFF of it
-}
-
-
-@pytest.mark.filterwarnings("ignore:Palette images with Transparency")
-@pytest.mark.parametrize("mode", MODES)
-def test_colour_modes(tmp_path, mode):
-    change, suffix, expected = MODES[mode]
-    image = Image.fromarray(gradient_picture())
-    path = tmp_path / f"image{suffix}"
-    change(image).save(path)
-    read = read_image(path)
-    assert read.dtype == np.uint8 and read.shape == (60, 90, 3)
-    reference = np.asarray((expected or (lambda i: i))(image)).astype(int)
-    assert np.abs(read - reference).mean() < (1 if expected else 25)
-
-
-@pytest.mark.parametrize(
-    "dtype, suffix, low, high",
-    [
-        (np.uint16, ".png", 1000, 3000),
-        (np.uint16, ".tiff", 0, 65535),
-        (np.int32, ".tiff", -500, 70000),
-        (np.float32, ".tiff", -1.5, 2.5),
-        (np.float32, ".tiff", 0.0, 1e-6),
-        (">u2", ".tiff", 10, 5000),
-    ],
-)
-def test_deep_grey_is_scaled_over_its_own_range(tmp_path, dtype, suffix, low, high):
-    ramp = np.linspace(low, high, 60 * 90).reshape(60, 90)
-    path = tmp_path / f"deep{suffix}"
-    Image.fromarray(np.ascontiguousarray(ramp.astype(dtype))).save(path)
-    read = read_image(path)
-    assert read.dtype == np.uint8 and read.shape == (60, 90, 3)
-    assert read.min() == 0 and read.max() == 255
-    expected = np.linspace(0, 255, 60 * 90).reshape(60, 90)
-    assert np.abs(read[..., 0] - expected).max() <= 1.01
-    assert (read[..., 0] == read[..., 1]).all() and (read[..., 0] == read[..., 2]).all()
-
-
-def test_float_grey_with_nan_and_infinity(tmp_path):
-    grey = np.linspace(0, 1, 12, dtype=np.float32).reshape(3, 4)
-    grey[0, 0], grey[1, 1], grey[2, 0] = np.nan, np.inf, -np.inf
-    Image.fromarray(grey).save(tmp_path / "a.tiff")
-    read = read_image(tmp_path / "a.tiff")[..., 0]
-    assert read[0, 0] == read[1, 1] == read[2, 0] == 0
-    assert read[2, 3] == 255 and read[0, 1] == 0 and 0 < read[1, 0] < 255
-    Image.fromarray(np.full((3, 4), np.nan, dtype=np.float32)).save(tmp_path / "b.tiff")
-    with pytest.raises(InputError, match="b.tiff"):
-        read_image(tmp_path / "b.tiff")
-
-
-@pytest.mark.parametrize("dtype, level", [(np.uint16, 777), (np.float32, 0.5), (np.int32, -4)])
-def test_deep_grey_of_one_level(tmp_path, dtype, level):
-    Image.fromarray(np.full((5, 7), level, dtype=dtype)).save(tmp_path / "a.tiff")
-    assert not read_image(tmp_path / "a.tiff").any()
-
-
-TURNS = {  # EXIF orientation -> what must be done to the stored pixels
-    1: lambda a: a,
-    2: lambda a: a[:, ::-1],
-    3: lambda a: a[::-1, ::-1],
-    4: lambda a: a[::-1],
-    5: lambda a: a.transpose(1, 0, 2),
-    6: lambda a: np.rot90(a, -1),
-    7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
-    8: lambda a: np.rot90(a),
-}
-
-
-@pytest.mark.parametrize("orientation", TURNS)
-@pytest.mark.parametrize("suffix", [".png", ".webp", ".tiff"])
-def test_exif_rotation(tmp_path, orientation, suffix):
-    pixels = gradient_picture()
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    path = tmp_path / f"turned{suffix}"
-    options = {"lossless": True} if suffix == ".webp" else {}
-    Image.fromarray(pixels).save(path, exif=exif, **options)
-    np.testing.assert_array_equal(read_image(path), TURNS[orientation](pixels))
-
-
-@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tiff", ".bmp", ".webp", ".gif"])
-def test_damaged_images_are_an_error_or_an_image(tmp_path, suffix):
-    path = tmp_path / f"damaged{suffix}"
-    Image.fromarray(gradient_picture()).save(path)
-    data = path.read_bytes()
-    generator = np.random.default_rng(0)
-    refused = 0
-    for trial in range(60):
-        spoilt = bytearray(data[: int(len(data) * trial / 40)] if trial < 40 else data)
-        if trial >= 40:
-            for position in generator.integers(0, min(len(data), 400), 12):
-                spoilt[position] = generator.integers(0, 256)
-        path.write_bytes(spoilt)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            try:
-                assert read_image(path).shape[2] == 3
-            except InputError as error:
-                refused += 1
-                assert f"damaged{suffix}" in str(error)
-    assert refused >= 10
-
-
-@pytest.mark.parametrize("content", [b"", b"hello", b"{}", struct.pack("<1000x")])
-def test_a_file_that_is_no_image(tmp_path, content):
-    (tmp_path / "a.png").write_bytes(content)
-    with pytest.raises(InputError, match="无法读取图像.*a.png"):
-        read_image(tmp_path / "a.png")
-
-
-def test_a_missing_image_and_a_folder(tmp_path):
-    with pytest.raises(InputError, match="找不到图像文件.*没有.png"):
-        read_image(tmp_path / "没有.png")
-    with pytest.raises(InputError, match="无法读取图像"):
-        read_image(tmp_path)
-
-
-def test_preprocessing_is_trainings():
-    pixels = gradient_picture(50, 80)
-    expected = np.asarray(Image.fromarray(pixels).resize((32, 32), Image.Resampling.BILINEAR)) / 255
-    expected = (expected - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
-    images = preprocess(pixels, 32)
-    assert images.shape == (1, 3, 32, 32) and images.dtype == torch.float32
-    np.testing.assert_allclose(images[0].permute(1, 2, 0), expected, atol=1e-5)
-
-
-def test_preprocessing_equals_torchvisions():
-    from torchvision import transforms
-
-    pixels = gradient_picture(50, 80)
-    theirs = transforms.Compose(
-        [
-            transforms.Resize((224, 224)),
-            transforms.ToTensor(),
-            transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
-        ]
-    )
-    torch.testing.assert_close(preprocess(pixels, 224)[0], theirs(Image.fromarray(pixels)), rtol=0, atol=1e-5)

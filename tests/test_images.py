@@ -1,0 +1,1195 @@
+"""models/images.py and models/dicom.py: finding, reading and decoding images."""
+
+import os
+import signal
+import struct
+import subprocess
+import sys
+import time
+import unicodedata
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+import torch
+from PIL import Image
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import encapsulate
+from pydicom.sequence import Sequence
+from pydicom.uid import UID
+from tiny import gradient_picture
+
+from clip_gradcam_visualization import preprocess, read_image
+from models import images as images_module
+from models.errors import InputError, InputWarning
+from models.images import (
+    IMAGE_SUFFIXES,
+    DecodedChunk,
+    ImageDataset,
+    ImageFile,
+    common_parent,
+    find_images,
+    is_lost_worker,
+    is_single,
+    make_loader,
+    normalise,
+    place_below,
+    resize,
+)
+
+PROJECT = Path(images_module.__file__).parents[1]
+
+
+# -- reading ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "suffix, options, tolerance",
+    [
+        (".png", {}, 0),
+        (".bmp", {}, 0),
+        (".tiff", {}, 0),
+        (".tif", {"compression": "tiff_lzw"}, 0),
+        (".webp", {"lossless": True}, 0),
+        (".jpg", {"quality": 98}, 40),
+        (".jpeg", {"quality": 98, "progressive": True}, 40),
+    ],
+)
+def test_formats(tmp_path, suffix, options, tolerance):
+    pixels = gradient_picture()
+    path = tmp_path / f"图 像{suffix}"
+    Image.fromarray(pixels).save(path, **options)
+    read = read_image(path)
+    assert read.dtype == np.uint8 and read.shape == pixels.shape
+    assert np.abs(read.astype(int) - pixels).max() <= tolerance
+    np.testing.assert_array_equal(read_image(str(path)), read)
+
+
+MODES = {
+    "palette": (lambda i: i.quantize(16), ".png", lambda i: i.quantize(16).convert("RGB")),
+    "palette with transparency": (
+        lambda i: i.convert("RGBA").quantize(16),
+        ".png",
+        lambda i: i.convert("RGBA").quantize(16).convert("RGB"),
+    ),
+    "grey": (lambda i: i.convert("L"), ".png", lambda i: i.convert("L").convert("RGB")),
+    "grey and alpha": (lambda i: i.convert("LA"), ".png", lambda i: i.convert("L").convert("RGB")),
+    "alpha": (lambda i: i.convert("RGBA"), ".png", lambda i: i),
+    "one bit": (lambda i: i.convert("1"), ".png", lambda i: i.convert("1").convert("RGB")),
+    "CMYK": (lambda i: i.convert("CMYK"), ".tiff", lambda i: i),
+    "CMYK JPEG": (lambda i: i.convert("CMYK"), ".jpg", None),
+    "YCbCr": (lambda i: i.convert("YCbCr"), ".jpg", None),  # Pillow before 13 cannot read its own plain TIFF of it
+}
+
+
+@pytest.mark.filterwarnings("ignore:Palette images with Transparency")
+@pytest.mark.parametrize("mode", MODES)
+def test_colour_modes(tmp_path, mode):
+    change, suffix, expected = MODES[mode]
+    image = Image.fromarray(gradient_picture())
+    path = tmp_path / f"image{suffix}"
+    change(image).save(path)
+    read = read_image(path)
+    assert read.dtype == np.uint8 and read.shape == (60, 90, 3)
+    reference = np.asarray((expected or (lambda i: i))(image)).astype(int)
+    assert np.abs(read - reference).mean() < (1 if expected else 25)
+
+
+@pytest.mark.parametrize(
+    "dtype, suffix, low, high",
+    [
+        (np.uint16, ".png", 1000, 3000),
+        (np.uint16, ".tiff", 0, 65535),
+        (np.int32, ".tiff", -500, 70000),
+        (np.float32, ".tiff", -1.5, 2.5),
+        (np.float32, ".tiff", 0.0, 1e-6),
+        (">u2", ".tiff", 10, 5000),
+    ],
+)
+def test_deep_grey_is_scaled_over_its_own_range(tmp_path, dtype, suffix, low, high):
+    ramp = np.linspace(low, high, 60 * 90).reshape(60, 90)
+    path = tmp_path / f"deep{suffix}"
+    Image.fromarray(np.ascontiguousarray(ramp.astype(dtype))).save(path)
+    read = read_image(path)
+    assert read.dtype == np.uint8 and read.shape == (60, 90, 3)
+    assert read.min() == 0 and read.max() == 255
+    expected = np.linspace(0, 255, 60 * 90).reshape(60, 90)
+    assert np.abs(read[..., 0] - expected).max() <= 1.01
+    assert (read[..., 0] == read[..., 1]).all() and (read[..., 0] == read[..., 2]).all()
+
+
+def test_float_grey_with_nan_and_infinity(tmp_path):
+    grey = np.linspace(0, 1, 12, dtype=np.float32).reshape(3, 4)
+    grey[0, 0], grey[1, 1], grey[2, 0] = np.nan, np.inf, -np.inf
+    Image.fromarray(grey).save(tmp_path / "a.tiff")
+    read = read_image(tmp_path / "a.tiff")[..., 0]
+    assert read[0, 0] == read[1, 1] == read[2, 0] == 0
+    assert read[2, 3] == 255 and read[0, 1] == 0 and 0 < read[1, 0] < 255
+    Image.fromarray(np.full((3, 4), np.nan, dtype=np.float32)).save(tmp_path / "b.tiff")
+    with pytest.raises(InputError, match="b.tiff"):
+        read_image(tmp_path / "b.tiff")
+
+
+@pytest.mark.parametrize("dtype, level", [(np.uint16, 777), (np.float32, 0.5), (np.int32, -4)])
+def test_deep_grey_of_one_level(tmp_path, dtype, level):
+    Image.fromarray(np.full((5, 7), level, dtype=dtype)).save(tmp_path / "a.tiff")
+    assert not read_image(tmp_path / "a.tiff").any()
+
+
+TURNS = {  # EXIF orientation -> what must be done to the stored pixels
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.transpose(1, 0, 2),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda a: np.rot90(a),
+}
+
+
+@pytest.mark.parametrize("orientation", TURNS)
+@pytest.mark.parametrize("suffix", [".png", ".webp", ".tiff"])
+def test_exif_rotation(tmp_path, orientation, suffix):
+    pixels = gradient_picture()
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"turned{suffix}"
+    options = {"lossless": True} if suffix == ".webp" else {}
+    Image.fromarray(pixels).save(path, exif=exif, **options)
+    np.testing.assert_array_equal(read_image(path), TURNS[orientation](pixels))
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tiff", ".bmp", ".webp", ".gif"])
+def test_damaged_images_are_an_error_or_an_image(tmp_path, suffix):
+    path = tmp_path / f"damaged{suffix}"
+    Image.fromarray(gradient_picture()).save(path)
+    data = path.read_bytes()
+    generator = np.random.default_rng(0)
+    refused = 0
+    for trial in range(60):
+        spoilt = bytearray(data[: int(len(data) * trial / 40)] if trial < 40 else data)
+        if trial >= 40:
+            for position in generator.integers(0, min(len(data), 400), 12):
+                spoilt[position] = generator.integers(0, 256)
+        path.write_bytes(spoilt)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                assert read_image(path).shape[2] == 3
+            except InputError as error:
+                refused += 1
+                assert f"damaged{suffix}" in str(error)
+    assert refused >= 10
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"{}", struct.pack("<1000x")])
+def test_a_file_that_is_no_image(tmp_path, content):
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(InputError, match="无法读取图像.*a.png"):
+        read_image(tmp_path / "a.png")
+
+
+def test_a_missing_image_and_a_folder(tmp_path):
+    with pytest.raises(InputError, match="找不到图像文件.*没有.png"):
+        read_image(tmp_path / "没有.png")
+    with pytest.raises(InputError, match="无法读取图像"):
+        read_image(tmp_path)
+
+
+# -- preprocessing ----------------------------------------------------------------------------
+
+
+def test_preprocessing_is_trainings():
+    pixels = gradient_picture(50, 80)
+    expected = np.asarray(Image.fromarray(pixels).resize((32, 32), Image.Resampling.BILINEAR)) / 255
+    expected = (expected - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    images = preprocess(pixels, 32)
+    assert images.shape == (1, 3, 32, 32) and images.dtype == torch.float32
+    np.testing.assert_allclose(images[0].permute(1, 2, 0), expected, atol=1e-5)
+
+
+def test_preprocessing_equals_torchvisions():
+    from torchvision import transforms
+
+    pixels = gradient_picture(50, 80)
+    theirs = transforms.Compose(
+        [
+            transforms.Resize((224, 224)),
+            transforms.ToTensor(),
+            transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+        ]
+    )
+    torch.testing.assert_close(preprocess(pixels, 224)[0], theirs(Image.fromarray(pixels)), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [1, 5, 224])
+def test_the_two_halves_of_preprocessing_are_exact(size):
+    """Bit for bit what one expression gives, for every level of every channel, and for several images at once."""
+    levels = np.stack([np.arange(256), np.arange(256)[::-1], np.roll(np.arange(256), 7)], axis=-1)
+    batch = np.stack([resize(gradient_picture(50, 80), size), resize(gradient_picture(9, 300), size)])
+    for images in (levels.astype(np.uint8).reshape(1, 16, 16, 3), batch):
+        expected = (images.astype(np.float32) / 255.0 - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225)
+        given = normalise(images)
+        assert given.dtype == torch.float32 and given.is_contiguous()
+        np.testing.assert_array_equal(given.numpy(), expected.astype(np.float32).transpose(0, 3, 1, 2))
+    assert batch.dtype == np.uint8
+    assert torch.equal(preprocess(gradient_picture(50, 80), size)[0], normalise(batch)[0])
+
+
+def test_the_module_is_light():
+    heavy = "('torch', 'PIL', 'pydicom', 'cv2', 'matplotlib', 'transformers')"
+    code = f"import sys, models.images; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+# -- DICOM ------------------------------------------------------------------------------------
+
+RADIOGRAPH = "1.2.840.10008.5.1.4.1.1.1.1"
+IMPLICIT, EXPLICIT, DEFLATED, BIG_ENDIAN, JPEG, JPEG_LOSSLESS, MPEG2, RLE = (
+    UID(f"1.2.840.10008.1.2{end}") for end in ("", ".1", ".1.99", ".2", ".4.50", ".4.70", ".4.100", ".5")
+)
+
+
+def dicom(pixels, kind="MONOCHROME2", bits=None, syntax=EXPLICIT, **tags):
+    """A Dataset of pixels [H, W], [H, W, 3] or, with NumberOfFrames among the tags, [frames, H, W]."""
+    pixels = np.asarray(pixels)
+    dataset = Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = syntax
+    dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID = RADIOGRAPH
+    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID = "1.2.3"
+    shape = pixels.shape[1:] if "NumberOfFrames" in tags else pixels.shape
+    dataset.Rows, dataset.Columns, dataset.SamplesPerPixel = *shape[:2], 3 if len(shape) == 3 else 1
+    if len(shape) == 3:
+        dataset.PlanarConfiguration = 0
+    dataset.PhotometricInterpretation = kind
+    dataset.BitsAllocated = 8 * pixels.dtype.itemsize
+    if pixels.dtype.kind in "iu":
+        dataset.BitsStored = bits or dataset.BitsAllocated
+        dataset.HighBit = dataset.BitsStored - 1
+        dataset.PixelRepresentation = int(pixels.dtype.kind == "i")
+        order = ">" if syntax == BIG_ENDIAN else "<"
+        dataset.PixelData = pixels.astype(pixels.dtype.newbyteorder(order)).tobytes()
+        dataset["PixelData"].VR = "OW" if pixels.dtype.itemsize > 1 else "OB"
+    elif pixels.dtype == np.float32:
+        dataset.FloatPixelData = pixels.tobytes()
+    else:
+        dataset.DoubleFloatPixelData = pixels.tobytes()
+    for keyword, value in tags.items():
+        setattr(dataset, keyword, value)
+    return dataset
+
+
+@pytest.fixture
+def read_dicom_of(tmp_path):
+    """A function that writes a Dataset and reads it as an image: uint8 [H, W, 3]."""
+
+    def write_and_read(dataset, name="image.dcm"):
+        dataset.save_as(tmp_path / name, enforce_file_format=True)
+        read = read_image(tmp_path / name)
+        assert read.dtype == np.uint8 and read.shape == (dataset.Rows, dataset.Columns, 3)
+        return read
+
+    return write_and_read
+
+
+def grey_of(read):
+    assert (read == read[..., :1]).all()
+    return read[..., 0].astype(int)
+
+
+def window_oracle(x, centre, width, function):
+    """PS3.3 C.11.2.1.2.1, C.11.2.1.3.1 and C.11.2.1.3.2 as they are printed, for one value, from 0 to 255."""
+    if function == "SIGMOID":
+        return 255 / (1 + np.exp(-4 * (x - centre) / width))
+    if function == "LINEAR":
+        if x <= centre - 0.5 - (width - 1) / 2:
+            return 0.0
+        if x > centre - 0.5 + (width - 1) / 2:
+            return 255.0
+        return ((x - (centre - 0.5)) / (width - 1) + 0.5) * 255
+    if x <= centre - width / 2:
+        return 0.0
+    if x > centre + width / 2:
+        return 255.0
+    return ((x - centre) / width + 0.5) * 255
+
+
+TYPES = {  # what is stored -> (pixels, bits stored)
+    "8 bit": (np.arange(240, dtype=np.uint8).reshape(12, 20), 8),
+    "12 bit": (np.linspace(0, 4095, 240).astype(np.uint16).reshape(12, 20), 12),
+    "12 bit signed": (np.linspace(-2048, 2047, 240).astype(np.int16).reshape(12, 20), 12),
+    "16 bit": (np.linspace(0, 65535, 240).astype(np.uint16).reshape(12, 20), 16),
+    "16 bit signed": (np.linspace(-32768, 32767, 240).astype(np.int16).reshape(12, 20), 16),
+    "32 bit signed": (np.linspace(-1e9, 1e9, 240).astype(np.int32).reshape(12, 20), 32),
+}
+STORED = {**TYPES, "float": (np.linspace(-3, 7, 240, dtype=np.float32).reshape(12, 20), None)}
+STORED["double"] = (STORED["float"][0].astype(np.float64), None)
+
+
+@pytest.mark.parametrize("stored", STORED)
+@pytest.mark.parametrize("function", [None, "LINEAR", "LINEAR_EXACT", "SIGMOID"])
+def test_windows_are_the_standards(read_dicom_of, stored, function):
+    pixels, bits = STORED[stored]
+    spread = float(pixels.max()) - float(pixels.min())
+    slope, intercept = 200 / spread, -20.0
+    tags = {"RescaleSlope": f"{slope:.10g}", "RescaleIntercept": intercept, "WindowCenter": 30, "WindowWidth": 61}
+    if function:
+        tags["VOILUTFunction"] = function
+    grey = grey_of(read_dicom_of(dicom(pixels, bits=bits, **tags)))
+    values = pixels.astype(np.float64) * float(f"{slope:.10g}") + intercept
+    expected = np.vectorize(lambda x: window_oracle(x, 30, 61, function or "LINEAR"))(values)
+    assert np.abs(grey - expected).max() <= 0.5 + 1e-6
+    assert grey.min() < 10 and grey.max() > 245 and len(np.unique(grey)) > 20
+
+
+@pytest.mark.parametrize("stored", STORED)
+@pytest.mark.parametrize("kind", ["MONOCHROME1", "MONOCHROME2"])
+def test_without_a_window_the_frames_own_range_counts(read_dicom_of, stored, kind):
+    pixels, bits = STORED[stored]
+    low, high = float(pixels.min()), float(pixels.max())
+    grey = grey_of(read_dicom_of(dicom(pixels, kind, bits)))
+    expected = (pixels.astype(np.float64) - low) * 255 / (high - low)
+    expected = 255 - expected if kind == "MONOCHROME1" else expected
+    assert np.abs(grey - expected).max() <= 0.5 + 1e-6
+
+
+def test_monochrome1_is_inverted_after_the_window(read_dicom_of):
+    pixels = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    window = {"WindowCenter": 100, "WindowWidth": 51}
+    one, two = (grey_of(read_dicom_of(dicom(pixels, kind, **window))) for kind in ("MONOCHROME1", "MONOCHROME2"))
+    np.testing.assert_array_equal(one, 255 - two)
+    assert one[0, 0] == 255 and one[15, 15] == 0
+
+
+DEGENERATE = {
+    "width 0": {"WindowCenter": 100, "WindowWidth": 0},
+    "width below 1": {"WindowCenter": 100, "WindowWidth": "0.5"},
+    "negative width": {"WindowCenter": 100, "WindowWidth": -50, "VOILUTFunction": "LINEAR_EXACT"},
+    "exact width 0": {"WindowCenter": 100, "WindowWidth": 0, "VOILUTFunction": "LINEAR_EXACT"},
+    "sigmoid of width 0": {"WindowCenter": 100, "WindowWidth": 0, "VOILUTFunction": "SIGMOID"},
+    "centre alone": {"WindowCenter": 100},
+    "width alone": {"WindowWidth": 100},
+    "empty": {"WindowCenter": None, "WindowWidth": None},
+    "slope 0": {"RescaleSlope": 0, "RescaleIntercept": 3},
+    "slope alone": {"RescaleSlope": 2},
+    "intercept alone": {"RescaleIntercept": -1000},
+    "empty slope": {"RescaleSlope": None, "RescaleIntercept": ""},
+}
+
+
+@pytest.mark.parametrize("tags", DEGENERATE)
+def test_a_window_that_cannot_be_used_counts_as_none(read_dicom_of, tags):
+    pixels = np.arange(50, 146, dtype=np.uint8).reshape(8, 12)
+    grey = grey_of(read_dicom_of(dicom(pixels, **DEGENERATE[tags])))
+    np.testing.assert_array_equal(grey, np.rint((pixels - 50.0) * 255 / 95))
+
+
+def test_a_number_with_a_comma_counts_as_missing(tmp_path):
+    path = tmp_path / "comma.dcm"
+    pixels = np.arange(96, dtype=np.uint8).reshape(8, 12)
+    dicom(pixels, WindowCenter="40.5", WindowWidth="30.5").save_as(path, enforce_file_format=True)
+    path.write_bytes(path.read_bytes().replace(b"40.5", b"40,5"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert grey_of(read_image(path)).max() == 255 and grey_of(read_image(path))[0, 1] == 3
+
+
+def test_a_linear_window_of_width_1_is_a_threshold(read_dicom_of):
+    pixels = np.arange(96, dtype=np.uint8).reshape(8, 12)
+    grey = grey_of(read_dicom_of(dicom(pixels, WindowCenter=40, WindowWidth=1)))
+    np.testing.assert_array_equal(grey, np.where(pixels > 39.5, 255, 0))
+
+
+def test_the_first_of_several_windows(read_dicom_of):
+    pixels = np.arange(96, dtype=np.uint8).reshape(8, 12)
+    several = dicom(pixels, WindowCenter=[40, 90], WindowWidth=[21, 3], VOILUTFunction="LINEAR")
+    alone = dicom(pixels, WindowCenter=40, WindowWidth=21)
+    np.testing.assert_array_equal(read_dicom_of(several), read_dicom_of(alone))
+
+
+def lut_item(entries, first, bits, as_bytes=False):
+    item = Dataset()
+    item.add_new("LUTDescriptor", "US" if first >= 0 else "SS", [len(entries), first, bits])
+    if as_bytes:
+        item.add_new("LUTData", "OW", np.asarray(entries, dtype="<u1" if bits == 8 else "<u2").tobytes())
+    else:
+        item.add_new("LUTData", "US", [int(entry) for entry in entries])
+    return item
+
+
+@pytest.mark.parametrize("bits, as_bytes", [(8, False), (8, True), (12, False), (16, True)])
+@pytest.mark.parametrize("first", [0, 30, -10])
+def test_a_voi_lut_goes_before_the_window(read_dicom_of, bits, as_bytes, first):
+    pixels = np.arange(-40, 360, dtype=np.int16).reshape(20, 20)
+    table = (np.linspace(0, 1, 300) ** 2 * (2**bits - 1)).astype(int)
+    item = lut_item(table, first, bits, as_bytes)
+    tags = {"VOILUTSequence": Sequence([item]), "WindowCenter": 0, "WindowWidth": 2}
+    grey = grey_of(read_dicom_of(dicom(pixels, **tags)))
+    expected = table[np.clip(pixels.astype(int) - first, 0, 299)] * 255 / (2**bits - 1)
+    assert np.abs(grey - expected).max() <= 0.5 + 1e-6
+
+
+def test_a_modality_lut_goes_before_the_window(read_dicom_of):
+    pixels = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    table = np.arange(256)[::-1] * 16
+    tags = {"ModalityLUTSequence": Sequence([lut_item(table, 0, 12)]), "WindowCenter": 2000, "WindowWidth": 1001}
+    grey = grey_of(read_dicom_of(dicom(pixels, **tags)))
+    expected = np.vectorize(lambda x: window_oracle(table[x], 2000, 1001, "LINEAR"))(pixels)
+    assert np.abs(grey - expected).max() <= 0.5 + 1e-6
+
+
+PADDINGS = {
+    "value": ({"PixelPaddingValue": -2000}, [-2000]),
+    "range": ({"PixelPaddingValue": -2000, "PixelPaddingRangeLimit": -1990}, [-2000, -1995, -1990]),
+    "range turned round": ({"PixelPaddingValue": -1990, "PixelPaddingRangeLimit": -2000}, [-2000, -1995, -1990]),
+}
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("kind", ["MONOCHROME1", "MONOCHROME2"])
+def test_padding_is_left_out_of_the_range_and_darkest(read_dicom_of, padding, kind):
+    tags, values = PADDINGS[padding]
+    pixels = np.linspace(100, 400, 100).astype(np.int16).reshape(10, 10)
+    pixels[0, : len(values)] = values
+    grey = grey_of(read_dicom_of(dicom(pixels, kind, RescaleSlope=2, RescaleIntercept=-1000, **tags)))
+    low, high = int(pixels[pixels > -1000].min()), 400
+    expected = (pixels - float(low)) * 255 / (high - low)
+    expected = 255 - expected if kind == "MONOCHROME1" else expected
+    expected[pixels < -1000] = 0
+    assert np.abs(grey - expected).max() <= 0.5 + 1e-6
+
+
+def test_padding_written_unsigned_for_signed_pixels(read_dicom_of):
+    pixels = np.linspace(100, 400, 100).astype(np.int16).reshape(10, 10)
+    pixels[0, 0] = -2000
+    dataset = dicom(pixels)
+    dataset.add_new("PixelPaddingValue", "US", 2**16 - 2000)
+    grey = grey_of(read_dicom_of(dataset))
+    assert grey[0, 0] == 0 and grey[0, 1] == 0 and 0 < grey[5, 5] < 255
+
+
+def test_a_frame_of_nothing_but_padding_is_black(read_dicom_of):
+    assert not read_dicom_of(dicom(np.full((4, 5), 7, dtype=np.uint8), PixelPaddingValue=7)).any()
+
+
+def test_float_pixels_that_are_not_finite_are_darkest(read_dicom_of, tmp_path):
+    pixels = np.linspace(0, 1, 12, dtype=np.float32).reshape(3, 4)
+    pixels[0, 0], pixels[1, 1] = np.nan, np.inf
+    for kind, window in (("MONOCHROME1", {}), ("MONOCHROME2", {"WindowCenter": 0, "WindowWidth": 2})):
+        grey = grey_of(read_dicom_of(dicom(pixels, kind, **window)))
+        assert grey[0, 0] == grey[1, 1] == 0 and grey.max() > 200
+    dicom(np.full((3, 4), np.nan, dtype=np.float32)).save_as(tmp_path / "nan.dcm", enforce_file_format=True)
+    with pytest.raises(InputError, match="nan.dcm.*没有有限的像素值"):
+        read_image(tmp_path / "nan.dcm")
+
+
+@pytest.mark.parametrize("syntax", [IMPLICIT, EXPLICIT, DEFLATED, BIG_ENDIAN, RLE], ids=lambda uid: uid.name)
+@pytest.mark.parametrize("stored", [name for name in TYPES if "32" not in name])
+def test_the_first_frame_of_several_in_every_encoding(read_dicom_of, syntax, stored):
+    pixels, bits = TYPES[stored]
+    frames = np.stack([pixels, pixels[::-1], np.zeros_like(pixels)])
+    several = dicom(frames, bits=bits, syntax=EXPLICIT if syntax == RLE else syntax, NumberOfFrames=3)
+    if syntax == RLE:
+        several.compress(RLE, encoding_plugin="pydicom")
+    alone = read_dicom_of(dicom(pixels, bits=bits), "alone.dcm")
+    np.testing.assert_array_equal(read_dicom_of(several), alone)
+
+
+def test_the_first_frames_own_functional_groups(read_dicom_of):
+    """Enhanced multi-frame objects keep rescale and window in sequences, per frame or for all."""
+
+    def groups(macro, **tags):
+        item, outer = Dataset(), Dataset()
+        for keyword, value in tags.items():
+            setattr(item, keyword, value)
+        setattr(outer, macro, Sequence([item]))
+        return outer
+
+    pixels = np.arange(96, dtype=np.uint16).reshape(8, 12)
+    per_frame = [groups("FrameVOILUTSequence", WindowCenter=c, WindowWidth=41) for c in (100, 10)]
+    shared = [groups("PixelValueTransformationSequence", RescaleSlope=3, RescaleIntercept=-30)]
+    sequences = {"PerFrameFunctionalGroupsSequence": per_frame, "SharedFunctionalGroupsSequence": shared}
+    enhanced = dicom(np.stack([pixels, pixels]), NumberOfFrames=2, **{k: Sequence(v) for k, v in sequences.items()})
+    plain = dicom(pixels, RescaleSlope=3, RescaleIntercept=-30, WindowCenter=100, WindowWidth=41)
+    np.testing.assert_array_equal(read_dicom_of(enhanced), read_dicom_of(plain))
+    assert len(np.unique(read_dicom_of(plain))) > 10
+
+
+def test_unused_high_bits_do_not_count(read_dicom_of):
+    pixels = np.linspace(0, 4095, 240).astype(np.uint16).reshape(12, 20)
+    overlaid = pixels | (np.arange(240).reshape(12, 20) % 3 == 0).astype(np.uint16) << 13
+    np.testing.assert_array_equal(read_dicom_of(dicom(overlaid, bits=12)), read_dicom_of(dicom(pixels, bits=12)))
+
+
+@pytest.mark.parametrize("planar", [0, 1])
+def test_rgb(read_dicom_of, planar):
+    pixels = gradient_picture()
+    dataset = dicom(pixels, "RGB")
+    if planar:
+        dataset.PlanarConfiguration, dataset.PixelData = 1, pixels.transpose(2, 0, 1).tobytes()
+    np.testing.assert_array_equal(read_dicom_of(dataset), pixels)
+
+
+def test_rgb_of_16_bits(read_dicom_of):
+    deep = gradient_picture().astype(np.uint16) * 257
+    np.testing.assert_array_equal(read_dicom_of(dicom(deep, "RGB")), gradient_picture())
+
+
+@pytest.mark.parametrize("kind", ["YBR_FULL", "YBR_FULL_422"])
+def test_ybr_becomes_rgb(read_dicom_of, kind):
+    pixels = gradient_picture()
+    ybr = np.asarray(Image.fromarray(pixels).convert("YCbCr"))
+    dataset = dicom(ybr, kind)
+    if kind == "YBR_FULL_422":  # Y1 Y2 Cb Cr for every two pixels of a row
+        cells = np.concatenate([ybr[:, 0::2, :1], ybr[:, 1::2, :1], ybr[:, 0::2, 1:]], axis=-1)
+        dataset.PixelData = cells.tobytes()
+    error = np.abs(read_dicom_of(dataset).astype(int) - pixels)
+    assert error.mean() < (1.5 if kind == "YBR_FULL" else 4)
+
+
+@pytest.mark.parametrize("kind, mode", [("YBR_FULL_422", "RGB"), ("MONOCHROME2", "L")])
+def test_jpeg_inside_dicom(read_dicom_of, tmp_path, kind, mode):
+    """What a JPEG decoder gives for the same bytes outside of DICOM; Pillow decodes both."""
+    image = Image.fromarray(gradient_picture()).convert(mode)
+    image.save(tmp_path / "plain.jpg", quality=95)
+    dataset = dicom(np.asarray(image), kind)
+    dataset.PixelData = encapsulate([(tmp_path / "plain.jpg").read_bytes()])
+    dataset["PixelData"].VR = "OB"
+    dataset.file_meta.TransferSyntaxUID = JPEG
+    read = read_dicom_of(dataset).astype(int)
+    plain = read_image(tmp_path / "plain.jpg").astype(int)
+    if mode == "L":
+        low, high = plain.min(), plain.max()
+        plain = np.rint((plain - low) * 255 / (high - low))
+    assert np.abs(read - plain).max() <= 2
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("first", [0, 10])
+def test_palette(read_dicom_of, bits, first):
+    generator = np.random.default_rng(0)
+    pixels = np.arange(240, dtype=np.uint8).reshape(12, 20)
+    colours = generator.integers(0, 256, (200, 3))
+    dataset = dicom(pixels, "PALETTE COLOR")
+    for name, entries in zip(("Red", "Green", "Blue"), colours.T):
+        data = entries.astype("u1") if bits == 8 else (entries * 257).astype("<u2")
+        setattr(dataset, f"{name}PaletteColorLookupTableDescriptor", [200, first, bits])
+        setattr(dataset, f"{name}PaletteColorLookupTableData", data.tobytes())
+    np.testing.assert_array_equal(read_dicom_of(dataset), colours[np.clip(pixels.astype(int) - first, 0, 199)])
+
+
+def test_palette_in_segments(read_dicom_of):
+    pixels = np.arange(240, dtype=np.uint8).reshape(12, 20)
+    dataset = dicom(pixels, "PALETTE COLOR")
+    for name in ("Red", "Green", "Blue"):
+        segments = [0, 1, 10] + [1, 255, 250]  # discrete: one entry, 10; linear: 255 entries up to 250
+        setattr(dataset, f"{name}PaletteColorLookupTableDescriptor", [256, 0, 8])
+        setattr(dataset, f"Segmented{name}PaletteColorLookupTableData", bytes(segments))
+    grey = grey_of(read_dicom_of(dataset))
+    assert np.abs(grey - (10 + pixels.astype(float) * 240 / 255)).max() <= 1
+
+
+def test_dicom_is_known_by_its_content_too(read_dicom_of):
+    dataset = dicom(np.arange(96, dtype=np.uint8).reshape(8, 12))
+    for name in ("IM0001", "image.png", "1.2.840.1", "图 像.DICOM"):
+        np.testing.assert_array_equal(read_dicom_of(dataset, name), read_dicom_of(dataset))
+
+
+def assert_refused(path, *words):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(InputError) as caught:
+            read_image(path)
+    message = str(caught.value)
+    assert path.name in message and "\n" not in message and len(message) < 400
+    for word in words:
+        assert word in message
+    return message
+
+
+def test_without_pydicom_its_installation_is_named(read_dicom_of, tmp_path, monkeypatch):
+    read_dicom_of(dicom(np.arange(96, dtype=np.uint8).reshape(8, 12)))
+    monkeypatch.setitem(sys.modules, "pydicom", None)
+    assert_refused(tmp_path / "image.dcm", '读取 DICOM 需要 pydicom：pip install "pydicom>=3"')
+    monkeypatch.undo()
+    monkeypatch.setitem(sys.modules, "pydicom.pixels", None)  # as before version 3
+    assert_refused(tmp_path / "image.dcm", "pydicom>=3")
+
+
+def test_encodings_that_cannot_be_decoded(tmp_path):
+    dataset = dicom(np.arange(96, dtype=np.uint8).reshape(8, 12))
+    dataset.PixelData = encapsulate([b"\xff\xd8\xff\xd9" * 10])
+    for syntax, words in (
+        (JPEG_LOSSLESS, ("JPEG Lossless", "pip install pylibjpeg")),
+        (MPEG2, ("MPEG2", "未压缩")),
+        (UID("1.2.3.4.5"), ("1.2.3.4.5", "未压缩")),
+        (JPEG, ("损坏",)),
+        (RLE, ("损坏",)),
+    ):
+        dataset.file_meta.TransferSyntaxUID = syntax
+        path = tmp_path / "image.dcm"
+        pydicom.dcmwrite(path, dataset, enforce_file_format=True, implicit_vr=False, little_endian=True)
+        assert_refused(path, *words)
+
+
+def test_dicom_without_an_image(tmp_path):
+    report = dicom(np.zeros((2, 2), dtype=np.uint8))
+    for keyword in ("Rows", "Columns", "PixelData"):
+        delattr(report, keyword)
+    report.file_meta.MediaStorageSOPClassUID = report.SOPClassUID = "1.2.840.10008.5.1.4.1.1.88.11"
+    report.save_as(tmp_path / "report.dcm", enforce_file_format=True)
+    assert_refused(tmp_path / "report.dcm", "没有图像", "Basic Text SR")
+    header = dicom(np.zeros((2, 2), dtype=np.uint8))
+    del header.PixelData
+    header.save_as(tmp_path / "header.dcm", enforce_file_format=True)
+    assert_refused(tmp_path / "header.dcm")
+
+
+def test_a_file_called_dcm_without_the_mark(tmp_path):
+    for content in (b"", b"hello" * 100, bytes(1000)):
+        (tmp_path / "a.dcm").write_bytes(content)
+        assert_refused(tmp_path / "a.dcm", "DICM", "重新导出")
+    with pytest.raises(InputError, match="找不到图像文件"):
+        read_image(tmp_path / "none.dcm")
+
+
+def test_an_enormous_frame_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
+    dataset = dicom(np.zeros((8, 12), dtype=np.uint8))
+    dataset.Rows = dataset.Columns = 65535
+    dataset.save_as(tmp_path / "bomb.dcm", enforce_file_format=True)
+    assert_refused(tmp_path / "bomb.dcm", "65535", "过大")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 47)
+    dicom(np.zeros((8, 12), dtype=np.uint8)).save_as(tmp_path / "bomb.dcm", enforce_file_format=True)
+    assert_refused(tmp_path / "bomb.dcm", "过大")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 48)
+    assert read_image(tmp_path / "bomb.dcm").shape == (8, 12, 3)
+
+
+@pytest.mark.parametrize("kind", ["ARGB", "YBR_PARTIAL_422", "HSV"])
+def test_colour_spaces_that_are_not_supported(tmp_path, kind):
+    dicom(gradient_picture(), kind).save_as(tmp_path / "a.dcm", enforce_file_format=True)
+    assert_refused(tmp_path / "a.dcm")
+
+
+@pytest.mark.parametrize("syntax", [IMPLICIT, EXPLICIT, DEFLATED, RLE], ids=lambda uid: uid.name)
+def test_damaged_dicom_is_an_error_or_an_image(tmp_path, syntax):
+    path = tmp_path / "damaged.dcm"
+    dataset = dicom(
+        gradient_picture()[..., 0], syntax=EXPLICIT if syntax == RLE else syntax, WindowCenter=99, WindowWidth=80,
+        VOILUTSequence=Sequence([lut_item(range(256), 0, 8)]),
+    )  # fmt: skip
+    if syntax == RLE:
+        dataset.compress(RLE, encoding_plugin="pydicom")
+    dataset.save_as(path, enforce_file_format=True)
+    data = path.read_bytes()
+    generator = np.random.default_rng(0)
+    for share in np.linspace(0, 0.99, 40):
+        path.write_bytes(data[: int(len(data) * share)])
+        assert_refused(path)
+    for _ in range(60):
+        spoilt = bytearray(data)
+        for position in generator.integers(132, min(len(data), 1200), 8):
+            spoilt[position] = generator.integers(0, 256)
+        path.write_bytes(spoilt)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                assert read_image(path).shape[2] == 3
+            except InputError as error:
+                assert "damaged.dcm" in str(error) and "\n" not in str(error)
+
+
+# -- finding ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tree(tmp_path, monkeypatch):
+    """A function that makes empty files below an empty working directory, and returns that."""
+    folder = tmp_path / "tree"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+
+    def make(*paths):
+        for path in paths:
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).touch()
+        return folder
+
+    return make
+
+
+def paths_of(*arguments, **options):
+    return [image.path for image in find_images(arguments, **options).images]
+
+
+def names_of(*arguments, **options):
+    return [image.name for image in find_images(arguments, **options).images]
+
+
+def test_a_folder_is_searched_recursively_in_the_order_of_its_parts(tree):
+    root = tree(
+        "d/b/2.JPG", "d/b/10.jpg", "d/a.png", "d/b.tif", "d/a/z.DCM", "d/a b/1.webp", "d/z.txt", "d/notes", "d/p.json",
+        "d/.ipynb_checkpoints/a.png", "d/._a.png", "d/.hidden.png", "d/b/Thumbs.db", "d/病人/髋.jpeg", "d/x.dcm/1.png",
+    )  # fmt: skip
+    expected = ["a b/1.webp", "a.png", "a/z.DCM", "b.tif", "b/10.jpg", "b/2.JPG", "x.dcm/1.png", "病人/髋.jpeg"]
+    expected.sort(key=lambda path: path.split("/"))
+    assert paths_of("d") == [f"d/{path}" for path in expected]
+    found = find_images([str(root / "d")])
+    assert found.root == str(root / "d") and [i.path for i in found.images] == [str(root / "d" / p) for p in expected]
+    assert found.images[0] == ImageFile(str(root / "d/a/z.DCM"), "a/clip_gradcam_z")
+    assert found.images[-1].name == "病人/clip_gradcam_髋"
+    os.chdir("d")
+    assert paths_of(".") == expected == paths_of("./")
+    assert names_of(".") == [image.name for image in found.images]
+
+
+@pytest.mark.parametrize("suffix", IMAGE_SUFFIXES)
+def test_every_suffix_is_looked_for(tree, suffix):
+    tree(f"d/1{suffix}", f"d/2{suffix.upper()}")
+    assert paths_of("d") == [f"d/1{suffix}", f"d/2{suffix.upper()}"]
+
+
+PATTERNS = {
+    "d/*.png": ["d/1.png", "d/2.png"],
+    "d/?.png": ["d/1.png", "d/2.png"],
+    "d/*": ["d/1.png", "d/2.png", "d/IM0", "d/a/3.png", "d/a/b/4.png", "d/甲/5.png"],
+    "d/**/*.png": ["d/1.png", "d/2.png", "d/a/3.png", "d/a/b/4.png", "d/甲/5.png"],
+    "d/**": ["d/1.png", "d/2.png", "d/a/3.png", "d/a/b/4.png", "d/甲/5.png"],
+    "**/b/*.png": ["d/a/b/4.png"],
+    "d/**/IM*": ["d/IM0"],
+    "d/[12].png": ["d/1.png", "d/2.png"],
+    "d/[!1].png": ["d/2.png"],
+    "d/[一-龥]/*.png": ["d/甲/5.png"],
+    "d/[a-z]": ["d/a/3.png", "d/a/b/4.png"],
+    "*/a/*.png": ["d/a/3.png"],
+    "./d/a/../1.p*": ["d/a/../1.png"],
+    "d/*/b/4.png": ["d/a/b/4.png"],
+}
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_patterns(tree, pattern):
+    root = tree("d/1.png", "d/2.png", "d/IM0", "d/a/3.png", "d/a/b/4.png", "d/甲/5.png", "d/.h/6.png", "d/.7.png")
+    assert paths_of(pattern) == PATTERNS[pattern]
+    if ".." not in pattern:
+        assert paths_of(str(root / pattern)) == [str(root / path) for path in PATTERNS[pattern]]
+
+
+def test_composed_and_decomposed_letters_fit_each_other(tree):
+    tree("d/" + unicodedata.normalize("NFD", "é1.png"))
+    assert len(paths_of("d/" + unicodedata.normalize("NFC", "é*.png"))) == 1
+
+
+def test_what_exists_as_it_is_written_is_no_pattern(tree):
+    tree("d/a[1].png", "d/a1.png", "d/x[1]/2.png", "d/x1/3.png", "[ab]/4.png", "a/5.png")
+    assert paths_of("d/a[1].png") == ["d/a[1].png"]
+    assert paths_of("d/x[1]") == ["d/x[1]/2.png"]
+    assert paths_of("d/x[1]/*.png") == ["d/x[1]/2.png"]
+    assert paths_of("[ab]") == ["[ab]/4.png"]
+    assert paths_of("d/a[1]*") == ["d/a1.png"]
+
+
+def test_a_file_named_explicitly_is_taken_whatever_it_is_called(tree):
+    tree("d/IM0001", "d/notes.txt", "d/.hidden.png", ".h/1.png", "d/clip_gradcam_1.png")
+    assert paths_of("d/IM0001", "d/notes.txt", "d/.hidden.png", ".h") == [
+        ".h/1.png", "d/.hidden.png", "d/IM0001", "d/notes.txt",
+    ]  # fmt: skip
+    with pytest.warns(InputWarning, match="clip_gradcam_1.png"):
+        assert paths_of("d/clip_gradcam_1.png", exclude="d") == ["d/clip_gradcam_1.png"]
+
+
+def test_the_same_file_reached_twice_appears_once(tree):
+    root = tree("a/1.png", "a/b/2.png")
+    (root / "link").symlink_to("a")
+    for arguments in (
+        ["a/1.png", "./a/1.png", "a/b/../1.png", str(root / "a/1.png"), "link/1.png"],
+        ["a/1.png", "a/*.png", "a/?.png"],
+    ):
+        assert paths_of(*arguments) == ["a/1.png"]
+    assert paths_of("a", "a/b", "a/b/2.png", "./a") == ["a/1.png", "a/b/2.png"]
+    assert paths_of("link", "a") == ["link/1.png", "link/b/2.png"]
+    assert paths_of(".") == ["a/1.png", "a/b/2.png"]  # the real folder goes before the link to it
+
+
+def test_links_to_folders_are_followed_but_never_in_a_circle(tree):
+    root = tree("d/1.png", "d/e/2.png", "other/3.png", "other/f/4.png", "beside.png")
+    (root / "d" / "up").symlink_to("..")
+    (root / "d" / "e" / "self").symlink_to(".")
+    (root / "d" / "e" / "loop").symlink_to("../../d")
+    (root / "d" / "more").symlink_to("../other")
+    (root / "d" / "again").symlink_to("../other")
+    (root / "other" / "back").symlink_to("../d")
+    (root / "d" / "picture.png").symlink_to("1.png")
+    (root / "d" / "lost.png").symlink_to("nowhere.png")
+    expected = ["1.png", "again/3.png", "again/f/4.png", "e/2.png", "lost.png", "picture.png"]
+    assert paths_of("d") == [f"d/{path}" for path in expected]
+    assert paths_of("d/**/*.png") == [f"d/{path}" for path in expected]
+
+
+def test_fifos_are_no_images(tree):
+    root = tree("d/1.png")
+    os.mkfifo(root / "d" / "2.png")
+    assert paths_of("d") == ["d/1.png"]
+
+
+def test_results_inside_of_the_searched_folder_are_no_input(tree):
+    tree("d/1.png", "d/out/clip_gradcam_1.png", "d/out/a/2.png", "d/deep/out/3.png", "d/clip_gradcam_4.png")
+    with pytest.warns(InputWarning, match="1 张.*d/clip_gradcam_4.png.*移走"):  # taken, and said
+        expected = ["d/1.png", "d/clip_gradcam_4.png", "d/deep/out/3.png"]
+        assert paths_of("d", exclude="d/out") == expected == paths_of("d/**/*.png", exclude=Path("d/out"))
+    tree("d/e/5.png")
+    assert paths_of("d/*/*.png", exclude="./d/out") == ["d/e/5.png"] == paths_of("d/[eo]*", exclude="d/out")
+    with pytest.raises(InputError, match="d/out.*输出目录"):
+        paths_of("d/out/*.png", exclude="d/out")
+
+
+def test_results_beside_the_images_are_no_input(tree):
+    tree("d/1.png", "d/clip_gradcam_1.png", "d/a/clip_gradcam_2_overlay.png", "d/a/2.png")
+    for exclude in ("d", "."):
+        assert paths_of("d", exclude=exclude) == ["d/1.png", "d/a/2.png"] == paths_of("d/**/*", exclude=exclude)
+    tree("e/clip_gradcam_1.png")
+    with pytest.raises(InputError, match="输出目录"):
+        paths_of("e", exclude="e")
+
+
+def test_an_argument_that_means_no_image_is_named_with_the_remedy(tree):
+    root = tree("d/1.png", "empty/notes.txt")
+    for argument, words in {
+        "none": "找不到.*none.*检查路径",
+        "none.png": "找不到.*none.png",
+        "empty": r"empty 中没有图像.*\.png.*\.dcm.*IM\*",
+        "d/*.jpg": r"没有文件符合 d/\*\.jpg",
+        "none/*.png": r"没有文件符合 none/\*\.png",
+        "d/[.png": r"没有文件符合",
+        "": "找不到",
+        "a\0b": "找不到",
+    }.items():
+        for arguments in ([argument], ["d", argument]):
+            with pytest.raises(InputError, match=words) as caught:
+                find_images(arguments)
+            assert "\n" not in str(caught.value)
+    with pytest.raises(InputError):
+        find_images([])
+    assert find_images("d").images == find_images([Path("d")]).images == find_images(["d"]).images
+    assert root.exists()
+
+
+def test_a_folder_that_cannot_be_read_is_said(tree, monkeypatch):
+    tree("d/1.png", "d/locked/2.png")
+    genuine = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", path)
+        return genuine(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.warns(InputWarning, match="d/locked.*已跳过.*Permission denied"):
+        assert paths_of("d") == ["d/1.png"]
+
+
+def test_is_single(tree):
+    tree("d/1.png", "a[1].png")
+    for arguments in (["d/1.png"], ["a[1].png"], ["none.png"], "d/1.png", [Path("d/1.png")]):
+        assert is_single(arguments)
+    for arguments in (["d"], ["d/*.png"], ["d/1.png", "d/1.png"], ["none[1].png"], [], "d", ["."]):
+        assert not is_single(arguments)
+
+
+def test_the_root_is_what_the_arguments_have_in_common(tree):
+    root = tree("d/a/1.png", "d/b/1.png", "e/1.png", "1.png")
+    for arguments, common, names in (
+        (["d"], "d", ["a/clip_gradcam_1", "b/clip_gradcam_1"]),
+        (["d/*/1.png"], "d", ["a/clip_gradcam_1", "b/clip_gradcam_1"]),
+        (["d/a/1.png"], "d/a", ["clip_gradcam_1"]),
+        (["1.png"], ".", ["clip_gradcam_1"]),
+        (["d/a", "d/b"], "d", ["a/clip_gradcam_1", "b/clip_gradcam_1"]),
+        (["d/a/1.png", "d/b/1.png"], "d", ["a/clip_gradcam_1", "b/clip_gradcam_1"]),
+        (["d/a", "d"], "d", ["a/clip_gradcam_1", "b/clip_gradcam_1"]),
+        (["d/b", "e"], ".", ["d/b/clip_gradcam_1", "e/clip_gradcam_1"]),
+        (["1.png", str(root / "e")], ".", ["clip_gradcam_1", "e/clip_gradcam_1"]),
+    ):
+        found = find_images(arguments)
+        assert found.root == os.path.abspath(common)
+        assert [image.name for image in found.images] == names
+
+
+def test_several_windows_drives():
+    import ntpath
+
+    assert common_parent([r"C:\a\b", r"C:\a\c"], ntpath) == r"C:\a"
+    assert place_below(r"C:\a\c", r"C:\a", ntpath) == "c" and place_below(r"C:\a", r"C:\a", ntpath) == ""
+    assert common_parent([r"C:\a", r"D:\a", r"\\server\share\x"], ntpath) == ""
+    places = [place_below(path, "", ntpath) for path in (r"C:\a", r"D:\a", r"D:" + "\\", r"\\server\share\x")]
+    assert places == ["C/a", "D/a", "D", "server/share/x"]
+
+
+# -- names of results -------------------------------------------------------------------------
+
+ENDINGS = ["", "_overlay", "_overlay_0", "_overlay_12", "_heatmap", "_heatmap_0", "_heatmap_12", "_heatmap_layer"]
+ENDINGS += ["_heatmap_12_layer", "_heatmap_layer_12"]
+
+
+def assert_no_two_share_a_file(names):
+    """Not even on a file system that folds case or composes letters."""
+
+    def folded(text):
+        return unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
+
+    results = [folded(name + ending) for name in names for ending in ENDINGS]
+    assert len(set(results)) == len(results)
+
+
+COLLISIONS = {
+    "two suffixes": (["001.jpg", "001.png", "002.jpg"], ["001.jpg", "001.png", "002"]),
+    "an overlay": (["001.jpg", "001_overlay.jpg"], ["001.jpg", "001_overlay.jpg"]),
+    "an overlay of a text": (["001.jpg", "001_overlay_2.jpg"], ["001.jpg", "001_overlay_2.jpg"]),
+    "a heatmap": (["001.jpg", "001_heatmap_layer.png"], ["001.jpg", "001_heatmap_layer.png"]),
+    "an overlay alone": (["001_overlay.jpg", "002.jpg"], ["001_overlay", "002"]),
+    "overlays of overlays": (
+        ["1.png", "1_overlay.png", "1_overlay_heatmap.png"],
+        ["1.png", "1_overlay.png", "1_overlay_heatmap.png"],
+    ),
+    "case": (["A.jpg", "a.jpg"], ["A.jpg", "a.jpg-2"]),
+    "case of the suffix": (["a.JPG", "a.jpg"], ["a.JPG", "a.jpg-2"]),
+    "a suffix as a stem": (["a.jpg", "a.jpg.png", "a.png"], ["a.jpg-2", "a.jpg", "a.png"]),
+    "an overlay without a suffix": (["a.jpg", "a_overlay"], ["a.jpg", "a_overlay"]),
+    "overlays without a suffix": (["a", "a_overlay"], ["a", "a_overlay-2"]),
+    "no suffix": (["a", "a.jpg"], ["a", "a.jpg"]),
+    "umlauts": (
+        [unicodedata.normalize("NFD", "ä.png"), unicodedata.normalize("NFC", "ä.png")],
+        [unicodedata.normalize("NFD", "ä.png"), unicodedata.normalize("NFC", "ä.png") + "-2"],
+    ),
+    "an overlay in other case": (["a.png", "A_Overlay.png"], ["A_Overlay.png", "a.png"]),
+    "UIDs": (["1.2.840.1", "1.2.840.2"], ["1.2.840.1", "1.2.840.2"]),
+}
+
+
+@pytest.mark.parametrize("case", COLLISIONS)
+def test_names_that_would_collide_keep_their_suffix(tree, case):
+    files, stems = COLLISIONS[case]
+    root = tree(*(f"d/{name}" for name in files))
+    assert names_of("d/*") == [f"clip_gradcam_{stem}" for stem in stems]
+    assert names_of(*reversed(sorted(str(root / "d" / name) for name in files))) == names_of("d/*")
+    assert_no_two_share_a_file(names_of("d/*"))
+
+
+def test_folders_that_differ_in_case_alone(tree):
+    tree("d/A/1.png", "d/a/1.png", "d/a/2.png", "d/b/1.png")
+    assert names_of("d") == ["A/clip_gradcam_1.png", "a/clip_gradcam_1.png-2", "a/clip_gradcam_2", "b/clip_gradcam_1"]
+
+
+def test_no_two_images_ever_share_a_file(tree):
+    """Names made at random of the parts that matter."""
+    generator = np.random.default_rng(0)
+    parts = [
+        "a",
+        "A",
+        "_overlay",
+        "_heatmap",
+        "_2",
+        "_layer",
+        ".png",
+        ".jpg",
+        ".PNG",
+        "ä",
+        unicodedata.normalize("NFD", "ä"),
+    ]
+    for trial in range(40):
+        names = {"".join(generator.choice(parts, generator.integers(1, 5))) for _ in range(40)} - {
+            ".png",
+            ".jpg",
+            ".PNG",
+        }
+        names = {name for name in names if not name.startswith(".")}
+        folder = tree(*(f"{trial}/{name}" for name in names)) / str(trial)
+        found = names_of(*(str(folder / name) for name in names))
+        assert len(found) == len(names)
+        assert_no_two_share_a_file(found)
+
+
+@pytest.mark.parametrize("stem", ["a" * 240, "髋" * 80, "é" * 120, unicodedata.normalize("NFD", "é") * 80])
+def test_long_names_are_shortened_and_stay_apart(tree, stem):
+    tree(*(f"d/{stem}{end}.png" for end in ("1", "2")))
+    names = names_of("d")
+    assert len(set(names)) == 2
+    for name in names:
+        assert name.startswith("clip_gradcam_" + stem[:20])
+        assert len(name.encode()) <= 200
+        (Path("d") / f"{name}_heatmap_layer_12.npy").touch()
+    assert names_of(f"d/{stem}1.png") == [names[0]]
+
+
+def test_names_with_bytes_that_are_no_text(tree):
+    root = os.fsencode(tree("d/1.png"))
+    with open(os.path.join(root, b"d", b"\xff" * 200 + b".png"), "wb"), open(os.path.join(root, b"d\xfe.png"), "wb"):
+        pass
+    found = find_images(["d", os.fsdecode(b"d\xfe.png")]).images
+    assert len(found) == 3 and all(os.path.exists(image.path) for image in found)
+    assert all(len(os.fsencode(image.name)) < 255 for image in found)
+
+
+# -- decoding beside the model ----------------------------------------------------------------
+
+
+def chunk_of(index, paths):
+    return index, [(10 * index + row, path) for row, path in enumerate(paths)]
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Paths of seven images of different sizes, the fifth damaged."""
+    paths = []
+    for index in range(7):
+        path = tmp_path / f"{index}.png"
+        Image.fromarray(gradient_picture(20 + index, 30 + 2 * index)).save(path)
+        paths.append(str(path))
+    Path(paths[4]).write_bytes(b"\x89PNG\r\n\x1a\n damaged")
+    return paths
+
+
+def test_a_chunk_of_images(pictures):
+    chunk = ImageDataset(16)[chunk_of(3, [pictures[0], None, pictures[4], pictures[1]])]
+    assert isinstance(chunk, DecodedChunk) and chunk.index == 3
+    assert chunk.resized.shape == (4, 16, 16, 3) and chunk.resized.dtype == np.uint8
+    for row, path in ((0, pictures[0]), (3, pictures[1])):
+        np.testing.assert_array_equal(chunk.pixels[row], read_image(path))
+        np.testing.assert_array_equal(chunk.resized[row], resize(read_image(path), 16))
+        assert chunk.errors[row] is None
+    for row in (1, 2):
+        assert chunk.pixels[row] is None and not chunk.resized[row].any()
+    assert chunk.errors[1] is None and "4.png" in chunk.errors[2] and "\n" not in chunk.errors[2]
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("two\nlines"), RecursionError("deep"), KeyError("x")])
+def test_whatever_a_decoder_raises_is_a_reason_of_one_line(pictures, monkeypatch, error):
+    genuine = images_module.read_image
+
+    def read(path):
+        warnings.warn("what a library says", UserWarning, stacklevel=1)
+        if path == pictures[1]:
+            raise error
+        return genuine(path)
+
+    monkeypatch.setattr(images_module, "read_image", read)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        chunk = ImageDataset(16)[chunk_of(0, pictures[:3])]
+    assert [reason is None for reason in chunk.errors] == [True, False, True]
+    assert pictures[1] in chunk.errors[1] and "\n" not in chunk.errors[1]
+    assert chunk.pixels[2] is not None
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 2])
+def test_the_loader_gives_chunks_in_order_and_draws_lazily(pictures, num_workers):
+    drawn = []
+
+    def chunks():
+        for index in range(30):
+            drawn.append(index)
+            yield chunk_of(index, [pictures[index % 7], None])
+
+    before = torch.get_rng_state()
+    received = []
+    for chunk in make_loader(ImageDataset(16), chunks(), num_workers):
+        received.append(chunk.index)
+        assert len(drawn) - len(received) <= 2 * num_workers + 1
+        assert isinstance(chunk.resized, np.ndarray) and isinstance(chunk.errors, list)
+        broken = chunk.index % 7 == 4
+        assert (chunk.errors[0] is not None) == broken == (chunk.pixels[0] is None)
+        if not broken:
+            np.testing.assert_array_equal(chunk.pixels[0], read_image(pictures[chunk.index % 7]))
+    assert received == list(range(30)) == drawn
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_workers_start_after_libraries_have_used_their_threads(pictures, num_workers):
+    """In a process of its own: a worker that waits for a thread which the fork did not copy would wait for ever."""
+    code = (
+        "import sys, cv2, numpy as np, torch\n"
+        "from models.images import ImageDataset, make_loader\n"
+        "cv2.setNumThreads(4), torch.set_num_threads(4)\n"
+        "cv2.GaussianBlur(np.zeros((3000, 3000, 3), np.float32), (9, 9), 0)\n"
+        "torch.nn.functional.conv2d(torch.zeros(4, 3, 200, 200), torch.zeros(8, 3, 5, 5))\n"
+        "chunks = ((i, [(i, path)]) for i, path in enumerate(sys.argv[2:]))\n"
+        "print(*(chunk.index for chunk in make_loader(ImageDataset(16), chunks, int(sys.argv[1]))))\n"
+    )
+    command = [sys.executable, "-c", code, str(num_workers), *pictures]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "0 1 2 3 4 5 6\n", done.stderr
+
+
+def test_workers_that_are_spawned(pictures, monkeypatch):
+    monkeypatch.setattr(images_module, "START_METHOD", "spawn")
+    loader = make_loader(ImageDataset(16), iter([chunk_of(i, [pictures[i]]) for i in range(3)]), 1)
+    assert [chunk.index for chunk in loader] == [0, 1, 2]
+
+
+def test_a_worker_that_is_killed_can_be_told_apart(pictures):
+    loader = iter(make_loader(ImageDataset(16), (chunk_of(i, pictures) for i in range(10_000)), 2))
+    next(loader)
+    with pytest.raises(RuntimeError) as caught:
+        os.kill(loader._workers[0].pid, signal.SIGKILL)
+        for _ in loader:
+            time.sleep(0.01)
+    assert is_lost_worker(caught.value)
+    assert not is_lost_worker(RuntimeError("CUDA out of memory")) and not is_lost_worker(ValueError("x"))
+
+
+CONSUMER = """
+import sys, time
+from models.images import ImageDataset, make_loader
+chunks = ((i, [(0, sys.argv[1])] * 8) for i in range(10_000))
+loader = iter(make_loader(ImageDataset(32), chunks, 2))
+next(loader)
+print(*(worker.pid for worker in loader._workers), flush=True)
+for line in sys.stdin:
+    print(next(loader).index, flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def consumer(tmp_path):
+    """A process that loads large images with two workers, more than a pipe holds; and the workers' ids."""
+    Image.fromarray(gradient_picture(600, 800)).save(tmp_path / "large.png")
+    command = [sys.executable, "-c", CONSUMER, str(tmp_path / "large.png")]
+    with subprocess.Popen(command, cwd=PROJECT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        workers = [int(pid) for pid in process.stdout.readline().split()]
+        assert len(workers) == 2
+        yield process, workers
+        process.kill()
+
+
+def is_running(pid):
+    """Whether a process is there and not merely waiting for its exit code to be read."""
+    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout.strip()
+    return state not in ("", "Z", "Z+", "Zl")
+
+
+def test_no_worker_outlives_a_consumer_that_is_killed(consumer):
+    process, workers = consumer
+    time.sleep(1)  # until the workers are blocked: their results are larger than the pipe
+    assert all(is_running(pid) for pid in workers)
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 15
+    while any(is_running(pid) for pid in workers) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(is_running(pid) for pid in workers)
+
+
+def test_workers_leave_ctrl_c_to_the_consumer(consumer):
+    process, workers = consumer
+    for pid in workers:
+        os.kill(pid, signal.SIGINT)
+    for index in range(1, 4):
+        process.stdin.write("next\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == f"{index}\n"
