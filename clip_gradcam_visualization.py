@@ -597,7 +597,7 @@ FLAGS = (
         {"metavar": "INT", "type": int},
         "多张图像时一次前向的图像数（默认：CPU 至多 8，GPU 至多 32）",
     ),
-    ("--num-workers", {"metavar": "INT", "type": int}, "多张图像时读取图像的进程数（默认：核数的一半，不超过 4）"),
+    ("--num-workers", {"metavar": "INT", "type": int}, "多张图像时读取图像的进程数（默认：核数的一半，至多 4；不足 4 核时为 0）"),
     ("--no-text-cache", {"action": "store_true"}, "不使用文本特征缓存"),
     ("--cpu", {"action": "store_true"}, "强制使用 CPU（默认：有 CUDA 用 CUDA，其次 Apple MPS，否则 CPU）"),
     ("--help", {"action": "help"}, "显示本帮助后退出"),

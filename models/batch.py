@@ -72,7 +72,7 @@ class ChunkSize(NamedTuple):
 
     batch: int  # images per chunk
     threads: int  # chunks beside each other
-    num_workers: int  # processes that decode
+    num_workers: int  # processes that decode; 0: a thread of this one, which is quicker on few cores
 
 
 def chunk_size(images: int, on_cpu: bool, torch_threads: int, ranks: Ranks) -> ChunkSize:
@@ -84,7 +84,7 @@ def chunk_size(images: int, on_cpu: bool, torch_threads: int, ranks: Ranks) -> C
     batch = min(8 if on_cpu else 32, max(1, -(-images // 16)))
     cores = max(1, (os.cpu_count() or 1) // ranks.local_world)
     threads = min(MOST_THREADS, torch_threads if on_cpu else cores)
-    return ChunkSize(batch, threads, min(4, max(1, cores // 2)))
+    return ChunkSize(batch, threads, min(4, cores // 2) if cores >= 4 else 0)
 
 
 def chunks_to_do(pending: Sequence[bool], size: int) -> list[int]:

@@ -33,6 +33,10 @@ class FolderRun:
         self.explainer, self.img_size, self.folder = explainer, img_size, folder
         self.choice, self.run_columns = choice, run_columns
         self.device = next(explainer.model.parameters()).device
+        if self.device.type == "cpu":  # as the chunks are: a twentieth faster
+            import torch
+
+            explainer.model.image_encoder.to(memory_format=torch.channels_last)
         self.own = threading.local()  # on a CPU each thread has an explainer of its own
         self.turn = threading.Lock()  # on a GPU one batch at a time
 
@@ -101,11 +105,13 @@ class FolderRun:
 
     def record(self, image: PlannedImage, pixels, maps: ImageMaps | str) -> dict:
         """Write an image's files; returns its line in the part. A bad image is its reason, never the end of the run."""
+        folder = self.folder.folder
         try:
             if isinstance(maps, str):
                 raise InputError(maps)
             result = self.explainer.result(pixels, maps)
-            files = encode_outputs(result, self.folder.folder / f"{image.name}.png", self.choice)
+            files = encode_outputs(result, folder / f"{image.name}.png", self.choice)
+            rows = table_rows(result, files, image.path, folder, self.run_columns)
             write_files(files.contents, durable=True, staging=self.folder.staging)
         except Exception as error:
             if getattr(error.__cause__, "errno", None) in NO_USE_GOING_ON:
@@ -113,8 +119,7 @@ class FolderRun:
             why = reason(error) if isinstance(error, InputError) else f"{type(error).__name__}: {reason(error)}"
             row = {"image": image.path, **self.run_columns, "error": why}
             return {"image": image.path, "files": {}, "rows": [row], "error": why}
-        sizes = {name_below(self.folder.folder, path): len(data) for path, data in files.contents.items()}
-        rows = table_rows(result, files, image.path, self.folder.folder, self.run_columns)
+        sizes = {name_below(folder, path): len(data) for path, data in files.contents.items()}
         return {"image": image.path, "files": sizes, "rows": rows}
 
 
@@ -189,7 +194,8 @@ def print_totals(totals: Totals, folder: RunFolder, progress: Progress) -> None:
     print(f"结果表已保存：{'、'.join(map(str, folder.tables))}")
     sys.stdout.flush()
     for path, why in totals.failures:
-        print(f"失败: {' '.join(f'{path}：{why}'.split())}", file=sys.stderr)
+        text = why if path in why else f"{path}：{why}"
+        print(f"失败: {' '.join(text.split())}", file=sys.stderr)
     if totals.failed > len(totals.failures):
         print(f"失败: 其余 {totals.failed - len(totals.failures)} 张见结果表的 error 列", file=sys.stderr)
     if totals.warned:

@@ -44,7 +44,7 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
     Grey levels of 16 or 32 bits are scaled over the image's own range, those of a DICOM file as its window says.
     Raises InputError where the file is missing, damaged or no image.
     """
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         with open(path, "rb") as file:
@@ -57,6 +57,8 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
         raise
     except FileNotFoundError as error:
         raise InputError(f"找不到图像文件：{path}") from error
+    except UnidentifiedImageError as error:  # its text names Python's object, not the file
+        raise InputError(f"无法读取图像 {path}：不是支持的图像格式，或文件已损坏") from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError(f"无法读取图像 {path}：不是支持的图像格式，或文件已损坏（{reason(error)}）") from error
 

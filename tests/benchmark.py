@@ -12,6 +12,7 @@ median of the pairs' ratios.
 """
 
 import argparse
+import contextlib
 import importlib.util
 import os
 import statistics
@@ -126,37 +127,40 @@ print(statistics.median(seconds))
 
 def measure_folder(folder: Path, count: int) -> None:
     """A folder of photos, whole command, against plain forward passes before and after it."""
-    write_photos(folder / "photos", count)
-    command = [*SCRIPT, "--model-path", str(folder / "resnet50.pth"), "--image-path", str(folder / "photos"), *NINE]
-    run_process(
-        [*command[:-2], *NINE, "--output-dir", str(folder / "few"), "--overlay-only"]
-    )  # cache and disk are warm
+    photos = folder / "photos"
+    write_photos(photos, count)
+    command = [*SCRIPT, "--model-path", str(folder / "resnet50.pth"), *NINE, "--image-path", str(photos)]
+    one = [*command[:-1], str(photos / "00000.jpg"), "--output-dir", str(folder / "one")]
     for label, flags, demanded in (("both files", [], 2.2), ("--overlay-only", ["--overlay-only"], 1.2)):
+        run_process([*one, *flags])  # cache and disk are warm
         before = forward_seconds()
         seconds, _ = run_process([*command, "--output-dir", str(folder / label), *flags])
         forward = (before + forward_seconds()) / 2
         start, _ = run_process([*command, "--output-dir", str(folder / label), *flags, "--resume"])
         row(f"{count} photos, {label}", f"{seconds / count / forward:.2f} forward passes an image", demanded)
-        share = (seconds - start) / count / forward
-        row("  without start and end", f"{share:.2f} ({1000 * seconds / count:.0f} ms an image)")
+        share = (seconds - start) / count
+        row(
+            "  without start and end",
+            f"{share / forward:.2f} ({1000 * share:.0f} ms of {1000 * seconds / count:.0f} ms)",
+        )
 
 
 def measure_memory(folder: Path, few: int, many: int) -> None:
     """Peak memory of a long list of small images against a short one."""
     write_photos(folder / "drawn", 50, size=(64, 64))
     peaks = []
-    for count in (few, many):
+    for count in (few, few, many):  # the first fills the cache of text features
         images = folder / f"small_{count}"
-        images.mkdir()
+        images.mkdir(exist_ok=True)
         for i in range(count):
-            os.link(folder / "drawn" / f"{i % 50:05d}.jpg", images / f"{i:05d}.jpg")
+            with contextlib.suppress(FileExistsError):
+                os.link(folder / "drawn" / f"{i % 50:05d}.jpg", images / f"{i:05d}.jpg")
         command = [*SCRIPT, "--model-path", str(folder / "starnet_s1.pth"), "--image-path", str(images), *NINE]
-        seconds, peak = run_process(
-            [*command, "--img-size", "64", "--overlay-only", "--output-dir", str(folder / images.name)]
-        )
+        command += ["--overlay-only", "--output-dir", str(folder / f"of_{count}")]
+        seconds, peak = run_process(command)
         peaks.append(peak)
-        row(f"{count} small images: peak memory", f"{peak:.3f} GB ({seconds:.0f} s)")
-    row(f"peak memory of {many} images / of {few}", f"{peaks[1] / peaks[0]:.3f}", 1.1)
+    row(f"peak memory of {few} / of {many} small images", f"{peaks[1]:.3f} / {peaks[2]:.3f} GB ({seconds:.0f} s)")
+    row(f"peak memory of {many} images / of {few}", f"{peaks[2] / peaks[1]:.3f}", 1.1)
 
 
 def measure_ranks(folder: Path, count: int) -> None:

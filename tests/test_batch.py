@@ -26,11 +26,11 @@ def test_the_batch_depends_on_the_list_alone(monkeypatch, images, on_cpu, expect
 @pytest.mark.parametrize(
     "cores, world, torch_threads, on_cpu, threads, workers",
     [
-        (2, 1, 2, True, 2, 1),
+        (2, 1, 2, True, 2, 0),
         (64, 1, 64, True, 8, 4),
         (64, 8, 1, True, 1, 4),
         (64, 8, 1, False, 8, 4),
-        (2, 8, 1, False, 1, 1),
+        (2, 8, 1, False, 1, 0),
     ],
 )
 def test_threads_and_decoding_processes(monkeypatch, cores, world, torch_threads, on_cpu, threads, workers):

@@ -329,7 +329,8 @@ def test_bad_images_in_the_middle_do_not_stop_the_rest(home, command, capsys):
     assert main(command()) == 1
     out, err = capsys.readouterr()
     assert "完成 5 张，失败 2 张，共 7 张" in out
-    assert len([line for line in err.splitlines() if line.startswith("失败: ")]) == 2 and "0000 坏.png" in err
+    failures = [line for line in err.splitlines() if line.startswith("失败: ")]
+    assert len(failures) == 2 and failures[0].count("0000 坏.png") == 1 and "bad.jpg" in failures[1]
     rows = rows_of("out")
     failed = [row for row in rows if row.get("error")]
     assert len(rows) == 7 and [Path(row["image"]).name for row in failed] == ["0000 坏.png", "bad.jpg"]
@@ -339,6 +340,18 @@ def test_bad_images_in_the_middle_do_not_stop_the_rest(home, command, capsys):
     assert [row["similarity"] for row in good] == pytest.approx(
         [row["similarity"] for row in rows_of("clean")], abs=2e-5
     )
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_bar_on_a_terminal_and_silence_elsewhere(home, command, monkeypatch, terminal):
+    Path("data/bad.png").write_bytes(b"")
+    stream = io.StringIO()
+    stream.isatty = lambda: terminal
+    monkeypatch.setattr(sys, "stderr", stream)
+    assert main(command()) == 1
+    shown = stream.getvalue()
+    assert ("6/6" in shown and "失败 1" in shown and "张/s" in shown) == terminal
+    assert ("\r" in shown) == terminal
 
 
 def test_a_failed_image_is_tried_again_when_resuming(home, command):
