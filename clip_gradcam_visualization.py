@@ -516,8 +516,9 @@ def run_many(args, question: Question) -> int:
     """Images of a list to files and tables, alone or as one of torchrun's ranks; returns the exit code."""
     import torch
 
-    gc.freeze()  # what the imports have made stays; from here on there is garbage to collect
-    gc.enable()
+    if not gc.isenabled():  # see the end of this file
+        gc.freeze()  # what the imports have made stays; from here on there is garbage to collect
+        gc.enable()
     ranks, folder, threads = Ranks(), RunFolder(args.output_dir), torch.get_num_threads()
     one_thread()
     with contextlib.ExitStack() as stack:
@@ -537,9 +538,8 @@ def run_many(args, question: Question) -> int:
         ranks.wait_for("planned", [0])
         plan = folder.plan()
         size = chunk_size(len(plan), explainer.text_features.device.type == "cpu", threads, ranks)
-        size = size._replace(
-            **{k: v for k, v in (("batch", args.batch_size), ("num_workers", args.num_workers)) if v is not None}
-        )
+        given = {"batch": args.batch_size, "num_workers": args.num_workers}
+        size = size._replace(**{name: value for name, value in given.items() if value is not None})
         folder_run = FolderRun(explainer, image_size(model), folder, output_choice(args), run_columns)
         return finish_run(folder_run, plan, size, ranks)
 
@@ -597,7 +597,11 @@ FLAGS = (
         {"metavar": "INT", "type": int},
         "多张图像时一次前向的图像数（默认：CPU 至多 8，GPU 至多 32）",
     ),
-    ("--num-workers", {"metavar": "INT", "type": int}, "多张图像时读取图像的进程数（默认：核数的一半，至多 4；不足 4 核时为 0）"),
+    (
+        "--num-workers",
+        {"metavar": "INT", "type": int},
+        "多张图像时读取图像的进程数（默认：核数的一半，至多 4；不足 4 核时为 0）",
+    ),
     ("--no-text-cache", {"action": "store_true"}, "不使用文本特征缓存"),
     ("--cpu", {"action": "store_true"}, "强制使用 CPU（默认：有 CUDA 用 CUDA，其次 Apple MPS，否则 CPU）"),
     ("--help", {"action": "help"}, "显示本帮助后退出"),

@@ -294,7 +294,7 @@ def main() -> None:
         "call": lambda folder: measure_call(repetitions),
         "folder": lambda folder: measure_folder(folder, 40 if quick else 200),
         "memory": lambda folder: measure_memory(folder, 200, 2000 if quick else 20_000),
-        "ranks": lambda folder: measure_ranks(folder, 40 if quick else 120),
+        "ranks": lambda folder: measure_ranks(folder, 40 if quick else 200),
     }
     print("| what | measured | demanded at most |\n| --- | --- | --- |")
     with tempfile.TemporaryDirectory() as name:

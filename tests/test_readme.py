@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clip_gradcam_visualization import FLAGS, TARGET_LAYERS
+from clip_gradcam_visualization import FLAGS, TARGET_LAYERS, main
 from models.demo import markdown
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -90,6 +90,23 @@ def test_the_demo_table_is_the_published_measurement():
     evaluation = json.loads((DEMO / "evaluation.json").read_text(encoding="utf-8"))
     table = README.split("<!-- evaluation -->\n")[1].split("\n<!-- end of evaluation -->")[0]
     assert table == markdown(evaluation)
+
+
+DEMO_COLUMNS = ("image", "predicted", "probability", "peak_x", "peak_y", "area_above_half", "text_sensitivity")
+
+
+def test_the_rows_of_the_demo_are_those_of_a_run(tmp_path):
+    texts = str(PROJECT / "class_texts_hip_prosthesis.json")
+    command = ["--model-path", str(DEMO / "clip_starnet_bert.pth"), "--class-texts-file", texts, "--overlay-only"]
+    assert main([*command, "--image-path", str(DEMO / "*.png"), "--output-dir", str(tmp_path)]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text(encoding="utf-8").splitlines()]
+    printed = README.split("<!-- demo rows -->\n")[1].split("\n<!-- end of demo rows -->")[0].splitlines()[2:]
+    for row, line in zip(rows, printed, strict=True):
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        row["image"] = Path(row["image"]).name
+        for column, cell in zip(DEMO_COLUMNS, cells, strict=True):
+            value = "—" if row[column] is None else row[column]
+            assert cell == str(value) or float(cell) == pytest.approx(value, abs=0.006), (column, line)
 
 
 def test_files_that_the_readme_shows_exist():
