@@ -473,32 +473,45 @@ def test_a_full_disk_ends_the_run_and_can_be_resumed(home, command, monkeypatch,
 
 
 FORK_AND_KILL = """
-import json, os, random, signal, sys, time
+import glob, json, os, random, signal, sys, time
 sys.path.insert(0, {project!r})
 import torch
 import clip_gradcam_visualization as script
 
-def attempt(arguments, seconds):
+def start(arguments):
     pid = os.fork()
     if pid == 0:
         os.setsid()
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, 1), os.dup2(null, 2)
         os._exit(script.main(arguments))
-    if seconds is not None:
-        time.sleep(seconds)
+    return pid
+
+def rows():
+    return sum(open(part, "rb").read().count(b"\\n") for part in glob.glob("out/.clip_gradcam/rows-*"))
+
+def kill_on_the_way(pid):
+    # now and then before the first image, mostly a moment after one of the next few
+    end, goal = time.monotonic() + 20, rows() + random.randint(1, 6)
+    early = random.random() < 0.25
+    if not early:
+        while rows() < goal and time.monotonic() < end and os.waitpid(pid, os.WNOHANG) == (0, 0):
+            time.sleep(0.001)
+    time.sleep(random.uniform(0, 0.3 if early else 0.02))
+    try:
         os.kill(pid, signal.SIGKILL)
-    return os.waitpid(pid, 0)[1]
+        os.waitpid(pid, 0)
+    except (ProcessLookupError, ChildProcessError):
+        return 0  # it had ended
+    return 1
 
 arguments, undisturbed = json.loads(sys.argv[1])
 random.seed(0)
-start = time.monotonic()
-assert attempt(undisturbed, None) == 0
-whole = time.monotonic() - start
-kills = 0
-attempt(arguments, random.uniform(0.2, 0.6) * whole)
-while attempt([*arguments, "--resume"], random.uniform(0.1, 0.5) * whole if kills < {kills} else None) != 0:
-    kills += 1
+assert os.waitpid(start(undisturbed), 0)[1] == 0
+kills = kill_on_the_way(start(arguments))
+for _ in range(14):
+    kills += kill_on_the_way(start([*arguments, "--resume"]))
+assert os.waitpid(start([*arguments, "--resume"]), 0)[1] == 0
 print(kills)
 """
 
@@ -509,12 +522,12 @@ def test_killed_at_random_moments_and_resumed(home, command, workers):
     """However often it is killed, in the end files and tables are those of a run that was never disturbed."""
     write_images(home / "data" / "more", 55)
     arguments, undisturbed = ([*command(output=o), "--num-workers", str(workers)] for o in ("out", "undisturbed"))
-    code = FORK_AND_KILL.format(project=str(SCRIPT.parent), kills=12)
+    code = FORK_AND_KILL.format(project=str(SCRIPT.parent))
     finished = subprocess.run(
         [sys.executable, "-c", code, json.dumps([arguments, undisturbed])], capture_output=True, text=True, timeout=300
     )
     assert finished.returncode == 0, finished.stderr
-    assert int(finished.stdout) >= 5
+    assert int(finished.stdout) >= 8
     assert contents("out") == contents("undisturbed")
     assert len(rows_of("out")) == 60
     assert not list(Path("out").rglob("*.tmp"))
