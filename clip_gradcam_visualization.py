@@ -39,7 +39,7 @@ from models.errors import InputError, InputWarning, print_error, reason
 from models.figure import LANGUAGES
 from models.files import output_paths, write_files  # noqa: F401 (of the public interface)
 from models.folder_run import FolderRun, finish_run, one_thread
-from models.heatmap import is_flat, show_cam_on_image, text_sensitivity, to_heatmap
+from models.heatmap import is_flat, show_cam_on_image, text_sensitivity, to_heatmap, two_decimals
 from models.images import (
     find_images,
     is_single,
@@ -755,7 +755,7 @@ def print_result(result: ImageResult, files: OutputFiles) -> None:
     names, best = result.question.names, int(result.probabilities.argmax())
     print(f"预测：{names[best]}（{result.probabilities[best]:.1%}）")
     for target, sensitivity in zip(result.targets, result.sensitivities):
-        depends = "" if sensitivity is None else f"，文本敏感度 {sensitivity:.2f}"
+        depends = "" if sensitivity is None else f"，文本敏感度 {two_decimals(sensitivity)}"
         print(f"目标文本：[{target}] {names[target]}（余弦相似度 {result.similarities[target]:.3f}{depends}）")
     encoder, layer, rows, columns = result.source
     print(f"图像编码器：{encoder}，目标层：{layer}（{rows}×{columns}）")

@@ -25,7 +25,7 @@ from .drawing import (
     wrap_text,
 )
 from .files import VECTOR_FORMATS, encode_image, import_cv2
-from .heatmap import TEXT_INSENSITIVE
+from .heatmap import TEXT_INSENSITIVE, two_decimals
 
 LANGUAGES = ("zh", "en")
 FIGURE_WORDS = {
@@ -224,7 +224,7 @@ def draw_figure(content: FigureContent, lang: str = "zh") -> Drawing:
         *_image_panel(MARGIN, lower, panel_height, content.overlay, words["overlay"]),
         *_probability_panel(right + 252, lower, panel_height, content, words),
     ]
-    sensitivity = "" if content.sensitivity is None else words["sensitivity"].format(f"{content.sensitivity:.2f}")
+    sensitivity = "" if content.sensitivity is None else words["sensitivity"].format(two_decimals(content.sensitivity))
     warned = content.sensitivity is not None and content.sensitivity >= TEXT_INSENSITIVE
     sensitivity += words["insensitive"] if warned else ""
     items += _footer(page_width, page_height, content.source, sensitivity, warned, words)
@@ -475,7 +475,7 @@ def _grid_sensitivity(content, words) -> tuple[str, bool]:
     known = [value for value in content.sensitivities if value is not None]
     if not known:
         return "", False
-    ends = sorted({f"{min(known):.2f}", f"{max(known):.2f}"}, key=float)
+    ends = sorted({two_decimals(min(known)), two_decimals(max(known))}, key=float)
     ignoring = sum(value >= TEXT_INSENSITIVE for value in known)
     note = words["sensitivity"].format("–".join(ends))
     return note + (words["insensitive"].format(ignoring) if ignoring else ""), ignoring > 0

@@ -56,17 +56,22 @@ TEXT_INSENSITIVE = 0.95  # from this text sensitivity on, the reader is warned
 def text_sensitivity(maps: np.ndarray, target: int) -> float | None:
     """Mean Pearson correlation of one text's map with the maps of the other texts; maps [K, h, w] before the ReLU.
 
-    1 means that the heatmap does not depend on what was asked. None where there is no other map to compare
-    with: one text only, or flat maps.
+    1 means that the heatmap does not depend on what was asked. An empty map of another text has nothing in
+    common with this one and counts as 0. None where there is nothing to compare: one text only, or this map
+    is empty.
     """
-    flat = [is_flat(raw_map) for raw_map in maps]
-    others = [i for i in range(len(maps)) if i != target and not flat[i]]
-    if flat[target] or not others:
+    if len(maps) < 2 or is_flat(maps[target]):
         return None
     positive = np.maximum(maps.reshape(len(maps), -1), 0).astype(np.float64)
     centred = positive - positive.mean(axis=1, keepdims=True)
+    centred[[is_flat(raw_map) for raw_map in maps]] = 0
     unit = centred / np.linalg.norm(centred, axis=1, keepdims=True).clip(1e-300)
-    return float((unit[others] @ unit[target]).mean())
+    return float(np.mean(np.delete(unit, target, axis=0) @ unit[target]))
+
+
+def two_decimals(value: float) -> str:
+    """A correlation as it is shown; no minus before a zero."""
+    return f"{round(value, 2) + 0.0:.2f}"
 
 
 COLORMAP_JET = 2  # cv2.COLORMAP_JET, by value: `import cv2` waits until something is drawn

@@ -10,7 +10,7 @@ import numpy as np
 
 from .figure import FigureContent, GridContent, draw_figure, draw_grid, encode_figure
 from .files import array_path, encode_array, encode_image, figure_file, overlay_path, thin, write_files
-from .heatmap import TEXT_INSENSITIVE, blend, flatness, is_flat, resize_map, show_cam_on_image, to_heatmap
+from .heatmap import TEXT_INSENSITIVE, blend, flatness, is_flat, resize_map, show_cam_on_image, to_heatmap, two_decimals
 
 
 class Question(NamedTuple):
@@ -50,8 +50,10 @@ class ImageResult(NamedTuple):
 
     def heatmaps(self) -> Iterator[np.ndarray]:
         """[H, W] in [0, 1] of each explained text, all on one scale: 1 is the largest value of any of them."""
-        alone = len(self.targets) == 1
-        scale = None if alone else max(float(resized.max()) for resized in self.resized_maps())
+        scale = None
+        if len(self.targets) > 1:
+            drawn = (m for t, m in zip(self.targets, self.resized_maps()) if not is_flat(self.maps[t]))
+            scale = max((float(resized.max()) for resized in drawn), default=None)
         return (to_heatmap(self.maps[target], self.pixels.shape[:2], scale) for target in self.targets)
 
     def warnings(self) -> list[str | None]:
@@ -62,7 +64,8 @@ class ImageResult(NamedTuple):
     def _insensitive(value: float | None) -> str | None:
         if value is None or value < TEXT_INSENSITIVE:
             return None
-        return f"热力图几乎不随文本变化（文本敏感度 {value:.2f}，1 表示完全不变）：它显示的不是这段文本特有的依据"
+        known = f"文本敏感度 {two_decimals(value)}，1 表示完全不变"
+        return f"热力图几乎不随文本变化（{known}）：它显示的不是这段文本特有的依据"
 
     def messages(self) -> list[str]:
         """The warnings, each once; with several texts, after the names of those it is about."""

@@ -20,7 +20,7 @@ from clip_gradcam_visualization import (
     load_clip_checkpoint,
 )
 from models.errors import InputError
-from models.heatmap import flatness, resize_map, text_sensitivity, to_heatmap
+from models.heatmap import flatness, resize_map, text_sensitivity, to_heatmap, two_decimals
 from models.outputs import Question
 
 
@@ -590,14 +590,21 @@ def test_text_sensitivity_is_the_mean_correlation_with_the_other_maps():
         ([[[1, 2]], [[2, 4]]], 1.0),
         ([[[1, 2]], [[2, 1]]], -1.0),
         ([[[1, 2]]], None),
-        ([[[1, 2]], [[3, 3]]], None),
+        ([[[1, 2]], [[3, 3]]], 0.0),
         ([[[-1, -2]], [[1, 2]]], None),
-        ([[[1, 2]], [[-1, -1]], [[1, 3]]], 1.0),
+        ([[[1, 2]], [[-1, -1]], [[1, 3]]], 0.5),
     ],
 )
 def test_text_sensitivity_at_its_ends_and_without_another_map(maps, expected):
     value = text_sensitivity(np.array(maps, np.float32), 0)
     assert value is None if expected is None else value == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    "value, shown", [(-0.004, "0.00"), (0.004, "0.00"), (-0.006, "-0.01"), (0.125, "0.12"), (1.0, "1.00")]
+)
+def test_no_minus_before_a_zero(value, shown):
+    assert two_decimals(value) == shown
 
 
 @pytest.mark.parametrize("level, expected", [(0.0, 1.0), (-1.0, 1.0), (2.0, 1.0)])

@@ -194,6 +194,16 @@ def test_all_texts_of_one_image(home, command, capsys):
     assert all(f"[{i}] {name}" in out for i, name in enumerate(TEXTS)) and "文本敏感度" in out
 
 
+def test_an_empty_map_has_no_say_in_the_common_scale():
+    result = tiny_result([0, 1, 2])
+    result.maps[1] = 100.0  # one colour: drawn as nothing
+    result.maps[2] = -1.0
+    own, level, negative = result.heatmaps()
+    assert own.max() == 1 and not level.any() and not negative.any()
+    result.maps[0] = 0.0
+    assert not any(heatmap.any() for heatmap in result.heatmaps())
+
+
 def test_a_warning_of_several_texts_names_them_once():
     result = tiny_result([0, 1, 2])._replace(flaws=["热力图为空", None, "热力图为空"], sensitivities=[None, 0.97, None])
     first, second = result.messages()

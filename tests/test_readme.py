@@ -105,7 +105,7 @@ def test_the_rows_of_the_demo_are_those_of_a_run(tmp_path):
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         row["image"] = Path(row["image"]).name
         for column, cell in zip(DEMO_COLUMNS, cells, strict=True):
-            value = "—" if row[column] is None else row[column]
+            value = row[column]
             assert cell == str(value) or float(cell) == pytest.approx(value, abs=0.006), (column, line)
 
 

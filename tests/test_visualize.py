@@ -194,6 +194,7 @@ def test_both_files_are_written(clip, tmp_path, name):
         assert np.abs(np.asarray(image) / 255 - overlay).mean() < (0.02 if written.suffix == ".jpg" else 0.003)
 
 
+@pytest.mark.filterwarnings("ignore:热力图几乎不随文本变化")
 def test_the_checkpoints_image_size_counts(picture):
     model = tiny_clip(img_size=64)
     with warnings.catch_warnings():
