@@ -3,7 +3,8 @@
     results.csv, results.jsonl       a row per image and explained text, in the order of the images
     .clip_gradcam/settings.json      what the run was asked for; `--resume` compares
     .clip_gradcam/plan.jsonl         the images in order: [path, name of its outputs, still to do]
-    .clip_gradcam/rows-<rank>.jsonl  a line per finished image, appended after its files are in place
+    .clip_gradcam/rows-<rank>.jsonl  a line per finished image, appended after its files are in place;
+                                     rows-earlier.jsonl: the lines of the runs that this one resumes
     .clip_gradcam/lock               held while a run is going on
     .clip_gradcam/staging/           files on their way, until they are whole
 
@@ -166,7 +167,7 @@ class RunFolder:
             done = frozenset()
         else:
             check_settings(earlier, settings)
-            done = self._finished()
+            done = self._keep_finished()
         lines = (_json_line([path, name, path not in done]) for path, name in images)
         self._write_whole(self.plan_file, lines)
         self._write_whole(self.settings_file, [json.dumps(settings, ensure_ascii=False, indent=1)])
@@ -184,13 +185,27 @@ class RunFolder:
         for path in (self.settings_file, *self._parts(), *self.tables):
             path.unlink(missing_ok=True)
 
-    def _finished(self) -> set[str]:
-        """Paths of the images whose line is written and whose files are all there in their size."""
-        return {
-            record["image"]
-            for _, _, record in self._records()
-            if "error" not in record and self._are_whole(record["files"])
-        }
+    def _keep_finished(self) -> set[str]:
+        """Paths of the images whose line is written and whose files are all there in their size.
+
+        Their lines go on in one part. What earlier runs said of other images is forgotten: a success whose
+        files are gone must not hide that the image fails now.
+        """
+        done = set()
+
+        def finished():
+            for _, _, record in self._records():
+                path = record["image"]
+                if "error" not in record and path not in done and self._are_whole(record["files"]):
+                    done.add(path)
+                    yield _json_line(record)
+
+        kept = self.state / "rows-earlier.jsonl"
+        self._write_whole(kept, finished())
+        for part in self._parts():
+            if part != kept:
+                part.unlink()
+        return done
 
     def _are_whole(self, files: Mapping[str, int]) -> bool:
         try:
@@ -223,15 +238,8 @@ class RunFolder:
     # -- parts --------------------------------------------------------------------------------
 
     def open_part(self, rank: int):
-        """The part of the tables that one process appends to, cut back to its last whole line."""
-        path = self.state / f"rows-{rank}.jsonl"
-        file = open(path, "ab", buffering=0)  # noqa: SIM115 (the caller closes it)
-        whole = 0
-        with open(path, "rb") as lines:
-            for line in lines:
-                whole += len(line) if line.endswith(b"\n") else 0
-        file.truncate(whole)
-        return file
+        """The part of the tables that one process appends to."""
+        return open(self.state / f"rows-{rank}.jsonl", "ab", buffering=0)  # noqa: SIM115 (the caller closes it)
 
     def _parts(self) -> list[Path]:
         return sorted(self.state.glob("rows-*.jsonl"))
@@ -252,14 +260,11 @@ class RunFolder:
     def join(self, names: Sequence[str]) -> "Totals":
         """Write both tables from the parts, rows in the plan's order; returns what they say in sum.
 
-        Rows stay on the disk until they are written: memory holds one small entry per image. An image that
-        failed and then succeeded has the rows of its success.
+        Rows stay on the disk until they are written: memory holds one small entry per image.
         """
         places: dict[str, tuple[bool, Path, int]] = {}
         for part, offset, record in self._records():
-            success = "error" not in record
-            if success or not places.get(record["image"], (False,))[0]:
-                places[record["image"]] = (success, part, offset)
+            places[record["image"]] = ("error" not in record, part, offset)
         totals = Totals(places, self.plan())
         csv_path, jsonl_path = self.tables
         header = [*COLUMNS, *(f"p{i} {name}" for i, name in enumerate(names))]
