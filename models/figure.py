@@ -25,7 +25,7 @@ from .drawing import (
     wrap_text,
 )
 from .files import VECTOR_FORMATS, encode_image, import_cv2
-from .heatmap import TEXT_INSENSITIVE, two_decimals
+from .heatmap import TEXT_INSENSITIVE, jet, two_decimals
 
 LANGUAGES = ("zh", "en")
 FIGURE_WORDS = {
@@ -121,13 +121,6 @@ def _resized(image: np.ndarray, width: int, height: int) -> np.ndarray:
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
 
-def _jet(levels: np.ndarray) -> np.ndarray:
-    """[h, w] in [0, 1] -> RGB uint8 [h, w, 3], dark blue to dark red."""
-    cv2 = import_cv2()
-    colours = cv2.applyColorMap(np.rint(np.clip(levels, 0, 1) * 255).astype(np.uint8), cv2.COLORMAP_JET)
-    return cv2.cvtColor(colours, cv2.COLOR_BGR2RGB)
-
-
 BAR_THICKNESS, TICK_LENGTH = 22, 5
 
 
@@ -136,7 +129,7 @@ def _bar_beside(picture: Picture, label: str) -> list:
     left, top, bottom = picture.right + 18, picture.top, picture.bottom
     right, height = left + BAR_THICKNESS, bottom - top
     levels = np.repeat(np.linspace(1, 0, height, dtype=np.float32)[:, None], BAR_THICKNESS, axis=1)
-    items = [Box(left - 1, top - 1, right + 1, bottom + 1, BLACK), Picture(left, top, _jet(levels))]
+    items = [Box(left - 1, top - 1, right + 1, bottom + 1, BLACK), Picture(left, top, jet(levels))]
     for tick in range(6):
         y = bottom - 1 - round(tick * (height - 1) / 5)
         items.append(Box(right + 1, y, right + 1 + TICK_LENGTH, y + 1, BLACK))
@@ -149,7 +142,7 @@ def _bar_below(left: int, top: int, width: int, label: list[str]) -> list:
     """A horizontal colour bar with ticks from 0 to 1, the lines of its label below."""
     right, bottom = left + width, top + BAR_THICKNESS
     levels = np.repeat(np.linspace(0, 1, width, dtype=np.float32)[None], BAR_THICKNESS, axis=0)
-    items = [Box(left - 1, top - 1, right + 1, bottom + 1, BLACK), Picture(left, top, _jet(levels))]
+    items = [Box(left - 1, top - 1, right + 1, bottom + 1, BLACK), Picture(left, top, jet(levels))]
     for tick in range(6):
         x = left + round(tick * (width - 1) / 5)
         items.append(Box(x, bottom + 1, x + 1, bottom + 1 + TICK_LENGTH, BLACK))
@@ -235,7 +228,7 @@ def _panel_picture(left, top, panel_height, image, proportions) -> Picture:
     """`image` as large as the panel allows at the proportions (height, width), in the panel's middle."""
     width, height = _fitted(proportions[1], proportions[0], PANEL_WIDTH, panel_height)
     pixels = _resized(image, width, height)
-    pixels = pixels if pixels.ndim == 3 else _jet(pixels)
+    pixels = pixels if pixels.ndim == 3 else jet(pixels)
     return Picture(left + (PANEL_WIDTH - width) // 2, top + (panel_height - height) // 2, pixels)
 
 

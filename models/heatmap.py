@@ -97,9 +97,12 @@ def show_cam_on_image(
     return np.clip(alpha * colours + (1 - alpha) * pixels, 0, 1).astype(np.float32)
 
 
+def jet(heatmap: np.ndarray) -> np.ndarray:
+    """[h, w] in [0, 1] -> RGB uint8 [h, w, 3], dark blue to dark red."""
+    cv2 = import_cv2()
+    return cv2.cvtColor(cv2.applyColorMap(cv2.convertScaleAbs(heatmap, alpha=255), COLORMAP_JET), cv2.COLOR_BGR2RGB)
+
+
 def blend(pixels: np.ndarray, heatmap: np.ndarray, alpha: float = 0.4) -> np.ndarray:
     """`show_cam_on_image` in whole levels, several times as fast: uint8 [H, W, 3] and [H, W] -> uint8 [H, W, 3]."""
-    cv2 = import_cv2()
-    levels = cv2.convertScaleAbs(heatmap, alpha=255)
-    colours = cv2.cvtColor(cv2.applyColorMap(levels, COLORMAP_JET), cv2.COLOR_BGR2RGB)
-    return cv2.addWeighted(colours, alpha, np.ascontiguousarray(pixels), 1 - alpha, 0)
+    return import_cv2().addWeighted(jet(heatmap), alpha, np.ascontiguousarray(pixels), 1 - alpha, 0)
