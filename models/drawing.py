@@ -1,4 +1,4 @@
-"""A page as a list of texts, boxes and pictures, and the two ways it is drawn: as pixels, or for PDF and SVG.
+"""A page as a list of texts, boxes, pictures and lines, and the two ways it is drawn: as pixels, or for PDF and SVG.
 
 Positions are pixels of FIGURE_DPI, y downwards. Text is always drawn with the font in `models/assets/fonts`,
 so that a figure looks the same on every machine: the machine's own fonts are not asked. What that font lacks
@@ -7,6 +7,7 @@ Pixels are drawn by Pillow, from any number of threads at once; matplotlib is im
 """
 
 import importlib.util
+import math
 import re
 import threading
 import unicodedata
@@ -45,6 +46,14 @@ class Box(NamedTuple):
     bottom: int
     fill: str
     outline: str | None = None  # one pixel wide
+
+
+class Line(NamedTuple):
+    """A line through points (x, y), antialiased; a pixel's centre lies on its half."""
+
+    points: list[tuple[float, float]]
+    colour: str
+    width: int
 
 
 class Picture(NamedTuple):
@@ -189,6 +198,8 @@ def draw_pixels(drawing: Drawing) -> np.ndarray:
             page.paste(Image.fromarray(item.pixels), (item.left, item.top))
         elif isinstance(item, Box):
             pen.rectangle((item.left, item.top, item.right - 1, item.bottom - 1), item.fill, item.outline)
+        elif isinstance(item, Line):
+            _stroke_pixels(page, item)
         else:
             _write_pixels(page, pen, item)
     return np.asarray(page)
@@ -207,6 +218,21 @@ def _write_pixels(page, pen, text):
         font = _font(index, text.size)
         ImageDraw.Draw(line).text((round(offset), text.x - left), run, 255, font, anchor="ls")
     page.paste(text.colour, (left, top), line.transpose(Image.Transpose.ROTATE_90))
+
+
+_FINE = 4  # lines are drawn this many times as large
+
+
+def _stroke_pixels(page, line):
+    from PIL import Image, ImageDraw
+
+    reach = line.width + 1
+    left, top = (math.floor(min(edge)) - reach for edge in zip(*line.points))
+    right, bottom = (math.ceil(max(edge)) + reach for edge in zip(*line.points))
+    stroke = Image.new("L", (_FINE * (right - left), _FINE * (bottom - top)))
+    points = [(_FINE * (x - left) - 0.5, _FINE * (y - top) - 0.5) for x, y in line.points]
+    ImageDraw.Draw(stroke).line(points, 255, _FINE * line.width, joint="curve")
+    page.paste(line.colour, (left, top), stroke.reduce(_FINE))
 
 
 # -- for PDF and SVG
@@ -234,6 +260,8 @@ def vector_figure(drawing: Drawing):
     for order, item in enumerate(drawing.items):
         if isinstance(item, Text):
             _write_vector(figure, drawing, item, order)
+        elif isinstance(item, Line):
+            _stroke_vector(figure, drawing, item, order)
         else:
             _place_vector(figure, drawing, item, order)
     return figure
@@ -253,6 +281,14 @@ def _place_vector(figure, page, item, order):
     edge = {"edgecolor": item.outline or "none", "linewidth": 72 / FIGURE_DPI if item.outline else 0}
     rectangle = Rectangle((left, bottom), width, height, facecolor=item.fill, zorder=order, **edge)
     figure.add_artist(rectangle)
+
+
+def _stroke_vector(figure, page, line, order):
+    from matplotlib.lines import Line2D
+
+    x, y = zip(*((x / page.width, 1 - y / page.height) for x, y in line.points))
+    ends = {"solid_capstyle": "butt", "solid_joinstyle": "round"}
+    figure.add_artist(Line2D(x, y, color=line.colour, linewidth=line.width * 72 / FIGURE_DPI, zorder=order, **ends))
 
 
 def _write_vector(figure, page, text, order):

@@ -20,12 +20,13 @@ from tiny import gradient_picture, tiny_result
 import clip_gradcam_visualization as script
 from clip_gradcam_visualization import save_results, show_cam_on_image
 from models import drawing as drawing_module
-from models import figure as figure_module
-from models import outputs
+from models import layout, outputs
+from models.curves import COLOURS, dashes, nice_ticks
 from models.drawing import (
     SHIPPED_FONT,
     Box,
     Drawing,
+    Line,
     Picture,
     Text,
     draw_pixels,
@@ -35,6 +36,7 @@ from models.drawing import (
     wrap_text,
 )
 from models.errors import InputError
+from models.faithfulness import Faithfulness
 from models.figure import (
     BAR_COLOURS,
     FigureContent,
@@ -45,8 +47,8 @@ from models.figure import (
     encode_figure,
 )
 from models.files import encode_image, output_paths, overlay_path, write_files
-from models.heatmap import COLORMAP_JET, blend
-from models.outputs import OutputChoice, encode_outputs
+from models.heatmap import COLORMAP_JET, METHOD_LABELS, TEXT_FREE, blend
+from models.outputs import OutputChoice, Results, encode_outputs
 
 # -- overlay ----------------------------------------------------------------------------------
 
@@ -193,6 +195,9 @@ def outside(drawing):
     boxes = [(text.string, text_box(text)) for text in texts_of(drawing)]
     boxes += [(item, item[:4]) for item in drawing.items if isinstance(item, Box)]
     boxes += [("picture", (p.left, p.top, p.right, p.bottom)) for p in drawing.items if isinstance(p, Picture)]
+    for line in [item for item in drawing.items if isinstance(item, Line)]:
+        (left, right), (top, bottom) = ((min(edge), max(edge)) for edge in zip(*line.points))
+        boxes.append(("line", (left, top, right, bottom)))
     return [t for t, b in boxes if b[0] < 0 or b[1] < 0 or b[2] > drawing.width or b[3] > drawing.height]
 
 
@@ -449,6 +454,212 @@ def test_wrapping_by_the_length_of_the_letters():
         assert measure(rows[0]) > 100
 
 
+# -- fifth panel ------------------------------------------------------------------------------
+
+SHARES = np.linspace(0, 1, 21)
+
+
+def curves_of(deletion=0.2, insertion=0.6, random=0.4, low=-0.1, high=0.5):
+    """A measurement whose curves go from one end to the other."""
+    falls = (high + (low - high) * SHARES**0.5).astype(np.float32)
+    straight = (high + (low - high) * SHARES).astype(np.float32)
+    return Faithfulness(deletion, insertion, random, falls, falls[::-1], straight)
+
+
+def lines_of(drawing):
+    return [item for item in drawing.items if isinstance(item, Line)]
+
+
+FIFTH = {
+    "zh": ("忠实度", "删除（越低越好）", "插入（越高越好）", "随机图", "像素（%）", "余弦相似度", "优于随机"),
+    "en": ("Faithful", "Deletion (lower", "Insertion (higher", "Random maps", "Pixels", "Cosine", "Beats random"),
+}
+
+
+@pytest.mark.parametrize("lang", FIFTH)
+def test_the_fifth_panel_is_there_where_the_heatmap_was_tested(lang):
+    four, five = (draw_figure(content_of(faithfulness=tested), lang) for tested in (None, curves_of()))
+    assert all(word in words(five) for word in FIFTH[lang]) and not any(word in words(four) for word in FIFTH[lang])
+    assert five.height > four.height + 300 and five.width == four.width and not lines_of(four)
+    foot = 2 if lang == "zh" else 1  # the four panels stay as they are; the footer goes down
+    assert five.items[: len(four.items) - foot] == [
+        item if not isinstance(item, Picture) else five.items[i] for i, item in enumerate(four.items[:-foot])
+    ]
+
+
+@pytest.mark.parametrize("lang", FIFTH)
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+@pytest.mark.parametrize("independent", [False, True])
+@pytest.mark.parametrize("kind", ["two", "nine", "long", "English"])
+def test_nothing_on_five_panels_lies_over_another_or_outside(kind, independent, size, lang):
+    options = {"independent": independent, "seen": 0.749, "dot_product": True, "sensitivity": 0.95, "contrast": 0.6}
+    source = ("clip-resnet", " + ".join(f"backbone.layer{i}.2" for i in range(12)), 14, 14)
+    for tested in (curves_of(), curves_of(-1.234, -0.001, 0.5, -1e-4, 1e-4), None):
+        content = content_of(names=NAMES[kind], size=size, faithfulness=tested, source=source, **options)
+        drawing = draw_figure(content, lang)
+        assert overlapping(drawing) == [] and outside(drawing) == [] and over_a_picture(drawing) == []
+
+
+@pytest.mark.parametrize("low, high", [(-0.1, 0.5), (0.21, 0.29), (0.0, 0.0), (-30.0, -29.0), (0.1, 7000.0)])
+def test_curves_lie_where_their_axes_say(low, high):
+    tested = curves_of(low=low, high=high)
+    drawing = draw_figure(content_of(faithfulness=tested))
+    bottom = text_with(drawing, "隐藏或显示的像素").y - 42
+    ticks = [t for t in texts_of(drawing) if t.anchor == "r" and t.size == 14 and t.y > bottom - 310]
+    assert 2 <= len(ticks) <= 8
+    scale = np.polyfit([float(t.string) for t in ticks], [t.y for t in ticks], 1)
+    across = [t for t in texts_of(drawing) if t.size == 14 and t.y == bottom + 20]
+    assert [t.string for t in across] == ["0", "20", "40", "60", "80", "100"]
+    for kind, curve in (("deletion", tested.deletion_curve), ("insertion", tested.insertion_curve)):
+        (line,) = [line for line in lines_of(drawing) if line.colour == COLOURS[kind] and len(line.points) > 2]
+        x, y = np.array(line.points).T
+        np.testing.assert_allclose(x, np.interp(SHARES, np.linspace(0, 1, 6), [t.x for t in across]), atol=1.5)
+        np.testing.assert_allclose(y, np.polyval(scale, curve) - 5, atol=2 + 0.01 * abs(scale[0]) * (high - low))
+        assert (y >= bottom - 300).all() and (y <= bottom).all()
+
+
+def test_the_areas_stand_beside_the_name_and_the_colour_of_their_curve():
+    drawing = draw_figure(content_of(faithfulness=curves_of(0.2, 0.35, 0.4)))
+    rows = {"deletion": ["0.200", "+0.200"], "insertion": ["0.350", "-0.050"], "random": ["0.400"]}
+    for kind, name in zip(rows, FIFTH["zh"][1:4], strict=True):
+        (y,) = [t.y for t in texts_of(drawing) if t.string == name]
+        assert [t.string for t in texts_of(drawing) if t.y == y and t.anchor == "r"] == rows[kind]
+        assert [line for line in lines_of(drawing) if line.colour == COLOURS[kind] and abs(line.points[0][1] - y) < 9]
+    worse = text_with(drawing, "-0.050")
+    assert worse.colour == "#c0392b" and text_with(drawing, "+0.200").colour == "#000000"
+    assert "-0.000" not in words(draw_figure(content_of(faithfulness=curves_of(0.4, 0.4 - 1e-6, 0.4))))
+
+
+def test_random_maps_are_dashed_both_ways():
+    tested = curves_of()
+    drawing = draw_figure(content_of(faithfulness=tested))
+    (deletion,) = [line for line in lines_of(drawing) if line.colour == COLOURS["deletion"] and len(line.points) > 2]
+    grey = [line for line in lines_of(drawing) if line.colour == COLOURS["random"]]
+    assert len(grey) > 60 and all(np.hypot(*np.subtract(*line.points[:: len(line.points) - 1])) < 10 for line in grey)
+    left, right = deletion.points[0], deletion.points[-1]
+    starts = [line.points[0] for line in grey]
+    assert left in starts and (left[0], right[1]) in starts  # hidden from the whole image on, shown from none on
+
+
+@pytest.mark.parametrize(
+    "options, label",
+    [
+        ({}, "余弦相似度"),
+        ({"dot_product": True}, "点积"),
+        ({"contrast": 0.6}, "余弦相似度（减去其他文本）"),
+        ({"dot_product": True, "contrast": 0.6}, "点积（减去其他文本）"),
+    ],
+)
+def test_the_axis_says_what_is_scored(options, label):
+    vertical = [t.string for t in texts_of(draw_figure(content_of(faithfulness=curves_of(), **options))) if t.vertical]
+    assert vertical[-1] == label
+
+
+@pytest.mark.parametrize(
+    "low, high, ticks",
+    [
+        (0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1]),
+        (-0.1, 0.5, [-0.1, 0, 0.1, 0.2, 0.3, 0.4, 0.5]),
+        (0.23, 0.27, [0.23, 0.24, 0.25, 0.26, 0.27]),
+        (-12, 31, [-20, -10, 0, 10, 20, 30, 40]),
+    ],
+)
+def test_ticks_are_round_numbers(low, high, ticks):
+    assert nice_ticks(low, high) == pytest.approx(ticks)
+
+
+@pytest.mark.parametrize("low, high", [(0, 0), (5, 5), (-3e-9, 2e-9), (1e6, 1e6 + 1), (0.999, 1.001), (-7, 1e5)])
+def test_ticks_enclose_what_is_drawn(low, high):
+    ticks = nice_ticks(low, high)
+    assert 2 <= len(ticks) <= 8 and ticks[0] <= low + 1e-9 and ticks[-1] >= high - 1e-9
+    np.testing.assert_allclose(np.diff(ticks), ticks[1] - ticks[0])
+
+
+def test_scores_that_are_no_numbers_are_left_out():
+    curve = np.full(21, np.nan, np.float32)
+    drawing = draw_figure(content_of(faithfulness=Faithfulness(np.nan, np.nan, np.nan, curve, curve, curve)))
+    assert draw_pixels(drawing).shape[0] == drawing.height
+
+
+def test_dashes_follow_the_line_around_its_corners():
+    cut = dashes([(0, 0), (10, 0), (10, 10)], 8, 4)
+    assert cut == [[(0, 0), (8, 0)], [(10, 2), (10, 10)]]
+    assert dashes([(0, 0), (10, 0), (10, 10)], 12, 4)[0] == [(0, 0), (10, 0), (10, 2)]
+
+
+@pytest.mark.parametrize("suffix", [".svg", ".pdf"])
+def test_curves_are_lines_in_vector_formats(suffix):
+    data = encode_figure(draw_figure(content_of(faithfulness=curves_of())), suffix)
+    assert data == encode_figure(draw_figure(content_of(faithfulness=curves_of())), suffix)
+    if suffix == ".svg":
+        assert data.count(b"<image") == 4 and data.count(b"stroke: #2471a3") == 2  # the curve and its sample
+
+
+# -- what else a figure says --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lang, form", [("zh", "{}热力图"), ("en", "{} heatmap")])
+@pytest.mark.parametrize("method", METHOD_LABELS)
+def test_the_title_names_the_method(method, lang, form):
+    drawing = draw_figure(content_of(method=method), lang)
+    title = text_with(drawing, form.format(METHOD_LABELS[method])).string
+    assert (title != form.format(METHOD_LABELS[method])) == (method in TEXT_FREE)
+    assert ({"zh": "不看文本", "en": "knows no text"}[lang] in title) == (method in TEXT_FREE)
+
+
+@pytest.mark.parametrize("draw", ["figure", "grid"])
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        ({"dot_product": True}, "未归一化的点积"),
+        ({"seen": 0.5625}, "模型只看到图像的 56%"),
+        ({"seen": 0.999}, "模型只看到图像的 99%"),
+        ({"independent": True}, "总和不必为 100"),
+    ],
+)
+def test_what_the_reader_must_know_is_said_once_and_only_then(options, said, draw):
+    plain, drawing = (
+        draw_figure(content_of(**o)) if draw == "figure" else draw_grid(grid_of(["正常", "松动"], **o))
+        for o in ({}, options)
+    )
+    assert said not in words(plain) and words(drawing).count(said) == 1
+
+
+def test_what_the_model_did_not_see_is_grey():
+    content = content_of(size=(400, 600))
+    content.heatmap[:, :100] = np.nan
+    content.heatmap[380:] = np.nan
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        heatmap = panels(draw_figure(content._replace(seen=0.8)))[1]
+    whole = panels(draw_figure(content_of(size=(400, 600))))[1]
+    assert (heatmap.pixels[:, :100] == 230).all() and (heatmap.pixels[380:] == 230).all()
+    np.testing.assert_array_equal(heatmap.pixels[:380, 100:], whole.pixels[:380, 100:])
+
+
+@pytest.mark.parametrize("size", [(90, 60), (1200, 1800)])
+def test_the_edge_of_what_was_seen_stays_an_edge_at_every_size(size):
+    content = content_of(size=size)
+    content.heatmap[: size[0] // 2] = np.nan
+    heatmap = panels(draw_figure(content))[1].pixels
+    grey = (heatmap == 230).all(2)
+    middle = len(grey) / 2
+    assert grey[: int(middle) - 1].all() and not grey[int(middle) + 1 + 2 * heatmap.shape[0] // size[0] :].any()
+
+
+@pytest.mark.parametrize("count", [1, 3, 12])
+@pytest.mark.parametrize("lang", ["zh", "en"])
+def test_several_long_layers_stay_on_the_page(count, lang):
+    layers = " + ".join(f"encoder.layers.{-i}.layer_norm1" for i in range(1, count + 1))
+    options = {"source": ("siglip2-vit", layers, 16, 16), "dot_product": True, "seen": 0.5}
+    for drawing in (
+        draw_figure(content_of(**options, sensitivity=0.96), lang),
+        draw_grid(grid_of(["正常"], **options), lang),
+    ):
+        assert overlapping(drawing) == [] and outside(drawing) == []
+        assert "encoder.layers.-1.layer_norm1" in words(drawing)
+
+
 # -- grid -------------------------------------------------------------------------------------
 
 
@@ -508,7 +719,7 @@ def test_each_tile_shows_its_text(kind, lang):
     drawing = draw_grid(content, lang)
     original, *tiles = tiles_of(drawing)
     height, width = original.pixels.shape[:2]
-    np.testing.assert_array_equal(original.pixels, figure_module._resized(content.pixels, width, height))
+    np.testing.assert_array_equal(original.pixels, layout.resized(content.pixels, width, height))
     assert any({"zh": "原始图像", "en": "Original image"}[lang] in line for line in caption_of(drawing, original))
     assert len(tiles) == len(names)
     for picture, target, overlay in zip(tiles, content.targets, content.overlays, strict=True):
@@ -597,6 +808,85 @@ def test_the_grid_says_whether_texts_are_contrasted(contrast):
     assert ("（对比：" in words(draw_grid(grid_of(["正常", "松动"], contrast=contrast)))) == (contrast > 0)
 
 
+def grid_of_methods(methods=tuple(METHOD_LABELS), names=("正常", "松动", "感染"), target=1, **options):
+    return grid_of(list(names), targets=[target] * len(methods), methods=list(methods), **options)
+
+
+METHOD_WORDS = {
+    "zh": ("各方法的热力图", "目标文本：松动", "以自身最大值为 1", "不看文本"),
+    "en": ("Heatmap of each method", "Target text: 松动", "each map's own maximum", "Knows no text"),
+}
+
+
+@pytest.mark.parametrize("lang", METHOD_WORDS)
+def test_each_method_has_its_tile(lang):
+    content = grid_of_methods()
+    drawing = draw_grid(content, lang)
+    assert all(word in words(drawing) for word in METHOD_WORDS[lang])
+    assert "色标，可以比较" not in words(drawing) and "can be compared" not in words(drawing)
+    original, *tiles = tiles_of(drawing)
+    assert len(tiles) == 10
+    for picture, method, overlay in zip(tiles, content.methods, content.overlays, strict=True):
+        assert (picture.pixels == overlay[0, 0, 0]).all()
+        assert caption_of(drawing, picture) == [METHOD_LABELS[method], *[METHOD_WORDS[lang][3]] * (method in TEXT_FREE)]
+    numbers = caption_of(drawing, original)[-2:]  # of the one text that all tiles explain
+    assert numbers[0].endswith(f" {content.similarities[1]:.3f}")
+    assert numbers[1].endswith(f" {content.probabilities[1]:.1%}")
+    assert not [i for i in drawing.items if isinstance(i, Box) and i.fill == BAR_COLOURS["prediction"]]
+
+
+@pytest.mark.parametrize("lang", METHOD_WORDS)
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+@pytest.mark.parametrize("kind", ["two", "nine", "long", "capitals"])
+@pytest.mark.parametrize("methods", [True, False])
+def test_nothing_on_a_tested_grid_lies_over_another_or_outside(methods, kind, size, lang):
+    names = NAMES[kind]
+    count = 10 if methods else len(names)
+    options = {
+        "faithfulness": [curves_of(-0.123, 0.456, -1.2), *[None] * (count - 2), curves_of()],
+        "sensitivities": [0.95] * count,
+        "warnings": [None] * count,
+        "size": size,
+        **{"dot_product": True, "independent": True, "seen": 0.5, "contrast": 0.6},
+    }
+    content = grid_of_methods(names=names, **options) if methods else grid_of(names, **options)
+    drawing = draw_grid(content, lang)
+    assert overlapping(drawing) == [] and outside(drawing) == [] and over_a_picture(drawing) == []
+    assert drawing.width <= 2200 and drawing.height <= 2500
+
+
+@pytest.mark.parametrize(
+    "lang, names", [("zh", ("删除", "插入", "随机图")), ("en", ("Deletion", "Insertion", "random"))]
+)
+@pytest.mark.parametrize("methods", [None, ["gradcam", "rollout", "legrad"]])
+def test_captions_give_the_areas_and_their_margins(methods, lang, names):
+    tested = [curves_of(0.123, 0.456, 0.2), None, curves_of(0.3, 0.1, 0.2)]
+    content = grid_of(["正常", "松动", "感染"], methods=methods, faithfulness=tested)
+    content = content._replace(targets=[0] * 3) if methods else content
+    drawing = draw_grid(content, lang)
+    captions = [
+        " ".join(caption_of(drawing, tile)).replace("（", " (").replace("）", ")") for tile in tiles_of(drawing)
+    ]
+    assert f"{names[0]} 0.123 (+0.077) {names[1]} 0.456 (+0.256)" in captions[1]
+    assert f"{names[0]} 0.300 (-0.100) {names[1]} 0.100 (-0.100)" in captions[3]
+    assert names[0] not in captions[0] + captions[2]
+    assert names[2] in words(drawing)  # the footer says what the brackets mean
+    assert names[2] not in words(draw_grid(content._replace(faithfulness=[None] * 3), lang))
+
+
+def test_a_grid_of_texts_names_its_method():
+    assert "各文本的 LeGrad热力图" in words(draw_grid(grid_of(["正常", "松动"], method="legrad")))
+
+
+def test_methods_that_know_no_text_do_not_count_as_insensitive():
+    content = grid_of_methods(["gradcam", "eigencam", "legrad", "rollout"], sensitivities=[0.1, 1.0, 0.2, 1.0])
+    note = text_with(draw_grid(content), "文本敏感度")
+    assert "0.10–0.20（" in note.string and note.colour != "#c0392b"
+    content = content._replace(sensitivities=[0.96, 1.0, 0.2, 1.0])
+    note = text_with(draw_grid(content), "文本敏感度")
+    assert "其中 1 种方法" in note.string and note.colour == "#c0392b"
+
+
 # -- pixels and vectors -----------------------------------------------------------------------
 
 
@@ -628,12 +918,28 @@ def test_letters_lie_within_the_box_that_layout_reckons_with(string, anchor, ver
     assert (rows[-1] - rows[0] if vertical else columns[-1] - columns[0]) > 0.8 * text_length(string, 20)
 
 
+@pytest.mark.parametrize("renderer", ["pixels", "vectors"])
+def test_a_line_inks_its_width_and_is_antialiased(renderer):
+    drawing = Drawing(40, 30, [Line([(5, 10.5), (25, 10.5)], "#ff0000", 3), Line([(5, 27), (30, 17)], "#0000ff", 2)])
+    page = draw_pixels(drawing)
+    if renderer == "vectors":
+        canvas = FigureCanvasAgg(drawing_module.vector_figure(drawing))
+        canvas.draw()
+        page = np.asarray(canvas.buffer_rgba())[..., :3]
+    red = (255 - page[:14, 7:23, 1].astype(float)) / 255
+    np.testing.assert_allclose(red.sum(0), 3, atol=0.05)
+    np.testing.assert_allclose(np.arange(14) @ red / red.sum(0), 10, atol=0.05 if renderer == "pixels" else 1.05)
+    blue = (255 - page[13:, :, 0].astype(float)) / 255
+    assert blue.sum() == pytest.approx(2 * np.hypot(25, 10), rel=0.12)
+    assert ((blue > 0.1) & (blue < 0.9)).sum() > 20
+
+
 @pytest.mark.parametrize("lang", ["zh", "en"])
 def test_vectors_show_the_same_as_pixels(lang):
     """The figure that goes into PDF and SVG, drawn by matplotlib's own rasteriser, beside Pillow's page."""
     names = ["正常🦴", "Loosening of the stem, type é ∛", "感染"]
     content = content_of(names=names, warning="梯度为零", sensitivity=0.95, probabilities=[0.2, 0.7, 0.1])
-    drawing = draw_figure(content, lang)
+    drawing = draw_figure(content._replace(faithfulness=curves_of()), lang)
     canvas = FigureCanvasAgg(drawing_module.vector_figure(drawing))
     canvas.draw()
     pixels, vectors = draw_pixels(drawing).astype(int), np.asarray(canvas.buffer_rgba())[..., :3].astype(int)
@@ -682,7 +988,7 @@ def test_pixels_are_drawn_without_matplotlib(tmp_path):
         "                        ('a', 'b', 1, 1))\n"
         "for suffix in ('.png', '.jpg', '.tif', '.webp'):\n"
         "    encode_figure(draw_figure(content), suffix)\n"
-        "sys.exit('matplotlib' in sys.modules)\n"
+        "sys.exit(any(name in sys.modules for name in ('matplotlib', 'models.curves', 'models.faithfulness')))\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(script.__file__).parent)}
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, timeout=60)
@@ -748,7 +1054,7 @@ def test_both_files_in_every_format(tmp_path, suffix):
     content = tiny_result()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        figure, overlay = save_results(content, tmp_path / "新 文件夹" / f"结果 1{suffix}")
+        figure, overlay = save_results(Results([content]), tmp_path / "新 文件夹" / f"结果 1{suffix}")
     assert figure.read_bytes().startswith(SIGNATURES[suffix])
     assert sorted(path.name for path in figure.parent.iterdir()) == sorted([figure.name, overlay.name])
     with Image.open(overlay) as image:
@@ -762,7 +1068,7 @@ def test_the_figure_shows_what_the_overlay_files_show(monkeypatch, targets):
     drawings = []
     monkeypatch.setattr(outputs, "encode_figure", lambda drawing, suffix: drawings.append(drawing) or b"")
     result = tiny_result(targets, size=(300, 450))
-    files = encode_outputs(result, "a.png", OutputChoice())
+    files = encode_outputs(Results([result]), "a.png", OutputChoice())
     pictures = [item.pixels for item in drawings[0].items if isinstance(item, Picture)]
     shown = pictures[-1:] if len(targets) == 1 else pictures[1 : 1 + len(targets)]
     for path, picture in zip(files.overlays, shown, strict=True):
@@ -873,7 +1179,7 @@ def test_an_interruption_leaves_no_temporary_file(tmp_path, monkeypatch):
 def test_a_folder_in_the_place_of_a_file(tmp_path, name):
     (tmp_path / name).mkdir()
     with pytest.raises(InputError, match=name):
-        save_results(tiny_result(), tmp_path / "a.png")
+        save_results(Results([tiny_result()]), tmp_path / "a.png")
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
