@@ -21,48 +21,53 @@ import contextlib
 import copy
 import difflib
 import gc
-import math
 import os
 import re
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from models.arguments import ChineseArgumentParser
+from models.arguments import FLAGS, build_parser  # noqa: F401 (FLAGS: of the public interface)
 from models.batch import Ranks, chunk_size
 from models.class_texts import names_and_texts, read_class_texts
 from models.errors import InputError, InputWarning, print_error, reason
-from models.figure import LANGUAGES
-from models.files import output_paths, write_files  # noqa: F401 (of the public interface)
+from models.files import check_output_folder, output_paths, write_files  # noqa: F401 (output_paths likewise)
 from models.folder_run import FolderRun, finish_run, one_thread
-from models.heatmap import is_flat, show_cam_on_image, text_sensitivity, to_heatmap, two_decimals
-from models.images import (
-    find_images,
-    is_single,
-    preprocess,
-    read_image,
+from models.heatmap import diagnose_flat_map, show_cam_on_image, text_sensitivity, to_heatmap
+from models.images import find_images, is_single, read_image, to_pixels
+from models.layer_maps import as_maps, fuse_layers, tensor_of, token_grid_of
+from models.loading import (
+    choose_device,
+    embed_texts,
+    evaluating,
+    fingerprint,
+    load_clip_checkpoint,
+    load_with_text_features,
 )
-from models.loading import embed_texts, evaluating, load_clip_checkpoint, load_with_text_features
 from models.outputs import (
     ImageMaps,
     ImageResult,
     OutputChoice,
-    OutputFiles,
     Question,
+    Results,
     encode_outputs,
+    explained_texts,
     save_results,
+    summary,
 )
+from models.preprocessing import Preprocessing, Region, preprocess, square  # noqa: F401 (preprocess likewise)
 from models.results import RunFolder, package_versions
-from models.text_cache import checkpoint_fingerprint
 
 if TYPE_CHECKING:
     import torch
 
 DEFAULT_IMG_SIZE = 224
+DEFAULT_METHODS: dict[str, tuple[str, str]] = {}  # encoder -> (method, similarity) in place of ("gradcam", "cosine")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -79,6 +84,13 @@ _FAMILY_TARGET_LAYERS = {
     "layers.-1.layernorm_before": ("vit",),
 }
 TARGET_LAYERS = {encoder: path for path, encoders in _FAMILY_TARGET_LAYERS.items() for encoder in encoders}
+# The image towers of models.pretrained. SigLIP pools all tokens: those that the pool reads have a gradient.
+PRETRAINED_TARGET_LAYERS = {
+    "clip-vit": "encoder.layers.-1.layer_norm1",
+    "siglip-vit": "post_layernorm",
+    "siglip2-vit": "post_layernorm",
+    "clip-resnet": "layer4.-1",
+}
 
 
 def _known_encoders(name) -> str:
@@ -90,10 +102,11 @@ def _known_encoders(name) -> str:
 def get_target_layer_for_clip(model, image_encoder_name: str | None = None) -> torch.nn.Module:
     """Return the module whose output Grad-CAM explains by default; ValueError for an encoder without a row."""
     name = image_encoder_name or model.image_encoder_name
-    if name not in TARGET_LAYERS:
+    path = TARGET_LAYERS.get(name) or PRETRAINED_TARGET_LAYERS.get(name)
+    if path is None:
         raise InputError(f"没有图像编码器 {name!r} 的默认目标层，请用 --target-layer 指定；{_known_encoders(name)}")
     module = model.image_encoder.backbone
-    for part in TARGET_LAYERS[name].split("."):
+    for part in path.split("."):
         if part == "layers" and not hasattr(module, part):
             module, part = module.encoder, "layer"  # a ViT of an older transformers
         module = module[-1] if part == "-1" else getattr(module, part)
@@ -129,11 +142,11 @@ def list_spatial_layers(model, img_size: int) -> list[tuple[str, tuple[int, int,
     import torch
 
     shapes = {}
-    token_grid = _token_grid(model, (img_size, img_size))
+    token_grid = token_grid_of(model, (img_size, img_size))
 
     def record(module, _, output):
         with contextlib.suppress(InputError):
-            shapes[module] = tuple(_as_maps(_tensor_of(output), (img_size, img_size), token_grid).shape[1:])
+            shapes[module] = tuple(as_maps(tensor_of(output), (img_size, img_size), token_grid).shape[1:])
 
     backbone = model.image_encoder.backbone
     handles = [module.register_forward_hook(record) for name, module in backbone.named_modules() if name]
@@ -148,34 +161,172 @@ def list_spatial_layers(model, img_size: int) -> list[tuple[str, tuple[int, int,
 
 
 # ---------------------------------------------------------------------------------------------
-# 2. CLIPGradCAM: hook, gradient, heatmap
+# 2. The methods: from activations A and gradients g = dy/dA of a layer, both [B, C, h, w], to maps [B, h, w] before
+# the ReLU. <.> is the mean over positions.
+
+
+def gradcam(A, g):
+    """sum_k <g_k> A_k (Selvaraju et al. 2017, arXiv 1610.02391)."""
+    return _weighted(g.mean((2, 3)), A)
+
+
+def hirescam(A, g):
+    """sum_k g_k A_k, position by position (Draelos & Carin 2020, arXiv 2011.08891)."""
+    return (g * A).sum(1)
+
+
+def gradcam_plus_plus(A, g):
+    """sum_k w_k A_k, w_k = sum_ij a_k [g_k]+, a_k = g^2 / (2 g^2 + S_k g^3) = 1 / (2 + S_k g), S_k = sum_ij A_k.
+
+    Chattopadhyay et al. 2018, arXiv 1710.11063. Written in the second form: in the first g^3 is nothing in float32.
+    """
+    denominator = 2 + A.sum((2, 3), keepdim=True) * g
+    alpha = denominator.where(denominator != 0, denominator.new_tensor(float("inf"))).reciprocal()
+    return _weighted((alpha * g.relu()).sum((2, 3)), A)
+
+
+def layercam(A, g):
+    """sum_k [g_k]+ A_k, position by position (Jiang et al. 2021, IEEE TIP 30)."""
+    return (g.relu() * A).sum(1)
+
+
+def xgradcam(A, g):
+    """sum_k w_k A_k, w_k = sum_ij g_k A_k / sum_ij A_k (Fu et al. 2020, arXiv 2008.02312)."""
+    total = A.sum((2, 3))
+    return _weighted((g * A).sum((2, 3)) / total.where(total != 0, total.new_tensor(float("inf"))), A)
+
+
+def eigencam(A, g=None):
+    """X v, X the positions x channels of A, each channel centred, v its first right singular vector. Knows no text.
+
+    The sign of v is arbitrary: turned so that the largest value is positive (Muhammad & Yeasin 2020, arXiv 2008.00299).
+    """
+    import torch
+
+    positions = A.flatten(2).transpose(1, 2)  # (B, h w, C)
+    positions = positions - positions.mean(1, keepdim=True)
+    left, singular, _ = torch.linalg.svd(positions, full_matrices=False)
+    maps = (left[..., 0] * singular[:, :1]).unflatten(1, A.shape[2:])
+    return maps * maps.flatten(1).gather(1, maps.flatten(1).abs().argmax(1, keepdim=True)).sign()[..., None]
+
+
+def scorecam(A, scores):
+    """sum_k softmax_k(y(M_k)) A_k, M_k the image under the channel k; `scores` [B, C] is y(M_k), -inf where not asked.
+
+    Wang et al. 2020, arXiv 1910.01279; only the SCORECAM_CHANNELS of the largest <g_k>, as in gScoreCAM.
+    """
+    return _weighted(scores.softmax(1), A)
+
+
+def _weighted(weights, A):
+    """sum_k w_k A_k: weights [B, C], activations [B, C, h, w] -> [B, h, w]."""
+    import torch
+
+    return torch.einsum("bc,bchw->bhw", weights, A)
+
+
+class Method(NamedTuple):
+    """One row of METHODS."""
+
+    formula: Callable | None  # of a layer's activations and gradients; None: of the attention, see models.attention
+    knows_text: bool = True
+
+
+METHODS = {
+    "gradcam": Method(gradcam),
+    "hirescam": Method(hirescam),
+    "gradcam++": Method(gradcam_plus_plus),
+    "layercam": Method(layercam),
+    "xgradcam": Method(xgradcam),
+    "eigencam": Method(eigencam, knows_text=False),
+    "scorecam": Method(scorecam),
+    "legrad": Method(None),
+    "grad-eclip": Method(None),
+    "rollout": Method(None, knows_text=False),
+}
+SCORECAM_CHANNELS, SCORECAM_BATCH = 300, 16
+SIMILARITIES = ("cosine", "dot")
+
+
+def methods_for(model, method: str) -> list[str]:
+    """The methods that a name or "all" stands for; of "all" those that the model's image encoder can have."""
+    if method == "all":
+        transformer = getattr(model.image_encoder, "transformer", lambda: None)()
+        return [name for name, row in METHODS.items() if row.formula or transformer is not None]
+    return [check_method(method)]
+
+
+def check_method(method: str) -> str:
+    """Return `method`; InputError with the closest and all names where it is none."""
+    if method not in METHODS:
+        close = difflib.get_close_matches(str(method).lower(), METHODS, n=1)
+        hint = f"最接近的是 {close[0]}；" if close else ""
+        raise InputError(f"没有方法 {method!r}；{hint}可用：{'、'.join(METHODS)}、all")
+    return method
+
+
+# ---------------------------------------------------------------------------------------------
+# 3. CLIPGradCAM: hook, gradient, heatmap
 
 
 class Explanation(NamedTuple):
     """What one forward pass gives for B images, K texts and T explained texts per image; float32."""
 
     maps: torch.Tensor  # [B, T, h, w] at the target layer, before the ReLU
-    gradient_peaks: torch.Tensor  # [B, T] largest |gradient| at the layer
+    gradient_peaks: torch.Tensor  # [B, T] largest |gradient| behind the map
     similarities: torch.Tensor  # [B, K] cosine
     targets: torch.Tensor  # [B, T] index of each explained text
 
 
+class Asked(NamedTuple):
+    """The texts that are explained."""
+
+    scores: Callable  # (embeddings [n, D], directions [K, D]) -> [n, K]
+    directions: torch.Tensor
+    targets: torch.Tensor  # [B, T]
+
+    def __call__(self, embeddings, image: int | None = None):
+        """Embeddings [B, D] -> y of each explained text [B, T]; [n, D], all of variants of one image -> [n, T]."""
+        targets = self.targets if image is None else self.targets[image].expand(len(embeddings), -1)
+        return self.scores(embeddings, self.directions).gather(1, targets)
+
+
 class CLIPGradCAM:
-    """Grad-CAM of the cosine similarity between an image and a text.
+    """Grad-CAM of the cosine similarity between an image and a text, or another of METHODS.
 
     L = [ sum_k <g_k> A_k ]+ with A the target layer's activations, g = d cos(image, text) / dA and <.> the
     spatial mean (Selvaraju et al. 2017, arXiv 1610.02391). The similarity itself is explained, never a
     softmax over texts: a softmax's gradient is zero with one text and shrinks with confidence.
 
-    `model` needs an `image_encoder`; `target_layer` is one of its modules. With `use_cuda` the model moves
-    to CUDA where there is one. Usable as a context manager; no hook outlives a call.
+    `model` needs an `image_encoder`; `target_layer` is one of its modules, or several whose maps are fused; for
+    LeGrad blocks, None for the last ones. `similarity`: "cosine", or "dot", the product of the unit text vector
+    with the image's embedding before its normalisation. With `use_cuda` the model moves to CUDA where there is
+    one. Usable as a context manager; no hook outlives a call.
     """
 
-    def __init__(self, model, target_layer: torch.nn.Module, use_cuda: bool = True):
+    def __init__(self, model, target_layer, use_cuda: bool = True, method: str = "gradcam", similarity: str = "cosine"):
         import torch
 
         self.model = model.to("cuda") if use_cuda and torch.cuda.is_available() else model
-        self.target_layer = target_layer
+        given = target_layer if isinstance(target_layer, (list, tuple)) else [target_layer]
+        self.layers = [layer for layer in given if layer is not None]
+        self.method = check_method(method)
+        self.similarity = similarity
+        if similarity not in SIMILARITIES:
+            raise InputError(f"相似度应是 {' 或 '.join(SIMILARITIES)}，收到 {similarity!r}")
+
+    @property
+    def target_layer(self) -> torch.nn.Module:
+        return self.layers[0]
+
+    def explained(self) -> list[torch.nn.Module]:
+        """The modules that the maps come from: the layers, or the blocks whose attention is captured."""
+        if METHODS[self.method].formula:
+            return self.layers
+        from models import attention
+
+        transformer = attention.transformer_of(self.model.image_encoder, self.method)
+        return attention.chosen_blocks(transformer, attention.METHODS[self.method], self.layers)
 
     def __enter__(self):
         return self
@@ -204,97 +355,163 @@ class CLIPGradCAM:
 
         `target_text_idx` as in the call, or [B, T]. `contrast`: gamma of `contrastive_directions`. The graph
         begins at the target layer, so frozen weights, `no_grad` and half precision make no difference, and no
-        parameter's `.grad` is touched.
+        parameter's `.grad` is touched. Score-CAM alone runs the model again, once per channel.
         """
         import torch
-        from torch.nn import functional as F
+
+        images = self._to_model(images)
+        with torch.inference_mode(False), torch.no_grad(), evaluating(self.model.image_encoder):
+            images = images.clone() if images.is_inference() else images  # autograd saves no inference tensor
+            texts = self._unit_texts(text_features)
+            maps_of = self._from_layers if METHODS[self.method].formula else self._from_attention
+            embeddings, find_maps = maps_of(images)
+            torch.set_grad_enabled(False)  # the hooks have turned it on
+            similarities = self._unit(embeddings) @ texts.T
+            targets = _target_indices(target_text_idx, similarities)
+            directions = contrastive_directions(texts, contrast) if contrast else texts
+            maps, peaks = find_maps(embeddings, Asked(self._scores, directions, targets))
+        if not torch.isfinite(maps).all():
+            raise InputError("热力图中出现 NaN 或无穷大：请检查检查点的权重和图像的数值是否有限")
+        return Explanation(maps, peaks, similarities, targets)
+
+    def score(self, images, text_features, contrast: float = 0.0):
+        """What is explained, of images [n, 3, h, w] against K texts -> [n, K] float32, without a heatmap."""
+        import torch
+
+        with torch.no_grad(), evaluating(self.model.image_encoder):
+            texts = self._unit_texts(text_features)
+            directions = contrastive_directions(texts, contrast) if contrast else texts
+            return self._scores(self._embed(self._to_model(images)), directions)
+
+    def _to_model(self, images):
+        """Images on the model's device, in its precision and, where that is quicker, its order of memory."""
+        import torch
 
         parameter = next(self.model.image_encoder.parameters())
         images = images.to(parameter.device, parameter.dtype)
         if len(images) > 1 and images.device.type == "cpu":  # a quarter faster there; one image alone is not
-            images = images.contiguous(memory_format=torch.channels_last)
-        with torch.inference_mode(False), torch.no_grad(), evaluating(self.model.image_encoder):
-            images = images.clone() if images.is_inference() else images  # autograd saves no inference tensor
-            texts = F.normalize(text_features.detach().clone().to(parameter.device).float(), dim=-1)
-            activations, embeddings = self._forward_from_leaf(images)
-            embeddings = F.normalize(embeddings.float(), dim=-1)
-            similarities = embeddings @ texts.T  # (B, K), gradients on
-            scores = embeddings @ contrastive_directions(texts, contrast).T if contrast else similarities
-            targets = _target_indices(target_text_idx, similarities.detach())
-            token_grid = _token_grid(self.model, images.shape[-2:])
-            A = _as_maps(activations.detach(), images.shape[-2:], token_grid).float()  # (B, C, h, w)
-            maps, peaks = [], []
-            for column in targets.T:  # one text of each image
-                gradients = _gradient(scores.gather(1, column[:, None]).sum(), activations)
-                g = _as_maps(gradients, images.shape[-2:], token_grid)
-                maps.append(torch.einsum("bc,bchw->bhw", g.mean((2, 3)), A))
-                peaks.append(g.abs().amax((1, 2, 3)))
-        maps = torch.stack(maps, 1)
-        if not torch.isfinite(maps).all():
-            raise InputError("热力图中出现 NaN 或无穷大：请检查检查点的权重和图像的数值是否有限")
-        return Explanation(maps, torch.stack(peaks, 1), similarities.detach(), targets)
+            return images.contiguous(memory_format=torch.channels_last)
+        return images
 
-    def _forward_from_leaf(self, images):
-        """(activations at the target layer, a fresh leaf; embeddings [B, D] with the graph between the two)."""
+    def _unit_texts(self, text_features):
+        device = next(self.model.image_encoder.parameters()).device
+        return self._unit(text_features.detach().clone().to(device))
+
+    @staticmethod
+    def _unit(vectors):
+        from torch.nn import functional as F
+
+        return F.normalize(vectors.float(), dim=-1)
+
+    def _embed(self, images):
+        """[B, 3, H, W] -> embeddings [B, D], for the dot product those before the normalisation."""
+        tower = self.model.image_encoder
+        if self.similarity == "cosine":
+            return tower(images)
+        if not hasattr(tower, "embed"):
+            raise InputError("该图像编码器不给出归一化之前的嵌入（没有 embed 方法），不能用点积解释")
+        return tower.embed(images)
+
+    def _scores(self, embeddings, directions):
+        """Embeddings [B, D], directions [K, D] -> what is explained [B, K] float32."""
+        embeddings = self._unit(embeddings) if self.similarity == "cosine" else embeddings.float()
+        return embeddings @ directions.T
+
+    # -- from the layers' activations and gradients
+
+    def _from_layers(self, images):
+        """(embeddings on a graph that begins at the layers, how the maps come of them)."""
+        kept, embeddings = self._forward_from_leaves(images)
+        token_grid = token_grid_of(self.model, images.shape[-2:])
+
+        def to_maps(tensor):
+            return as_maps(tensor, images.shape[-2:], token_grid)
+
+        return embeddings, lambda z, score: self._layer_maps(kept, to_maps, z, score, images)
+
+    def _layer_maps(self, kept, to_maps, embeddings, score, images):
+        """(maps [B, T, h, w], peaks [B, T]) by the method's formula, the layers fused."""
         import torch
 
-        leaves = []
+        activations = [to_maps(tensor.detach()).float() for tensor in kept]
+        with torch.enable_grad():
+            scores = score(embeddings)
+            totals = scores.sum(0).unbind()  # over the images, whose gradients do not meet
+        method, (batch, texts) = METHODS[self.method], scores.shape
+        if not method.knows_text:
+            maps = fuse_layers([method.formula(A) for A in activations])
+            return maps[:, None].expand(-1, texts, -1, -1), maps.new_ones(batch, texts)
+        gradients = [[to_maps(g) for g in _gradients(total, kept)] for total in totals]
+        peaks = [torch.stack([g.abs().amax((1, 2, 3)) for g in of_text]).amax(0) for of_text in gradients]
+        if method.formula is scorecam:
+            masked = [self._masked_scores(A, g, score, images) for A, g in zip(activations, zip(*gradients))]
+            gradients = [[scores[:, text] for scores in masked] for text in range(texts)]
+        maps = [fuse_layers([method.formula(A, g) for A, g in zip(activations, of_text)]) for of_text in gradients]
+        return torch.stack(maps, 1), torch.stack(peaks, 1)
 
-        def start_graph(module, inputs, output):
-            leaf = _tensor_of(output).detach().requires_grad_()
-            leaves[:] = [leaf]
-            torch.set_grad_enabled(True)  # until the no_grad block of the caller ends
-            copy = leaf.clone()  # what later in-place operations may overwrite
-            return (copy, *output[1:]) if isinstance(output, tuple) else copy
+    def _masked_scores(self, A, gradients, score, images):
+        """y of the image under each channel that a text asks for: [B, T, C], -inf elsewhere.
 
-        handle = self.target_layer.register_forward_hook(start_graph)
+        `gradients`: of each text. A channel that several texts ask for is run once.
+        """
+        import torch
+        from torch.nn import functional as F
+
+        weights = torch.stack([g.mean((2, 3)) for g in gradients], 1)  # (B, T, C)
+        count = min(SCORECAM_CHANNELS, A.shape[1])
+        asked = torch.zeros_like(weights, dtype=torch.bool).scatter_(2, weights.topk(count, dim=2).indices, True)
+        masked = torch.full_like(weights, -torch.inf)
+        for b, image in enumerate(images):
+            for channels in asked[b].any(0).nonzero()[:, 0].split(SCORECAM_BATCH):
+                masks = F.interpolate(A[b, channels, None], image.shape[1:], mode="bilinear", align_corners=False)
+                low, high = masks.amin((2, 3), keepdim=True), masks.amax((2, 3), keepdim=True)
+                masks = (masks - low) / (high - low).clamp_min(torch.finfo(masks.dtype).tiny)
+                masked[b, :, channels] = score(self._embed(self._to_model(image * masks)), b).T
+        return masked.where(asked, -torch.inf)
+
+    def _forward_from_leaves(self, images):
+        """(what each layer gave, the first a fresh leaf; embeddings [B, D] with the graph between them)."""
+        import torch
+
+        kept = {}
+
+        def start_graph(index):
+            def hook(module, inputs, output):
+                tensor = tensor_of(output)
+                kept[index] = tensor if tensor.requires_grad else tensor.detach().requires_grad_()
+                torch.set_grad_enabled(True)  # until the no_grad block of the caller ends
+                copy = kept[index].clone()  # what later in-place operations may overwrite
+                return (copy, *output[1:]) if isinstance(output, tuple) else copy
+
+            return hook
+
+        handles = [layer.register_forward_hook(start_graph(index)) for index, layer in enumerate(self.layers)]
         try:
-            embeddings = self.model.image_encoder(images)
+            embeddings = self._embed(images)
         finally:
-            handle.remove()
-        if not leaves:
+            for handle in handles:
+                handle.remove()
+        if len(kept) < len(self.layers):
             raise InputError("目标层没有参与图像编码器的前向计算，请换一层（--list-layers 列出可用的层）")
-        return leaves[0], embeddings
+        return [kept[index] for index in range(len(self.layers))], embeddings
 
+    # -- from the attention
 
-def _tensor_of(output):
-    """The tensor in a layer's output: the output itself, or the first of a tuple."""
-    import torch
+    def _from_attention(self, images):
+        """(embeddings, how the maps come of them), with the attention captured on the way."""
+        from models import attention
 
-    tensor = output[0] if isinstance(output, tuple) and output else output
-    if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
-        raise InputError(f"目标层的输出是 {type(output).__name__}，不是张量，无法计算热力图；请换一层")
-    return tensor
+        tower, method = self.model.image_encoder, attention.METHODS[self.method]
+        transformer = attention.transformer_of(tower, self.method)
+        with attention.captured(transformer, self.explained(), method.graph) as seen:
+            embeddings = self._embed(images)
+        prefix, rows, columns = tower.token_grid(*images.shape[-2:])
 
+        def find_maps(embeddings, score):
+            maps, peaks = method.formula(transformer, seen, embeddings, score, prefix)
+            return maps.unflatten(2, (rows, columns)), peaks
 
-def _token_grid(model, image_hw) -> tuple[int, int, int] | None:
-    """(prefix tokens, rows, columns) that the model says its tokens have; None where it has none."""
-    token_grid = getattr(model.image_encoder, "token_grid", None)
-    return token_grid(*image_hw) if token_grid else None
-
-
-def _as_maps(tensor, image_hw, token_grid):
-    """A layer's output as [B, C, h, w]: feature maps, channels-last maps, or tokens without their prefix.
-
-    Raises InputError where it is none of these.
-    """
-    if tensor.ndim == 3 and token_grid:
-        prefix, rows, columns = token_grid
-        if tensor.shape[1] != prefix + rows * columns:
-            raise InputError(f"该层有 {tensor.shape[1]} 个词元，模型的网格是 {prefix} + {rows}×{columns} 个；请换一层")
-        return tensor[:, prefix:].transpose(1, 2).unflatten(2, (rows, columns))  # (B, C, h, w)
-    if tensor.ndim == 4:
-        channels_first = _stretch(tensor.shape[2:], image_hw)
-        channels_last = _stretch(tensor.shape[1:3], image_hw)
-        if min(channels_first, channels_last) <= 2:
-            return tensor if channels_first <= channels_last else tensor.permute(0, 3, 1, 2)
-    raise InputError(f"该层的输出形状是 {list(tensor.shape)}，不是空间特征图，无法计算热力图；请换一层")
-
-
-def _stretch(grid, image_hw) -> float:
-    """How far a grid's cells are from square on the image: 1 if square, else the ratio of their sides."""
-    height, width = image_hw[0] / grid[0], image_hw[1] / grid[1]
-    return max(height / width, width / height)
+        return embeddings, find_maps
 
 
 def _target_indices(target_text_idx, similarities):
@@ -334,43 +551,27 @@ def contrastive_directions(texts: torch.Tensor, gamma: float = CONTRAST_GAMMA) -
 HALF_PRECISION_SCALE = 1024.0  # keeps small gradients above the smallest float16
 
 
-def _gradient(score, activations):
-    """d score / d activations in float32; zeros where the score does not depend on them."""
+def _gradients(score, activations):
+    """d score / d each of the activations in float32; zeros where the score does not depend on them."""
     import torch
 
+    nothing = [torch.zeros_like(tensor, dtype=torch.float32) for tensor in activations]
     if not score.requires_grad:
-        return torch.zeros_like(activations, dtype=torch.float32)
-    scale = HALF_PRECISION_SCALE if activations.dtype == torch.float16 else 1.0
-    (gradient,) = torch.autograd.grad(score * scale, activations, retain_graph=True, allow_unused=True)
-    return torch.zeros_like(activations, dtype=torch.float32) if gradient is None else gradient.float() / scale
-
-
-def diagnose_flat_map(model, raw_map: torch.Tensor | np.ndarray, gradient_peak) -> str | None:
-    """Why a map [h, w] (before the ReLU) shows nothing, and what to try; None for a map that shows something."""
-    if not is_flat(raw_map):
-        return None
-    if gradient_peak == 0:
-        cause = "梯度为零，相似度不依赖于该层的这些位置；请用 --target-layer 换一层（--list-layers 列出可用的层）"
-    elif raw_map.max() <= 0 and math.prod(raw_map.shape) > 1:
-        cause = "所有位置的加权激活都不为正，即这段文本与图像相反；请换一个文本描述或目标文本"
-    else:
-        cause = f"该层各处的值相同（{raw_map.shape[0]}×{raw_map.shape[1]} 网格）；请用 --target-layer 换更靠前的一层"
-    untrained = "；另外，归一化层的参数全是初始值，检查点看起来未经训练" if looks_untrained(model) else ""
-    return f"热力图为空：{cause}{untrained}"
-
-
-def looks_untrained(model) -> bool:
-    """True where every normalisation layer of the image encoder still has the scale 1 and the shift 0."""
-    norms = [
-        module
-        for module in model.image_encoder.modules()
-        if "Norm" in type(module).__name__ and getattr(module, "weight", None) is not None
-    ]
-    return bool(norms) and all(bool((m.weight == 1).all()) and bool((m.bias == 0).all()) for m in norms)
+        return nothing
+    scale = HALF_PRECISION_SCALE if activations[0].dtype == torch.float16 else 1.0
+    scaled = torch.full_like(score, scale)
+    found = torch.autograd.grad(score, activations, scaled, retain_graph=True, allow_unused=True)
+    return [zeros if g is None else g.float() / scale for zeros, g in zip(nothing, found)]
 
 
 # ---------------------------------------------------------------------------------------------
 # 3. One image, whole
+
+
+def preprocessing_of(model, img_size: int | None = None) -> Preprocessing:
+    """The model's own preprocessing, else a square of the checkpoint's side, of `img_size`, or the guide's."""
+    own = getattr(model, "preprocessing", None)
+    return own or square(getattr(model, "img_size", None) or img_size or DEFAULT_IMG_SIZE)
 
 
 class Explainer:
@@ -379,32 +580,66 @@ class Explainer:
     def __init__(self, model, text_features, question: Question, target_layer=None, encoder: str | None = None):
         self.model, self.text_features, self.question = model, text_features, question
         self.encoder = encoder or getattr(model, "image_encoder_name", type(model).__name__)
-        layer = find_layer(model, target_layer) if isinstance(target_layer, str) else target_layer
-        self.layer = layer or get_target_layer_for_clip(model, self.encoder)
-        self.layer_name = layer_name(model, self.layer)
+        given = target_layer if isinstance(target_layer, (list, tuple)) else [target_layer]
+        layers = [find_layer(model, layer) if isinstance(layer, str) else layer for layer in given]
+        self.layers = [layer for layer in layers if layer is not None]
+        self.cams = {
+            method: CLIPGradCAM(model, self._layers_of(method), False, method, question.similarity)
+            for method in methods_for(model, question.method)
+        }
+        self.layer_names = {method: layers_name(model, cam.explained()) for method, cam in self.cams.items()}
+
+    def _layers_of(self, method: str) -> list:
+        """The layers that a method is told: those asked for, else the encoder's own or, for attention, none."""
+        if METHODS[method].formula:
+            return self.layers or [get_target_layer_for_clip(self.model, self.encoder)]
+        return self.layers if self.question.method != "all" else []
 
     def twin(self) -> Explainer:
         """The same over the same weights, with modules of its own: hooks of two threads do not meet."""
         shared = {id(tensor): tensor for tensor in (*self.model.parameters(), *self.model.buffers())}
-        layer = copy.deepcopy([self.model, self.layer], shared)
-        return Explainer(layer[0], self.text_features, self.question, layer[1], self.encoder)
+        model, layers = copy.deepcopy([self.model, self.layers], shared)
+        return Explainer(model, self.text_features, self.question, layers, self.encoder)
 
-    def __call__(self, images: torch.Tensor) -> list[ImageMaps]:
-        """Model input [B, 3, S, S] -> the maps of each image."""
+    def __call__(self, images: torch.Tensor) -> list[list[ImageMaps]]:
+        """Model input [B, 3, h, w] -> for each image the maps of each method."""
         import torch
 
         every = torch.arange(len(self.question.texts)).expand(len(images), -1)
-        cam = CLIPGradCAM(self.model, self.layer, use_cuda=False)
+        of_methods = [self._explain(cam, images, every) for cam in self.cams.values()]
+        of_images = [list(maps) for maps in zip(*of_methods)]
+        if self.question.faithfulness:
+            return [self._measured(image[None], maps) for image, maps in zip(images, of_images)]
+        return of_images
+
+    def _explain(self, cam: CLIPGradCAM, images, every) -> list[ImageMaps]:
         explanation = cam.explain(images, self.text_features, every, self.question.contrast)
         similarities = explanation.similarities
-        logits = similarities / self.model.temperature.detach().float().to(similarities.device)
-        parts = (explanation.maps, explanation.gradient_peaks, similarities, logits.softmax(dim=1))
+        probabilities = probabilities_of(self.model, similarities)
+        parts = (explanation.maps, explanation.gradient_peaks, similarities, probabilities)
         return [ImageMaps(*image) for image in zip(*(part.cpu().numpy() for part in parts))]
 
-    def result(self, pixels: np.ndarray, image: ImageMaps) -> ImageResult:
+    def _measured(self, image, maps: list[ImageMaps]) -> list[ImageMaps]:
+        """The maps of one image, each explained text's tested by deletion and insertion."""
+        from models.faithfulness import measure_faithfulness
+
+        cam, targets = next(iter(self.cams.values())), self.question.targets_of(maps[0])
+
+        def score(images):
+            return cam.score(images, self.text_features, self.question.contrast)
+
+        raw_maps = np.concatenate([of_method.maps[targets] for of_method in maps])
+        seed = zlib.crc32(image.cpu().numpy().tobytes())  # each image has random maps of its own, the same each time
+        measured = measure_faithfulness(score, image, raw_maps, targets * len(maps), seed=seed)
+        parts = [measured[i : i + len(targets)] for i in range(0, len(measured), len(targets))]
+        return [of_method._replace(faithfulness=part) for of_method, part in zip(maps, parts)]
+
+    def result(self, pixels: np.ndarray, maps: list[ImageMaps]) -> Results:
         """Everything that figures, files and tables say of one image; pixels uint8 [H, W, 3]."""
-        targets = self.question.targets
-        targets = [int(image.similarities.argmax())] if targets is None else list(targets)
+        return Results(self._result(pixels, of, method) for method, of in zip(self.cams, maps))
+
+    def _result(self, pixels, image: ImageMaps, method: str) -> ImageResult:
+        targets = self.question.targets_of(image)
         flaws = [diagnose_flat_map(self.model, image.maps[t], image.gradient_peaks[t]) for t in targets]
         return ImageResult(
             pixels=pixels,
@@ -413,56 +648,103 @@ class Explainer:
             probabilities=image.probabilities,
             similarities=image.similarities,
             targets=targets,
-            source=(self.encoder, self.layer_name, *image.maps.shape[1:]),
+            source=(self.encoder, self.layer_names[method], *image.maps.shape[1:]),
             flaws=flaws,
             sensitivities=[text_sensitivity(image.maps, target) for target in targets],
+            method=method,
+            region=self._region(pixels.shape[:2], image.maps.shape[1:]),
+            faithfulness=image.faithfulness,
+            independent=getattr(self.model, "independent_probabilities", False),
         )
 
-
-def explained_texts(target_text_idx, count: int) -> list[int] | None:
-    """None, "all", an int or several -> indices without repetition, None for the most similar; InputError if none."""
-    if target_text_idx is None:
-        return None
-    if isinstance(target_text_idx, str):
-        if target_text_idx != "all":
-            raise InputError(f'目标文本索引应是整数、整数列表或 "all"，收到 {target_text_idx!r}')
-        return list(range(count))
-    targets = np.atleast_1d(np.asarray(target_text_idx))
-    if targets.ndim > 1 or targets.size == 0 or not np.issubdtype(targets.dtype, np.integer):
-        raise InputError(f"目标文本索引应是整数，收到 {target_text_idx!r}")
-    if targets.min() < 0 or targets.max() >= count:
-        raise InputError(f"目标文本索引 {target_text_idx} 超出范围：共 {count} 个文本，可用 0 到 {count - 1}")
-    return list(dict.fromkeys(targets.tolist()))
+    def _region(self, size, grid) -> Region | None:
+        """The part of an image that a map of this grid lies on, None for the whole image."""
+        prepare = preprocessing_of(self.model, self.question.img_size)
+        region = prepare.region(*size)
+        patch = getattr(self.model.image_encoder, "patch_size", None)
+        if patch is not None:  # what is left over of the input on the right and below is no patch's
+            height, width = prepare.input_size(*size)
+            region = region.corner(min(1.0, grid[0] * patch / height), min(1.0, grid[1] * patch / width))
+        return None if region.is_whole(*size) else region
 
 
-def explain_image(
+def layers_name(model, layers: Sequence[torch.nn.Module]) -> str:
+    """The layers' paths as they are shown: "a + b", "a ... z" for more than three; "attention" where there are none."""
+    names = [layer_name(model, layer) for layer in layers]
+    if len(names) > 3:
+        names = [f"{names[0]} … {names[-1]}"]
+    return " + ".join(names) or "attention pool"
+
+
+def probabilities_of(model, similarities):
+    """Cosines [B, K] -> probabilities [B, K] by the model's own rule, else a softmax over cosine / temperature."""
+    if hasattr(model, "probabilities"):
+        return model.probabilities(similarities)
+    return (similarities / model.temperature.detach().float().to(similarities.device)).softmax(dim=1)
+
+
+def explain(
     model,
-    pixels: np.ndarray,
+    image,
     class_texts: Sequence[str] | Mapping[str, str],
     target_layer=None,
     target_text_idx: int | Sequence[int] | str | None = None,
     img_size: int = DEFAULT_IMG_SIZE,
     use_cuda: bool = True,
     image_encoder_name: str | None = None,
-    text_features: torch.Tensor | None = None,
     contrast: bool = False,
-) -> ImageResult:
-    """From RGB pixels [H, W, 3] and K class texts to everything that is shown of them.
+    method: str | None = None,
+    similarity: str | None = None,
+    faithfulness: bool = False,
+    text_features: torch.Tensor | None = None,
+) -> ImageResult | Results:
+    """Explain one image against K class texts; the result is frozen, and shows its figure in a notebook.
 
-    As `visualize_clip_gradcam`, without files; `text_features` [K, D] spare embedding the texts again.
+    `image`: a path, a PIL image, or an array [H, W] or [H, W, 3] (see `to_pixels`). `class_texts`: a list, or a dict
+    {short name: description}. `target_text_idx`: None explains the most similar text, several or "all" more than
+    one. `target_layer`: a module or a dotted path, or a list of them to fuse; None for the encoder's own.
+    `img_size` counts where the model names none. `method`, `similarity`: of METHODS and SIMILARITIES, None for the
+    encoder's default; method "all" gives Results, a tuple of one result per method. `contrast`: what speaks for
+    a text rather than for the others. `faithfulness`: test each heatmap by deletion and insertion.
+    `text_features` [K, D] spare embedding the texts again. Raises InputError for what cannot be used.
     """
     import torch
 
+    own_size = getattr(model, "img_size", None)
+    if own_size and img_size not in (own_size, DEFAULT_IMG_SIZE):
+        warnings.warn(f"img_size={img_size} 与检查点不符，按检查点的 {own_size} 处理", InputWarning, stacklevel=2)
     names, texts = names_and_texts(class_texts)
     targets = explained_texts(target_text_idx, len(texts))
-    question = Question(names, texts, targets, CONTRAST_GAMMA if contrast else 0.0)
+    encoder = image_encoder_name or getattr(model, "image_encoder_name", "")
+    method, similarity = chosen_method(method, similarity, encoder)
+    gamma = CONTRAST_GAMMA if contrast else 0.0
+    question = Question(names, texts, targets, gamma, method, similarity, faithfulness, img_size)
+    check_question(question)
+    pixels = to_pixels(image)
     if use_cuda and torch.cuda.is_available():
         model.to("cuda")
     explainer = Explainer(model, text_features, question, target_layer, image_encoder_name)
     if text_features is None:
         explainer.text_features = embed_texts(model, texts)
-    (maps,) = explainer(preprocess(pixels, img_size))
-    return explainer.result(pixels, maps)
+    (maps,) = explainer(preprocessing_of(model, img_size)(pixels))
+    results = explainer.result(pixels, maps)
+    return results if method == "all" else results[0]
+
+
+def chosen_method(method: str | None, similarity: str | None, encoder: str) -> tuple[str, str]:
+    """(method, similarity) as asked for, else what measured best for the encoder's family; see DEFAULT_METHODS."""
+    default = DEFAULT_METHODS.get(encoder, ("gradcam", "cosine"))
+    return method or default[0], similarity or default[1]
+
+
+def check_question(question: Question) -> None:
+    """InputError where a method, a similarity and several texts do not go together."""
+    if question.method != "all":
+        check_method(question.method)
+    elif question.targets is not None and len(question.targets) > 1:
+        raise InputError("method=all（--method all）一次只比较一个文本；请给出一个目标文本索引")
+    if question.similarity not in SIMILARITIES:
+        raise InputError(f"相似度应是 {' 或 '.join(SIMILARITIES)}，收到 {question.similarity!r}")
 
 
 def visualize_clip_gradcam(
@@ -476,36 +758,34 @@ def visualize_clip_gradcam(
     use_cuda: bool = True,
     image_encoder_name: str | None = None,
     contrast: bool = False,
+    **options,
 ) -> np.ndarray:
     """Explain one image against the class texts; returns the overlay, float32 RGB [H, W, 3] in [0, 1].
 
-    `class_texts`: a list, or a dict {short name: description}. `target_text_idx`: None explains the most
-    similar text; several, or "all", give overlays [T, H, W, 3] that share one colour scale. `target_layer`:
-    a module or a dotted path, None for the encoder's own. `img_size` counts where the model's checkpoint
-    names none. `contrast`: what speaks for a text rather than for the others. With `save_path` the figure
-    and the overlays are written. Raises InputError for an image, texts or an index that cannot be used.
+    Everything as for `explain`, whose `method`, `similarity`, `faithfulness` and `text_features` may follow. Several
+    texts, or "all", give overlays [T, H, W, 3] that share one colour scale; method "all" overlays [M, H, W, 3],
+    each on its own. With `save_path` the figure and the overlays are written.
     """
-    own_size = getattr(model, "img_size", None)
-    if own_size and img_size not in (own_size, DEFAULT_IMG_SIZE):
-        warnings.warn(f"img_size={img_size} 与检查点不符，按检查点的 {own_size} 处理", InputWarning, stacklevel=2)
-    result = explain_image(
+    found = explain(
         model,
-        read_image(image_path),
+        image_path,
         class_texts,
         target_layer=target_layer,
         target_text_idx=target_text_idx,
-        img_size=own_size or img_size,
+        img_size=img_size,
         use_cuda=use_cuda,
         image_encoder_name=image_encoder_name,
         contrast=contrast,
+        **options,
     )
-    for message in result.messages():
+    results = found if isinstance(found, Results) else Results([found])
+    for message in results.messages():
         warnings.warn(message, InputWarning, stacklevel=2)
     if save_path is not None:
-        save_results(result, save_path)
-    if target_text_idx is None or np.ndim(target_text_idx) == 0 and not isinstance(target_text_idx, str):
-        return result.overlay
-    return np.stack([show_cam_on_image(result.pixels, heatmap) for heatmap in result.heatmaps()])
+        save_results(results, save_path)
+    if len(results) == 1 and np.ndim(target_text_idx) == 0 and not isinstance(target_text_idx, str):
+        return results[0].overlay
+    return np.stack([show_cam_on_image(r.pixels, heatmap) for r in results for heatmap in r.heatmaps()])
 
 
 # ---------------------------------------------------------------------------------------------
@@ -528,8 +808,8 @@ def run_many(args, question: Question) -> int:
         else:
             warnings.simplefilter("ignore", InputWarning)  # the first rank says it
         model, text_features = load_from_arguments(args, question.texts, ranks.local_rank)
-        explainer = Explainer(model, text_features, question, args.target_layer)
-        run_columns = {"checkpoint": checkpoint_fingerprint(args.model_path), "packages": package_versions()}
+        explainer = explainer_of(args, model, text_features, question)
+        run_columns = {"checkpoint": fingerprint(args.model_path), "packages": package_versions()}
         if ranks.is_first:
             stack.enter_context(folder.lock())
             settings = run_settings(args, explainer, listed.root, run_columns)
@@ -540,7 +820,8 @@ def run_many(args, question: Question) -> int:
         size = chunk_size(len(plan), explainer.text_features.device.type == "cpu", threads, ranks)
         given = {"batch": args.batch_size, "num_workers": args.num_workers}
         size = size._replace(**{name: value for name, value in given.items() if value is not None})
-        folder_run = FolderRun(explainer, image_size(model), folder, output_choice(args), run_columns)
+        prepare = preprocessing_of(model, args.img_size)
+        folder_run = FolderRun(explainer, prepare, folder, output_choice(args), run_columns)
         return finish_run(folder_run, plan, size, ranks)
 
 
@@ -551,8 +832,10 @@ def run_settings(args, explainer: Explainer, root: str, run_columns: Mapping) ->
         "texts": list(zip(question.names, question.texts)),
         "targets": question.targets,
         "contrast": question.contrast,
-        "layer": explainer.layer_name,
-        "img_size": image_size(explainer.model),
+        "similarity": question.similarity,
+        "faithfulness": question.faithfulness,
+        "layers": explainer.layer_names,
+        "preprocessing": preprocessing_of(explainer.model, question.img_size),
         **output_choice(args)._asdict(),
         "root": root,
         **run_columns,
@@ -561,70 +844,6 @@ def run_settings(args, explainer: Explainer, root: str, run_columns: Mapping) ->
 
 # ---------------------------------------------------------------------------------------------
 # 5. The command line
-
-# flag, what argparse is told, help
-FLAGS = (
-    ("--model-path", {"metavar": "PATH"}, "模型检查点路径（必需），.pth 或 .safetensors"),
-    (
-        "--image-path",
-        {"metavar": "PATH", "nargs": "+"},
-        "图像路径（必需）：图像、文件夹（含子文件夹）或通配符，可以多个；多张图像时另写结果表",
-    ),
-    ("--class-texts", {"metavar": "TEXT", "nargs": "+"}, "类别文本描述列表（与 --class-texts-file 二选一）"),
-    ("--class-texts-file", {"metavar": "PATH"}, "类别文本描述 JSON 文件（与 --class-texts 二选一）"),
-    (
-        "--target-text-idx",
-        {"metavar": "INT", "type": int, "nargs": "+"},
-        "目标文本索引，从 0 开始，可以多个（默认：最相似的文本）",
-    ),
-    ("--all-texts", {"action": "store_true"}, "解释全部文本（与 --target-text-idx 二选一）"),
-    ("--contrast", {"action": "store_true"}, "对比：显示支持该文本而不支持其他文本的区域"),
-    ("--image-encoder", {"metavar": "NAME"}, "图像编码器名称（如果无法从检查点获取）"),
-    ("--text-encoder", {"metavar": "NAME"}, "文本编码器名称或本地文件夹（默认：bert-base-chinese）"),
-    ("--embed-dim", {"metavar": "INT", "type": int}, "嵌入维度（默认：512；检查点中有则以检查点为准）"),
-    ("--img-size", {"metavar": "INT", "type": int}, "图像大小（默认：224；检查点中有则以检查点为准）"),
-    ("--output-dir", {"metavar": "PATH", "default": "clip_gradcam_results"}, "输出目录（默认：clip_gradcam_results）"),
-    ("--output-name", {"metavar": "NAME"}, "输出文件名（默认：clip_gradcam_<图像名>.png；也可用 .pdf、.svg、.jpg）"),
-    ("--target-layer", {"metavar": "NAME"}, "目标层的名称，例如 layer4.1（默认：按图像编码器自动选择）"),
-    ("--list-layers", {"action": "store_true"}, "列出可作为目标层的层后退出，只需要 --model-path"),
-    ("--lang", {"choices": LANGUAGES, "default": "zh"}, "图中文字的语言：zh 中文（默认），en 英文"),
-    ("--save-heatmap", {"action": "store_true"}, "另存未归一化的热力图（.npy，float32）：原图大小和目标层大小各一份"),
-    ("--no-figure", {"action": "store_true"}, "不写可视化图"),
-    ("--overlay-only", {"action": "store_true"}, "只写叠加图像"),
-    ("--resume", {"action": "store_true"}, "接着上次没有做完的运行，只做缺少的图像"),
-    (
-        "--batch-size",
-        {"metavar": "INT", "type": int},
-        "多张图像时一次前向的图像数（默认：CPU 至多 8，GPU 至多 32）",
-    ),
-    (
-        "--num-workers",
-        {"metavar": "INT", "type": int},
-        "多张图像时读取图像的进程数（默认：核数的一半，至多 4；不足 4 核时为 0）",
-    ),
-    ("--no-text-cache", {"action": "store_true"}, "不使用文本特征缓存"),
-    ("--cpu", {"action": "store_true"}, "强制使用 CPU（默认：有 CUDA 用 CUDA，其次 Apple MPS，否则 CPU）"),
-    ("--help", {"action": "help"}, "显示本帮助后退出"),
-)
-
-
-def build_parser() -> ChineseArgumentParser:
-    """The parser of the command line: every flag of the guide with its default."""
-    parser = ChineseArgumentParser(
-        prog="clip_gradcam_visualization.py",
-        description="用 Grad-CAM 显示图像中哪些区域与一段文本最相关（CLIP 图像-文本相似度的热力图）。",
-        epilog="例：python clip_gradcam_visualization.py --model-path m.pth --image-path a.jpg --class-texts 正常 异常",
-        add_help=False,
-        allow_abbrev=False,
-    )
-    group = parser.add_argument_group("参数")
-    either = {}  # one of each pair
-    for pair in (("--class-texts", "--class-texts-file"), ("--target-text-idx", "--all-texts")):
-        either.update(dict.fromkeys(pair, group.add_mutually_exclusive_group()))
-    for flag, options, text in FLAGS:
-        names = ("-h", flag) if flag == "--help" else (flag,)
-        either.get(flag, group).add_argument(*names, **options, help=text)
-    return parser
 
 
 def check_arguments(args) -> None:
@@ -650,34 +869,16 @@ def check_arguments(args) -> None:
         raise InputError("--overlay-only 与 --save-heatmap 只能二选一；只是不要可视化图请用 --no-figure")
 
 
-def check_output_folder(folder: Path) -> None:
-    """Raise InputError before any work where `folder` is no folder or cannot be written. Makes nothing."""
-    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    if not existing.is_dir():
-        raise InputError(f"输出目录 {folder} 无法建立：{existing} 是文件")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise InputError(f"没有写入输出目录 {folder} 的权限")
-
-
-def choose_device(force_cpu: bool, local_rank: int = 0) -> str:
-    """CUDA where there is one (the ranks of a machine take turns at its devices), else Apple's MPS, else the CPU."""
-    import torch
-
-    if not force_cpu and torch.cuda.is_available():
-        return f"cuda:{local_rank % torch.cuda.device_count()}" if local_rank else "cuda"
-    if not force_cpu and torch.backends.mps.is_available():
-        return "mps"
-    return "cpu"
-
-
 def architecture_flags(args) -> tuple:
     """What the flags say of the model where its checkpoint does not."""
     return args.image_encoder, args.text_encoder, args.embed_dim, args.img_size
 
 
-def image_size(model) -> int:
-    """The side of the square that images are resized to: the checkpoint's or the flag's, else the guide's."""
-    return model.img_size or DEFAULT_IMG_SIZE
+def explainer_of(args, model, text_features, question: Question) -> Explainer:
+    """The Explainer of the flags; a method that was not asked for is the encoder's default."""
+    method, similarity = chosen_method(args.method, args.similarity, model.image_encoder_name)
+    question = question._replace(method=method, similarity=similarity)
+    return Explainer(model, text_features, question, args.layers or args.target_layer)
 
 
 def load_from_arguments(args, texts: list[str], local_rank: int = 0):
@@ -701,7 +902,11 @@ def question_of(args) -> Question:
     if args.contrast and len(names) < 2:
         raise InputError("--contrast 至少需要两个类别文本")
     targets = explained_texts("all" if args.all_texts else args.target_text_idx, len(names))
-    return Question(names, texts, targets, CONTRAST_GAMMA if args.contrast else 0.0)
+    gamma = CONTRAST_GAMMA if args.contrast else 0.0
+    given = {name: value for name in ("method", "similarity") if (value := getattr(args, name))}
+    question = Question(names, texts, targets, gamma, faithfulness=args.faithfulness, img_size=args.img_size, **given)
+    check_question(question)
+    return question
 
 
 def output_choice(args) -> OutputChoice:
@@ -730,39 +935,24 @@ def run_one(args, question: Question) -> None:
     check_output_folder(save_path.parent)
     pixels = read_image(image_path)
     model, text_features = load_from_arguments(args, question.texts)
-    explainer = Explainer(model, text_features, question, args.target_layer)
-    (maps,) = explainer(preprocess(pixels, image_size(model)))
-    result = explainer.result(pixels, maps)
-    for message in result.messages():
+    explainer = explainer_of(args, model, text_features, question)
+    (maps,) = explainer(preprocessing_of(model, args.img_size)(pixels))
+    results = explainer.result(pixels, maps)
+    for message in results.messages():
         warnings.warn(message, InputWarning, stacklevel=1)
-    files = encode_outputs(result, save_path, output_choice(args))
+    files = encode_outputs(results, save_path, output_choice(args))
     write_files(files.contents)
-    print_result(result, files)
+    print(*summary(results, files), sep="\n")
 
 
 def print_layers(model) -> None:
     """Each layer that gives a spatial map, its size, and a mark at the default."""
     default = layer_name(model, get_target_layer_for_clip(model))
-    img_size = image_size(model)
+    img_size = getattr(model, "img_size", None) or DEFAULT_IMG_SIZE
     print(f"{model.image_encoder_name} 可作为目标层的层（输入 {img_size}×{img_size}；通道×行×列）：")
     for name, (channels, rows, columns) in list_spatial_layers(model, img_size):
         if rows * columns > 1:
             print(f"  {name}  {channels}×{rows}×{columns}" + ("  （默认）" if name == default else ""))
-
-
-def print_result(result: ImageResult, files: OutputFiles) -> None:
-    """Prediction, explained texts, layer, and the path of each file."""
-    names, best = result.question.names, int(result.probabilities.argmax())
-    print(f"预测：{names[best]}（{result.probabilities[best]:.1%}）")
-    for target, sensitivity in zip(result.targets, result.sensitivities):
-        depends = "" if sensitivity is None else f"，文本敏感度 {two_decimals(sensitivity)}"
-        print(f"目标文本：[{target}] {names[target]}（余弦相似度 {result.similarities[target]:.3f}{depends}）")
-    encoder, layer, rows, columns = result.source
-    print(f"图像编码器：{encoder}，目标层：{layer}（{rows}×{columns}）")
-    kinds = (("可视化图", [files.figure] if files.figure else []), ("叠加图像", files.overlays))
-    for kind, paths in (*kinds, ("热力图", files.heatmaps), ("目标层热力图", files.layer_heatmaps)):
-        for path in paths:
-            print(f"{kind}已保存：{path}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

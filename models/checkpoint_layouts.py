@@ -169,6 +169,15 @@ METADATA_NAMES = {
 WRAPPER_PREFIX = re.compile(r"^(?:module\.|model\.|_orig_mod\.)+")
 TEXT_TOWER = "text_encoder."
 BACKBONE, TEXT_BACKBONE = "image_encoder.backbone.", TEXT_TOWER + "backbone."
+CLIP_TEXT = "clip_text_model"  # model_type of CLIP's own text tower
+CLIP_WORDS = tuple(wrapper + "token_embedding.weight" for wrapper in ("embeddings.", "text_model.embeddings.", ""))
+TEXT_SIZES = (
+    ("max_position_embeddings", "embeddings.position_embeddings.weight"),
+    ("max_position_embeddings", "embeddings.position_embedding.weight"),
+    ("type_vocab_size", "embeddings.token_type_embeddings.weight"),
+    ("intermediate_size", "encoder.layer.0.intermediate.dense.weight"),
+    ("intermediate_size", "encoder.layers.0.mlp.fc1.weight"),
+)
 TEXT_LEFTOVER = re.compile(r"^(?:pooler|cls)\.|(?:^|\.)position_ids$|(?:^|\.)token_type_ids$")
 BATCH_COUNTER = ".num_batches_tracked"
 
@@ -267,6 +276,10 @@ def translate_checkpoint(checkpoint: Mapping) -> Translated:
     """
     weights, metadata = split_checkpoint(checkpoint)
     weights = _strip_prefixes(weights)
+    if any(TEXT_BACKBONE + key in weights for key in CLIP_WORDS):
+        from .openai_clip import translate_text_tower
+
+        weights = translate_text_tower(weights)
     backbone = {k[len(BACKBONE) :]: v for k, v in weights.items() if k.startswith(BACKBONE)}
     if not backbone:
         raise CheckpointError(
@@ -294,24 +307,22 @@ def translate_checkpoint(checkpoint: Mapping) -> Translated:
 
 
 def read_text_config(state_dict: Mapping[str, torch.Tensor]) -> dict:
-    """Sizes of the BERT whose weights stand under `text_encoder.backbone.`, in the names of BertConfig.
+    """Sizes of the text model whose weights stand under `text_encoder.backbone.`, in the names of its config.
 
-    The number of attention heads is in no shape: it is not part of the result. Empty without a text tower.
+    BertConfig; CLIPTextConfig, `model_type` included, where it is CLIP's own. The number of attention heads is in
+    no shape: it is not part of the result. Empty without a text tower.
     """
-    words = state_dict.get(TEXT_BACKBONE + "embeddings.word_embeddings.weight")
+    is_clip = TEXT_BACKBONE + CLIP_WORDS[0] in state_dict
+    words = state_dict.get(TEXT_BACKBONE + (CLIP_WORDS[0] if is_clip else "embeddings.word_embeddings.weight"))
     if words is None:
         return {}
-    layer = re.compile(re.escape(TEXT_BACKBONE) + r"encoder\.layer\.(\d+)\.")
+    layer = re.compile(re.escape(TEXT_BACKBONE) + r"encoder\.layers?\.(\d+)\.")
     layers = {match[1] for match in map(layer.match, state_dict) if match}
     sizes = {"vocab_size": words.shape[0], "hidden_size": words.shape[1], "num_hidden_layers": len(layers)}
-    for name, key in (
-        ("max_position_embeddings", "embeddings.position_embeddings.weight"),
-        ("type_vocab_size", "embeddings.token_type_embeddings.weight"),
-        ("intermediate_size", "encoder.layer.0.intermediate.dense.weight"),
-    ):
+    for name, key in TEXT_SIZES:
         if TEXT_BACKBONE + key in state_dict:
             sizes[name] = state_dict[TEXT_BACKBONE + key].shape[0]
-    return sizes
+    return {**sizes, "model_type": CLIP_TEXT} if is_clip else sizes
 
 
 # ---------------------------------------------------------------------------------------------

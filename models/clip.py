@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from .checkpoint_layouts import (
     BACKBONE,
     BATCH_COUNTER,
+    CLIP_TEXT,
     TEXT_TOWER,
     VIT_INTO_TRANSFORMERS_4,
     Translated,
@@ -39,8 +40,6 @@ SHIPPED_TEXT_ENCODERS = {
     "google-bert/bert-base-chinese": ASSETS / "bert-base-chinese",
 }
 MAX_TOKENS = 128
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 allow_safe_globals()  # `torch.load` of our users' checkpoints: numpy scalars, argparse.Namespace, paths
 
@@ -119,7 +118,11 @@ class ImageEncoder(nn.Module):
         self.projection = nn.Linear(num_features, embed_dim)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return F.normalize(self.projection(self._features(images)), dim=-1)
+        return F.normalize(self.embed(images), dim=-1)
+
+    def embed(self, images: torch.Tensor) -> torch.Tensor:
+        """Images [B, 3, H, W] -> embeddings [B, embed_dim] before the L2 norm."""
+        return self.projection(self._features(images))
 
     def _features(self, images):
         """[B, 3, H, W] -> what the projection reads, [B, num_features]."""
@@ -135,8 +138,22 @@ class ImageEncoder(nn.Module):
         """
         if self.model_name != "vit":
             return None
-        patch_height, patch_width = self.backbone.embeddings.patch_embeddings.projection.stride
-        return self.backbone.embeddings.cls_token.shape[1], height // patch_height, width // patch_width
+        return self.backbone.embeddings.cls_token.shape[1], height // self.patch_size, width // self.patch_size
+
+    @property
+    def patch_size(self) -> int | None:
+        """Side of a token's patch in pixels of the input; None for a convolutional network."""
+        return self.backbone.embeddings.patch_embeddings.projection.stride[0] if self.model_name == "vit" else None
+
+    def transformer(self):
+        """The blocks whose attention can be explained (models.attention.Transformer); None for a convolutional net."""
+        if self.model_name != "vit":
+            return None
+        from .attention import Transformer
+
+        blocks = self.backbone.layers if hasattr(self.backbone, "layers") else self.backbone.encoder.layer
+        heads = self.backbone.config.num_attention_heads
+        return Transformer(blocks, heads, lambda token: self.projection(self.backbone.layernorm(token)))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -264,6 +281,20 @@ class TextEncoder(nn.Module):
         return F.normalize(self.projection(hidden[:, 0]), dim=-1)
 
 
+def is_clip_text(name: str, text_config: Mapping | None) -> bool:
+    """Whether a text encoder is CLIP's own: by its name, `clip:ViT-B/32` say, or by what its weights were read as."""
+    return str(name).startswith("clip:") or (text_config or {}).get("model_type") == CLIP_TEXT
+
+
+def build_text_encoder(name: str, embed_dim: int, text_config: Mapping | None) -> nn.Module:
+    """The text tower `name`: a BERT, or CLIP's own."""
+    if not is_clip_text(name, text_config):
+        return TextEncoder(name, embed_dim, text_config)
+    from .clip_text import ClipTextEncoder
+
+    return ClipTextEncoder(name, embed_dim, text_config)
+
+
 # ---------------------------------------------------------------------------------------------
 # Both
 
@@ -292,7 +323,7 @@ class CLIPModel(nn.Module):
         self.embed_dim = embed_dim
         self.img_size = img_size
         self.image_encoder = ImageEncoder(image_encoder_name, embed_dim)
-        self.text_encoder = TextEncoder(text_encoder_name, embed_dim, text_config) if text_tower else None
+        self.text_encoder = build_text_encoder(text_encoder_name, embed_dim, text_config) if text_tower else None
         self.temperature = nn.Parameter(torch.tensor(float(temperature)))
         self.class_text_features = None  # [K, embed_dim], see precompute_class_text_features
 
@@ -311,6 +342,10 @@ class CLIPModel(nn.Module):
         """Cosine similarity divided by the temperature: [B, D] and [K, D] -> logits [B, K]."""
         cosine = F.normalize(image_features, dim=-1) @ F.normalize(text_features, dim=-1).T
         return cosine / self.temperature
+
+    def probabilities(self, similarities: torch.Tensor) -> torch.Tensor:
+        """Cosines [..., K] -> probabilities [..., K] in float32: softmax over the texts."""
+        return (similarities / self.temperature.detach().float().to(similarities.device)).softmax(dim=-1)
 
     @torch.no_grad()
     def precompute_class_text_features(self, class_texts) -> torch.Tensor:
@@ -376,11 +411,12 @@ class CLIPModel(nn.Module):
             return
         sizes = read_text_config(checkpoint.state_dict)
         config = self.text_encoder.backbone.config
-        if any(getattr(config, name) != size for name, size in sizes.items()):
+        if any(getattr(config, name, None) != size for name, size in sizes.items()):
             sizes = {**(checkpoint.metadata.get("text_config") or {}), **sizes}
             device = torch.device("meta" if on_meta else self.temperature.device)
             with device:
-                self.text_encoder = TextEncoder(self.text_encoder_name, self.embed_dim, sizes).train(self.training)
+                text_encoder = build_text_encoder(self.text_encoder_name, self.embed_dim, sizes)
+            self.text_encoder = text_encoder.train(self.training)
 
     def _match(self, checkpoint: Translated, strict: bool) -> dict[str, torch.Tensor]:
         """The checkpoint's weights in float32 and in our shapes; CheckpointError names what does not fit."""
@@ -447,7 +483,11 @@ def build_on_meta(config: Mapping, text_tower: bool = True) -> CLIPModel:
 
     The libraries are imported first: some compute with real tensors while they are imported.
     """
-    if text_tower:
+    if text_tower and is_clip_text(config.get("text_encoder"), config.get("text_config")):
+        from transformers import CLIPTextModel  # noqa: F401
+
+        from . import clip_text  # noqa: F401
+    elif text_tower:
         from transformers import BertModel  # noqa: F401
     if config.get("image_encoder") == "vit":
         from transformers import ViTModel  # noqa: F401

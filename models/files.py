@@ -27,6 +27,15 @@ def import_cv2():
     return cv2
 
 
+def check_output_folder(folder: Path) -> None:
+    """Raise InputError before any work where `folder` is no folder or cannot be written. Makes nothing."""
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if not existing.is_dir():
+        raise InputError(f"输出目录 {folder} 无法建立：{existing} 是文件")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise InputError(f"没有写入输出目录 {folder} 的权限")
+
+
 def figure_file(path: str | os.PathLike) -> Path:
     """Where the figure goes: `.png` is added where there is no suffix that we write."""
     figure = Path(path)
@@ -41,16 +50,15 @@ def output_paths(path: str | os.PathLike) -> tuple[Path, Path]:
     return figure, overlay_path(figure)
 
 
-def overlay_path(figure: Path, index: int | None = None) -> Path:
-    """Where the overlay of a figure at `figure` goes: `<stem>_overlay<suffix>`, `<stem>_overlay_<index><suffix>`."""
+def overlay_path(figure: Path, mark: str | int | None = None) -> Path:
+    """Where the overlay of a figure at `figure` goes: `<stem>_overlay<suffix>`, `<stem>_overlay_<mark><suffix>`."""
     suffix = figure.suffix if figure.suffix.lower() in RASTER_FORMATS else ".png"
-    number = "" if index is None else f"_{index}"
-    return figure.with_name(f"{figure.stem}_overlay{number}{suffix}")
+    return figure.with_name(f"{figure.stem}_overlay{'' if mark is None else f'_{mark}'}{suffix}")
 
 
-def array_path(figure: Path, kind: str, index: int | None = None) -> Path:
-    """Where an array goes that belongs to a figure: `<stem>_<kind>.npy`, `<stem>_<kind>_<index>.npy`."""
-    return figure.with_name(f"{figure.stem}_{kind}{'' if index is None else f'_{index}'}.npy")
+def array_path(figure: Path, kind: str, mark: str | int | None = None) -> Path:
+    """Where an array goes that belongs to a figure: `<stem>_<kind>.npy`, `<stem>_<kind>_<mark>.npy`."""
+    return figure.with_name(f"{figure.stem}_{kind}{'' if mark is None else f'_{mark}'}.npy")
 
 
 def encode_array(array: np.ndarray) -> bytes:

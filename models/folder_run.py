@@ -17,20 +17,23 @@ from collections.abc import Mapping, Sequence
 from .batch import ChunkSize, Pipeline, Ranks, chunks_to_do, claimed
 from .errors import InputError, print_error, reason
 from .files import import_cv2, write_files
-from .images import ImageDataset, is_lost_worker, make_loader, normalise
+from .images import ImageDataset, is_lost_worker, make_loader
 from .outputs import ImageMaps, OutputChoice, encode_outputs, name_below, table_rows
+from .preprocessing import Preprocessing
 from .results import Part, PlannedImage, RunFolder, Totals
 
 
 class FolderRun:
     """One process's share of a run over many images: chunks through the model, files and rows out of it.
 
-    `explainer`: images [B, 3, S, S] -> a list of ImageMaps; `result(pixels, maps)` and `twin()` of it.
-    `run_columns`: what stands in every row.
+    `explainer`: images [B, 3, h, w] -> for each a list of ImageMaps, one a method; `result(pixels, maps)` and
+    `twin()` of it. `run_columns`: what stands in every row.
     """
 
-    def __init__(self, explainer, img_size: int, folder: RunFolder, choice: OutputChoice, run_columns: Mapping):
-        self.explainer, self.img_size, self.folder = explainer, img_size, folder
+    def __init__(
+        self, explainer, prepare: Preprocessing, folder: RunFolder, choice: OutputChoice, run_columns: Mapping
+    ):
+        self.explainer, self.prepare, self.folder = explainer, prepare, folder
         self.choice, self.run_columns = choice, run_columns
         self.device = next(explainer.model.parameters()).device
         if self.device.type == "cpu":  # as the chunks are: a twentieth faster
@@ -58,7 +61,7 @@ class FolderRun:
             progress.advance("error" in record)
 
         chunks = (chunk(index) for index in claimed(chunks_to_do(pending, size.batch), ranks))
-        dataset = ImageDataset(self.img_size)
+        dataset = ImageDataset(self.prepare)
         with contextlib.closing(self.folder.open_part(ranks.rank)) as file:
             part = Part(file)
             try:
@@ -74,28 +77,30 @@ class FolderRun:
     def start(self, decoded, images) -> list[tuple]:
         """(image of the plan, pixels, maps) of each image of a chunk; a reason where there are no maps."""
         wanted = [i for i, pixels in enumerate(decoded.pixels) if pixels is not None]
-        maps = self.explain(normalise(decoded.resized), wanted) if wanted else {}
+        maps = self.explain(decoded.resized, wanted) if wanted else {}
         return [
             (image, pixels, error or maps[i])
             for i, (image, pixels, error) in enumerate(zip(images, decoded.pixels, decoded.errors))
             if error or pixels is not None
         ]
 
-    def explain(self, images, wanted: Sequence[int]) -> dict:
-        """{index in the chunk: its maps}; where the chunk fails as a whole, one image at a time."""
+    def explain(self, resized, wanted: Sequence[int]) -> dict:
+        """{index in the chunk: its maps}; one image at a time where sizes differ or the chunk fails as a whole."""
+        if not self.prepare.fixed_size:
+            return {i: self.explain_alone(resized[i]) for i in wanted}
         try:
-            every = self.run_model(images)
+            every = self.run_model(self.prepare.normalise(resized))
             return {i: every[i] for i in wanted}
         except (InputError, MemoryError, RuntimeError):
-            return {i: self.explain_alone(images[i : i + 1]) for i in wanted}
+            return {i: self.explain_alone(resized[i]) for i in wanted}
 
-    def explain_alone(self, image) -> ImageMaps | str:
+    def explain_alone(self, resized) -> list[ImageMaps] | str:
         try:
-            return self.run_model(image)[0]
+            return self.run_model(self.prepare.normalise(resized[None]))[0]
         except (InputError, MemoryError, RuntimeError) as error:
             return reason(error)
 
-    def run_model(self, images) -> list[ImageMaps]:
+    def run_model(self, images) -> list[list[ImageMaps]]:
         if self.device.type != "cpu":
             with self.turn:
                 return self.explainer(images)
@@ -103,15 +108,15 @@ class FolderRun:
             self.own.explainer = self.explainer.twin()
         return self.own.explainer(images)
 
-    def record(self, image: PlannedImage, pixels, maps: ImageMaps | str) -> dict:
+    def record(self, image: PlannedImage, pixels, maps: list[ImageMaps] | str) -> dict:
         """Write an image's files; returns its line in the part. A bad image is its reason, never the end of the run."""
         folder = self.folder.folder
         try:
             if isinstance(maps, str):
                 raise InputError(maps)
-            result = self.explainer.result(pixels, maps)
-            files = encode_outputs(result, folder / f"{image.name}.png", self.choice)
-            rows = table_rows(result, files, image.path, folder, self.run_columns)
+            results = self.explainer.result(pixels, maps)
+            files = encode_outputs(results, folder / f"{image.name}.png", self.choice)
+            rows = table_rows(results, files, image.path, folder, self.run_columns)
             write_files(files.contents, durable=True, staging=self.folder.staging)
         except Exception as error:
             if getattr(error.__cause__, "errno", None) in NO_USE_GOING_ON:

@@ -2,8 +2,7 @@
 
     find_images(["data/train", "more/*.dcm"]) -> ImageList      what there is, and where its results go
     read_image(path) -> uint8 [H, W, 3]                         any format, DICOM in `models.dicom`
-    resize, normalise (both: preprocess) -> [B, 3, S, S]        as in training
-    make_loader(ImageDataset(S), chunks, num_workers)           decoding beside the model, in order
+    make_loader(ImageDataset(prepare), chunks, num_workers)     decoding beside the model, in order
 
 Imports of this module are light: finding files needs none of the heavy libraries.
 """
@@ -26,6 +25,8 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 import numpy as np
 
 from .errors import InputError, InputWarning, reason
+from .heatmap import METHOD_LABELS
+from .preprocessing import Preprocessing
 
 if TYPE_CHECKING:
     import torch
@@ -72,13 +73,51 @@ def _is_dicom(file: BinaryIO, path: str | os.PathLike) -> bool:
 
 def _read_with_pillow(file: BinaryIO) -> np.ndarray:
     """RGB, uint8 [H, W, 3], of the first picture in a file. Copies nothing that is RGB and upright already."""
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     with Image.open(file) as image:
-        ImageOps.exif_transpose(image, in_place=True)
-        if image.mode == "F" or image.mode.startswith("I"):
-            return _grey_to_rgb(np.asarray(image, dtype=np.float64))
-        return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+        return _from_pillow(image)
+
+
+def _from_pillow(image) -> np.ndarray:
+    """A PIL image, turned in place as its EXIF data says -> RGB uint8 [H, W, 3]."""
+    from PIL import ImageOps
+
+    ImageOps.exif_transpose(image, in_place=True)
+    if image.mode == "F" or image.mode.startswith("I"):
+        return _grey_to_rgb(np.asarray(image, dtype=np.float64))
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def to_pixels(image) -> np.ndarray:
+    """A path, a PIL image or an array -> RGB uint8 [H, W, 3].
+
+    Arrays are [H, W] or [H, W, 1 | 3 | 4], the fourth channel ignored: uint8 as it is, booleans and floats between 0
+    and 1 from black to white, grey levels of any other kind over their own range. Raises InputError for others.
+    """
+    if isinstance(image, (str, os.PathLike)):
+        return read_image(image)
+    if hasattr(image, "getexif"):
+        from PIL import ImageOps
+
+        return _from_pillow(ImageOps.exif_transpose(image))  # a copy, turned
+    pixels = np.asarray(image)
+    if pixels.ndim == 2:
+        pixels = pixels[..., None]
+    if pixels.ndim != 3 or pixels.shape[2] not in (1, 3, 4) or pixels.size == 0 or pixels.dtype.kind not in "buif":
+        raise InputError(
+            f"图像应是路径、PIL 图像，或 [高, 宽] 或 [高, 宽, 3] 的数组；收到 {pixels.dtype} {list(pixels.shape)}"
+        )
+    pixels = pixels[..., :3]
+    if pixels.dtype != np.uint8:
+        in_unit = pixels.dtype.kind == "b" or pixels.dtype.kind == "f" and pixels.min() >= 0 and pixels.max() <= 1
+        if in_unit:
+            pixels = np.rint(pixels.astype(np.float64) * 255).astype(np.uint8)
+        elif pixels.shape[2] == 1:
+            pixels = scale_over_own_range(pixels.astype(np.float64), np.isfinite(pixels))
+        else:
+            raise InputError("彩色图像的数组应是 uint8，或 0 到 1 之间的浮点数")
+    return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
 
 
 def _grey_to_rgb(grey: np.ndarray) -> np.ndarray:
@@ -93,35 +132,6 @@ def scale_over_own_range(grey: np.ndarray, counted: np.ndarray) -> np.ndarray:
     low, high = grey[counted].min(), grey[counted].max()
     scaled = np.where(counted, grey - low, 0) * (255.0 / (high - low) if high > low else 0.0)
     return np.rint(scaled).astype(np.uint8)
-
-
-# -- preprocessing ----------------------------------------------------------------------------
-
-
-def resize(pixels: np.ndarray, img_size: int) -> np.ndarray:
-    """RGB uint8 [H, W, 3] -> uint8 [img_size, img_size, 3], squeezed to a square as in training."""
-    from PIL import Image
-
-    return np.asarray(Image.fromarray(pixels).resize((img_size, img_size), Image.Resampling.BILINEAR))
-
-
-def normalise(resized: np.ndarray) -> torch.Tensor:
-    """Images of one size, uint8 [B, S, S, 3] -> model input, float32 [B, 3, S, S], by ImageNet's mean and spread."""
-    import torch
-
-    from .clip import IMAGENET_MEAN, IMAGENET_STD
-
-    levels = np.arange(256, dtype=np.float32)[:, None] / np.float32(255.0)
-    table = ((levels - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD)).astype(np.float32)  # (256, 3)
-    images = np.empty((len(resized), 3, *resized.shape[1:3]), dtype=np.float32)
-    for channel in range(3):
-        np.take(table[:, channel], resized[..., channel], out=images[:, channel], mode="clip")
-    return torch.from_numpy(images)
-
-
-def preprocess(pixels: np.ndarray, img_size: int) -> torch.Tensor:
-    """RGB uint8 [H, W, 3] -> model input [1, 3, img_size, img_size], as in training: resized, normalised."""
-    return normalise(resize(pixels, img_size)[None])
 
 
 # -- finding ----------------------------------------------------------------------------------
@@ -325,7 +335,8 @@ def _is_within(path: str, folder: str) -> bool:
 # -- naming -----------------------------------------------------------------------------------
 
 # What ends the names of an image's results beside the figure's own: <name>_overlay_2, <name>_heatmap_layer, ...
-_RESULT_ENDING = re.compile(r"_(overlay|heatmap)(_\d+|_layer)*$")
+_METHODS = "|".join(map(re.escape, METHOD_LABELS))
+_RESULT_ENDING = re.compile(rf"_(overlay|heatmap)(_\d+|_layer|_(?:{_METHODS}))*$")
 LONGEST_NAME = 200  # bytes: file systems take 255, endings and suffixes of results need theirs
 
 
@@ -439,7 +450,7 @@ class DecodedChunk(NamedTuple):
     """Arrays, not tensors: they travel through a pipe and need no shared memory, of which containers have little."""
 
     index: int
-    resized: np.ndarray  # uint8 [B, S, S, 3], zeros where there is no image
+    resized: np.ndarray | list[np.ndarray | None]  # uint8 [B, h, w, 3], zeros where there is no image; or of many sizes
     pixels: list[np.ndarray | None]  # uint8 [H, W, 3] each
     errors: list[str | None]  # why an image could not be read, one line each
 
@@ -450,12 +461,14 @@ class ImageDataset:
     A bad image gives its reason, never an exception; what libraries warn of is not shown.
     """
 
-    def __init__(self, img_size: int):
-        self.img_size = img_size
+    def __init__(self, prepare: Preprocessing):
+        self.prepare = prepare
 
     def __getitem__(self, chunk: Chunk) -> DecodedChunk:
         index, items = chunk
-        resized = np.zeros((len(items), self.img_size, self.img_size, 3), dtype=np.uint8)
+        resized: np.ndarray | list[np.ndarray | None] = [None] * len(items)
+        if self.prepare.fixed_size:
+            resized = np.zeros((len(items), *self.prepare.input_size(1, 1), 3), dtype=np.uint8)
         pixels: list[np.ndarray | None] = [None] * len(items)
         errors: list[str | None] = [None] * len(items)
         with warnings.catch_warnings():
@@ -465,7 +478,7 @@ class ImageDataset:
                     continue
                 try:
                     image = read_image(path)
-                    resized[row] = resize(image, self.img_size)
+                    resized[row] = self.prepare.resize_and_crop(image)
                     pixels[row] = image
                 except InputError as error:
                     errors[row] = _on_one_line(error)

@@ -37,19 +37,26 @@ def evaluating(module):
 def read_checkpoint_file(path: str | os.PathLike, mapped: bool | None = None) -> Mapping:
     """Read a `.pth` or `.safetensors` file, memory-mapped (see `read_torch_file`); nothing in it is executed.
 
-    Raises InputError where the file is missing, cut short, no checkpoint, or holds objects beyond
-    tensors and plain data.
+    Of a TorchScript archive the tensors are read. Raises InputError where the file is missing, cut short, no
+    checkpoint, or holds objects beyond tensors and plain data.
     """
     from .checkpoint_layouts import read_safetensors, read_torch_file
 
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"找不到检查点文件：{path}")
+        known = "（是文件夹，但其中没有 config.json）" if path.is_dir() else ""
+        raise InputError(f"找不到检查点文件：{path}{known}")
     try:
-        return read_safetensors(path) if path.suffix == ".safetensors" else read_torch_file(path, mapped)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*TorchScript archive")  # torch would run it; we do not
+            return read_safetensors(path) if path.suffix == ".safetensors" else read_torch_file(path, mapped)
     except InputError:
         raise
     except Exception as error:  # torch raises RuntimeError, EOFError, UnpicklingError, KeyError, ... on a bad file
+        from .torchscript import is_torchscript, read_torchscript
+
+        if is_torchscript(path):
+            return read_torchscript(path)
         known = isinstance(error, pickle.UnpicklingError)  # its text speaks of torch.load's own options
         reason = "不是 PyTorch 保存的文件" if known else re.split(r"[.:\n] ?", str(error).strip())[0][:80]
         raise InputError(f"无法读取检查点 {path}：文件不完整、已损坏或不是检查点（{reason}）") from error
@@ -66,10 +73,15 @@ def load_clip_checkpoint(
     """Build the CLIPModel whose weights stand in `path`, in eval mode, on the CPU; on request without its text tower.
 
     What the checkpoint says of itself counts; the arguments fill in what it leaves open, and one that
-    contradicts it is warned about and loses. Every form in `models.checkpoint_layouts` is read.
+    contradicts it is warned about and loses. Every form in `models.checkpoint_layouts` is read; what
+    `models.pretrained` and `models.openai_clip` know comes back as a PretrainedCLIP.
     """
     flags = {"image_encoder": image_encoder, "text_encoder": text_encoder, "embed_dim": embed_dim, "img_size": img_size}
-    checkpoint, config = _read_checkpoint(path, flags)
+    content = FOLDER if _is_folder_or_name(path) else read_checkpoint_file(path)
+    if content is FOLDER or _is_foreign(content):
+        return _load_published(path, content, flags, text_tower)
+    checkpoint, config = _translate(content, flags)
+    del content
     model = _build_model(checkpoint, config, text_tower)
     del checkpoint  # imports keep this frame alive until the next garbage collection
     return model
@@ -96,8 +108,13 @@ def load_with_text_features(
 
     flags = {"image_encoder": image_encoder, "text_encoder": text_encoder, "embed_dim": embed_dim, "img_size": img_size}
     state = text_cache.file_state(path)
-    checkpoint, config = _read_checkpoint(path, flags, mapped=use_cache or None)
-    key = text_cache.file_features_key(path, state, config, texts, device) if use_cache else None
+    content = FOLDER if _is_folder_or_name(path) else read_checkpoint_file(path, use_cache or None)
+    if content is FOLDER or _is_foreign(content):
+        return _published_with_features(path, content, flags, texts, device)
+    checkpoint, config = _translate(content, flags)
+    del content
+    cached = use_cache and config["text_config"].get("model_type") is None  # CLIP's tokenizer may be anywhere
+    key = text_cache.file_features_key(path, state, config, texts, device) if cached else None
     entry = text_cache.load_entry(key) if key else None
     if entry is None and use_cache:
         _copy_small_file(path, checkpoint)
@@ -115,11 +132,59 @@ def load_with_text_features(
     return model.to(device), features
 
 
-def _read_checkpoint(path, flags: Mapping, mapped: bool | None = None) -> tuple:
+FOLDER = {}  # in place of a file's content
+
+
+def _is_folder_or_name(path) -> bool:
+    """Whether `path` is no file but a model's folder, or its name on the hub."""
+    if os.path.isfile(path):
+        return False
+    from .pretrained import is_pretrained
+
+    return is_pretrained(path)
+
+
+def _is_foreign(content: Mapping) -> bool:
+    """Whether the weights stand under OpenAI's names, not under ours."""
+    from .checkpoint_layouts import BACKBONE, split_checkpoint
+
+    if any(BACKBONE in str(key) for key in split_checkpoint(content)[0]):
+        return False
+    from .openai_clip import looks_like_openai
+
+    return looks_like_openai(content)
+
+
+def _load_published(path, content: Mapping, flags: Mapping, text_tower: bool = True):
+    """The PretrainedCLIP of a folder or hub name (`content` FOLDER), or of a file under OpenAI's names."""
+    folder = flags["text_encoder"] if os.path.isdir(flags["text_encoder"] or "") else None  # the tokenizer's files
+    for name, value in {**flags, "text_encoder": None if folder else flags["text_encoder"], "img_size": None}.items():
+        if value is not None:
+            message = f"--{name.replace('_', '-')} {value} 对这种模型不起作用：模型自己说明了它的结构"
+            warnings.warn(message, InputWarning, stacklevel=4)
+    if content is FOLDER:
+        from .pretrained import load_pretrained
+
+        return load_pretrained(path, flags["img_size"], text_tower, folder)
+    from .openai_clip import load_openai
+
+    return load_openai(path, content, flags["img_size"], text_tower, folder)
+
+
+def _published_with_features(path, content: Mapping, flags: Mapping, texts: Sequence[str], device: str) -> tuple:
+    """`load_with_text_features` of the same; its texts are embedded anew each time."""
+    model = _load_published(path, content, flags).to(device)
+    features = embed_texts(model, texts)
+    release_text_tower(model)
+    return model, features
+
+
+def _translate(content: Mapping, flags: Mapping) -> tuple:
     """(a checkpoint in our names, what to build for it)."""
     from .checkpoint_layouts import translate_checkpoint
 
-    checkpoint = translate_checkpoint(read_checkpoint_file(path, mapped))
+    checkpoint = translate_checkpoint(content)
+    del content  # imports keep this frame alive until the next garbage collection
     return checkpoint, _model_config(checkpoint, flags)
 
 
@@ -191,3 +256,25 @@ def embed_texts(model, texts: list[str]) -> torch.Tensor:
         raise InputError("该模型没有文本编码器：请给出 text_features，或用 load_clip_checkpoint 载入")
     with torch.no_grad(), evaluating(model.text_encoder):
         return model.text_encoder(texts=texts)
+
+
+def choose_device(force_cpu: bool, local_rank: int = 0) -> str:
+    """CUDA where there is one (the ranks of a machine take turns at its devices), else Apple's MPS, else the CPU."""
+    import torch
+
+    if not force_cpu and torch.cuda.is_available():
+        return f"cuda:{local_rank % torch.cuda.device_count()}" if local_rank else "cuda"
+    if not force_cpu and torch.backends.mps.is_available():
+        return "mps"
+    return "cpu"
+
+
+def fingerprint(path: str | os.PathLike) -> str:
+    """32 hexadecimal digits that stand for the content of a checkpoint, a file or a folder, whatever its name."""
+    if os.path.isfile(path):
+        from .text_cache import checkpoint_fingerprint
+
+        return checkpoint_fingerprint(path)
+    from . import pretrained
+
+    return pretrained.fingerprint(path)

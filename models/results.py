@@ -56,11 +56,17 @@ COLUMNS = (
     "text_sensitivity",  # mean correlation with the maps of the other texts; 1: the map ignores the text
     "flatness",  # lowest / highest value of the map; 1: one colour
     "warning",
+    "deletion",  # area under the score as the heatmap's pixels are taken away, strongest first; lower is better
+    "insertion",  # the same as they are put in; higher is better
+    "deletion_margin",  # a random map's area minus deletion, positive is better than chance
+    "insertion_margin",  # insertion minus a random map's area
     "method",
+    "explained",  # cosine or dot
     "contrast",  # gamma of the contrastive target, 0 for none
     "image_encoder",
     "layer",
     "grid",  # rows x columns of the map at the layer
+    "seen",  # share of the image that the model's preprocessing let it see
     "figure",
     "overlay",
     "heatmap",
@@ -314,8 +320,10 @@ SETTINGS_IN_CHINESE = {
     "texts": "类别文本",
     "targets": "目标文本",
     "contrast": "--contrast",
-    "layer": "--target-layer",
-    "img_size": "--img-size",
+    "layers": "--method、--target-layer 或 --layers",
+    "similarity": "--similarity",
+    "faithfulness": "--faithfulness",
+    "preprocessing": "--img-size 或模型的预处理",
     "lang": "--lang",
     "figure": "--no-figure 或 --overlay-only",
     "heatmap": "--save-heatmap",

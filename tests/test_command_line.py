@@ -91,7 +91,7 @@ def test_two_files_in_the_default_folder(flags, capsys, home, checkpoint, pictur
 def test_the_prediction_is_printed(flags, capsys, checkpoint, picture):
     assert main(flags(class_texts_file=None, class_texts=TEXTS, target_text_idx=1)) == 0
     out = capsys.readouterr().out
-    content = script.explain_image(
+    content = script.explain(
         load_clip_checkpoint(checkpoint), script.read_image(picture), TEXTS, target_text_idx=1, img_size=64
     )
     best = content.probabilities.argmax()
@@ -457,6 +457,10 @@ GUIDE = {
     "--output-dir": "clip_gradcam_results",
     "--output-name": "clip_gradcam_<图像名>.png",
     "--target-layer": "默认",
+    "--layers": "LeGrad",
+    "--method": "默认",
+    "--similarity": "cosine（默认）",
+    "--faithfulness": "随机图",
     "--list-layers": "--model-path",
     "--lang": "zh",
     "--all-texts": "--target-text-idx",

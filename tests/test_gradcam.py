@@ -629,12 +629,13 @@ def test_a_twin_gives_the_same_bits_over_the_same_weights(clip):
     question = Question(["甲", "乙", "丙"], ["甲", "乙", "丙"])
     explainer = Explainer(clip, texts(3, 32), question)
     twin = explainer.twin()
-    assert twin.layer is not explainer.layer and twin.layer_name == explainer.layer_name
+    (layer,), (twins,) = (e.cams["gradcam"].layers for e in (explainer, twin))
+    assert layer is not twins and twin.layer_names == explainer.layer_names
     ours, theirs = explainer.model.image_encoder, twin.model.image_encoder
     assert all(a.data_ptr() == b.data_ptr() for a, b in zip(ours.parameters(), theirs.parameters()))
     images = pictures(3, 64, 64)
-    for one, other in zip(explainer(images), twin(images)):
-        assert all(np.array_equal(a, b) for a, b in zip(one, other))
+    for (one,), (other,) in zip(explainer(images), twin(images)):
+        assert all(np.array_equal(a, b) for a, b in zip(one[:4], other[:4]))
 
 
 @pytest.mark.parametrize("encoder", ["resnet18", "starnet_s1", "efficientnet-b0"])
@@ -645,5 +646,6 @@ def test_an_image_has_the_same_bits_whatever_fills_the_rest_of_its_chunk(encoder
     images = pictures(5, 64, 64)
     alone = torch.zeros_like(images)
     alone[3] = images[3]
-    for one, other in zip(explainer(images)[3], explainer(alone)[3]):
-        np.testing.assert_array_equal(one, other)
+    (one,), (other,) = explainer(images)[3], explainer(alone)[3]
+    for part, same in zip(one[:4], other[:4]):
+        np.testing.assert_array_equal(part, same)

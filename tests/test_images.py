@@ -21,7 +21,7 @@ from pydicom.sequence import Sequence
 from pydicom.uid import UID
 from tiny import gradient_picture
 
-from clip_gradcam_visualization import preprocess, read_image
+from clip_gradcam_visualization import read_image
 from models import images as images_module
 from models.errors import InputError, InputWarning
 from models.images import (
@@ -34,10 +34,9 @@ from models.images import (
     is_lost_worker,
     is_single,
     make_loader,
-    normalise,
     place_below,
-    resize,
 )
+from models.preprocessing import square
 
 PROJECT = Path(images_module.__file__).parents[1]
 
@@ -199,44 +198,7 @@ def test_a_missing_image_and_a_folder(tmp_path):
         read_image(tmp_path)
 
 
-# -- preprocessing ----------------------------------------------------------------------------
-
-
-def test_preprocessing_is_trainings():
-    pixels = gradient_picture(50, 80)
-    expected = np.asarray(Image.fromarray(pixels).resize((32, 32), Image.Resampling.BILINEAR)) / 255
-    expected = (expected - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
-    images = preprocess(pixels, 32)
-    assert images.shape == (1, 3, 32, 32) and images.dtype == torch.float32
-    np.testing.assert_allclose(images[0].permute(1, 2, 0), expected, atol=1e-5)
-
-
-def test_preprocessing_equals_torchvisions():
-    from torchvision import transforms
-
-    pixels = gradient_picture(50, 80)
-    theirs = transforms.Compose(
-        [
-            transforms.Resize((224, 224)),
-            transforms.ToTensor(),
-            transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
-        ]
-    )
-    torch.testing.assert_close(preprocess(pixels, 224)[0], theirs(Image.fromarray(pixels)), rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize("size", [1, 5, 224])
-def test_the_two_halves_of_preprocessing_are_exact(size):
-    """Bit for bit what one expression gives, for every level of every channel, and for several images at once."""
-    levels = np.stack([np.arange(256), np.arange(256)[::-1], np.roll(np.arange(256), 7)], axis=-1)
-    batch = np.stack([resize(gradient_picture(50, 80), size), resize(gradient_picture(9, 300), size)])
-    for images in (levels.astype(np.uint8).reshape(1, 16, 16, 3), batch):
-        expected = (images.astype(np.float32) / 255.0 - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225)
-        given = normalise(images)
-        assert given.dtype == torch.float32 and given.is_contiguous()
-        np.testing.assert_array_equal(given.numpy(), expected.astype(np.float32).transpose(0, 3, 1, 2))
-    assert batch.dtype == np.uint8
-    assert torch.equal(preprocess(gradient_picture(50, 80), size)[0], normalise(batch)[0])
+# -- the module ------------------------------------------------------------------------------
 
 
 def test_the_module_is_light():
@@ -1054,12 +1016,12 @@ def pictures(tmp_path):
 
 
 def test_a_chunk_of_images(pictures):
-    chunk = ImageDataset(16)[chunk_of(3, [pictures[0], None, pictures[4], pictures[1]])]
+    chunk = ImageDataset(square(16))[chunk_of(3, [pictures[0], None, pictures[4], pictures[1]])]
     assert isinstance(chunk, DecodedChunk) and chunk.index == 3
     assert chunk.resized.shape == (4, 16, 16, 3) and chunk.resized.dtype == np.uint8
     for row, path in ((0, pictures[0]), (3, pictures[1])):
         np.testing.assert_array_equal(chunk.pixels[row], read_image(path))
-        np.testing.assert_array_equal(chunk.resized[row], resize(read_image(path), 16))
+        np.testing.assert_array_equal(chunk.resized[row], square(16).resize_and_crop(read_image(path)))
         assert chunk.errors[row] is None
     for row in (1, 2):
         assert chunk.pixels[row] is None and not chunk.resized[row].any()
@@ -1079,7 +1041,7 @@ def test_whatever_a_decoder_raises_is_a_reason_of_one_line(pictures, monkeypatch
     monkeypatch.setattr(images_module, "read_image", read)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        chunk = ImageDataset(16)[chunk_of(0, pictures[:3])]
+        chunk = ImageDataset(square(16))[chunk_of(0, pictures[:3])]
     assert [reason is None for reason in chunk.errors] == [True, False, True]
     assert pictures[1] in chunk.errors[1] and "\n" not in chunk.errors[1]
     assert chunk.pixels[2] is not None
@@ -1096,7 +1058,7 @@ def test_the_loader_gives_chunks_in_order_and_draws_lazily(pictures, num_workers
 
     before = torch.get_rng_state()
     received = []
-    for chunk in make_loader(ImageDataset(16), chunks(), num_workers):
+    for chunk in make_loader(ImageDataset(square(16)), chunks(), num_workers):
         received.append(chunk.index)
         assert len(drawn) - len(received) <= 2 * num_workers + 1
         assert isinstance(chunk.resized, np.ndarray) and isinstance(chunk.errors, list)
@@ -1114,11 +1076,12 @@ def test_workers_start_after_libraries_have_used_their_threads(pictures, num_wor
     code = (
         "import sys, cv2, numpy as np, torch\n"
         "from models.images import ImageDataset, make_loader\n"
+        "from models.preprocessing import square\n"
         "cv2.setNumThreads(4), torch.set_num_threads(4)\n"
         "cv2.GaussianBlur(np.zeros((3000, 3000, 3), np.float32), (9, 9), 0)\n"
         "torch.nn.functional.conv2d(torch.zeros(4, 3, 200, 200), torch.zeros(8, 3, 5, 5))\n"
         "chunks = ((i, [(i, path)]) for i, path in enumerate(sys.argv[2:]))\n"
-        "print(*(chunk.index for chunk in make_loader(ImageDataset(16), chunks, int(sys.argv[1]))))\n"
+        "print(*(chunk.index for chunk in make_loader(ImageDataset(square(16)), chunks, int(sys.argv[1]))))\n"
     )
     command = [sys.executable, "-c", code, str(num_workers), *pictures]
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=60)
@@ -1127,12 +1090,12 @@ def test_workers_start_after_libraries_have_used_their_threads(pictures, num_wor
 
 def test_workers_that_are_spawned(pictures, monkeypatch):
     monkeypatch.setattr(images_module, "START_METHOD", "spawn")
-    loader = make_loader(ImageDataset(16), iter([chunk_of(i, [pictures[i]]) for i in range(3)]), 1)
+    loader = make_loader(ImageDataset(square(16)), iter([chunk_of(i, [pictures[i]]) for i in range(3)]), 1)
     assert [chunk.index for chunk in loader] == [0, 1, 2]
 
 
 def test_a_worker_that_is_killed_can_be_told_apart(pictures):
-    loader = iter(make_loader(ImageDataset(16), (chunk_of(i, pictures) for i in range(10_000)), 2))
+    loader = iter(make_loader(ImageDataset(square(16)), (chunk_of(i, pictures) for i in range(10_000)), 2))
     next(loader)
     with pytest.raises(RuntimeError) as caught:
         os.kill(loader._workers[0].pid, signal.SIGKILL)
@@ -1145,8 +1108,9 @@ def test_a_worker_that_is_killed_can_be_told_apart(pictures):
 CONSUMER = """
 import sys, time
 from models.images import ImageDataset, make_loader
+from models.preprocessing import square
 chunks = ((i, [(0, sys.argv[1])] * 8) for i in range(10_000))
-loader = iter(make_loader(ImageDataset(32), chunks, 2))
+loader = iter(make_loader(ImageDataset(square(32)), chunks, 2))
 next(loader)
 print(*(worker.pid for worker in loader._workers), flush=True)
 for line in sys.stdin:

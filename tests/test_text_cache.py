@@ -453,7 +453,7 @@ def test_heatmaps_of_a_hit_are_bit_equal(write_checkpoint, picture, encoder, bui
     for _ in range(2):
         model, features = load_with_text_features(path, TEXTS)
         pixels = script.read_image(picture)
-        contents.append(script.explain_image(model, pixels, TEXTS, img_size=64, text_features=features))
+        contents.append(script.explain(model, pixels, TEXTS, img_size=64, text_features=features))
     assert built == [True, False]
     for name in ("heatmap", "overlay", "probabilities", "similarities"):
         np.testing.assert_array_equal(getattr(contents[0], name), getattr(contents[1], name))

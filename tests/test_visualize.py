@@ -14,7 +14,7 @@ from tiny import BrightnessClip, assert_same_map, corner_square, gradient_pictur
 
 from clip_gradcam_visualization import (
     CLIPGradCAM,
-    explain_image,
+    explain,
     get_target_layer_for_clip,
     preprocess,
     read_image,
@@ -41,7 +41,7 @@ def test_a_bright_square_in_a_corner_comes_out_in_that_corner(tmp_path, height, 
     pixels, rows, columns = corner_square(height, width, side, bottom, right)
     Image.fromarray(pixels).save(tmp_path / "corner.png")
     model = BrightnessClip()
-    content = explain_image(
+    content = explain(
         model, read_image(tmp_path / "corner.png"), ["bright"], target_layer=model.image_encoder.grid
     )
     heatmap = content.heatmap
@@ -58,7 +58,7 @@ def test_the_heatmap_lies_where_the_square_lies_to_the_pixel(tmp_path):
     pixels = np.zeros((280, 448, 3), dtype=np.uint8)
     pixels[40:80, 256:320] = 255  # cells (2 to 4) x (8 to 10) of a grid of 14 x 14, each 20 x 32 pixels
     model = BrightnessClip()
-    content = explain_image(model, pixels, ["bright"], target_layer=model.image_encoder.grid)
+    content = explain(model, pixels, ["bright"], target_layer=model.image_encoder.grid)
     row, column = np.mgrid[0:280, 0:448] + 0.5
     weight = content.heatmap / content.heatmap.sum()
     assert (weight * row).sum() == pytest.approx(60, abs=0.5)
@@ -73,7 +73,7 @@ def test_exif_rotation_turns_image_and_heatmap_together(tmp_path, orientation, c
     Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
     model = BrightnessClip()
     read = read_image(tmp_path / "turned.png")
-    heatmap = explain_image(model, read, ["bright"], target_layer=model.image_encoder.grid).heatmap
+    heatmap = explain(model, read, ["bright"], target_layer=model.image_encoder.grid).heatmap
     assert heatmap.shape == ((100, 160) if orientation in (1, 3) else (160, 100))
     row, column = np.unravel_index(heatmap.argmax(), heatmap.shape)
     assert (row > heatmap.shape[0] / 2, column > heatmap.shape[1] / 2) == tuple(map(bool, corner))
@@ -83,7 +83,7 @@ def test_exif_rotation_turns_image_and_heatmap_together(tmp_path, orientation, c
 def test_the_text_that_speaks_against_the_image_gives_the_opposite_map():
     pixels, rows, columns = corner_square(224, 224, 64, False, False)
     model = BrightnessClip()
-    dark = explain_image(model, pixels, ["bright", "dark"], model.image_encoder.grid, target_text_idx=1)
+    dark = explain(model, pixels, ["bright", "dark"], model.image_encoder.grid, target_text_idx=1)
     assert not dark.heatmap[8:56, 8:56].any() and dark.heatmap[80:, 80:].min() > 0.9
 
 
@@ -116,7 +116,7 @@ def test_the_overlay_is_the_cams(clip, picture, target):
 
 
 def test_everything_that_the_figure_shows(clip, picture):
-    content = explain_image(clip, read_image(picture), dict(zip("甲乙丙", TEXTS, strict=True)), target_text_idx=1)
+    content = explain(clip, read_image(picture), dict(zip("甲乙丙", TEXTS, strict=True)), target_text_idx=1)
     predictions, probabilities = clip.predict(preprocess(read_image(picture), 224), TEXTS)
     np.testing.assert_allclose(content.probabilities, probabilities[0], rtol=1e-4)
     with torch.no_grad():

@@ -1,0 +1,69 @@
+"""What a layer gives, read as maps: feature maps in either order of memory, or the tokens of a transformer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from .errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def tensor_of(output):
+    """The tensor in a layer's output: the output itself, or the first of a tuple."""
+    import torch
+
+    tensor = output[0] if isinstance(output, tuple) and output else output
+    if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
+        raise InputError(f"目标层的输出是 {type(output).__name__}，不是张量，无法计算热力图；请换一层")
+    return tensor
+
+
+def token_grid_of(model, image_hw) -> tuple[int, int, int] | None:
+    """(prefix tokens, rows, columns) that the model says its tokens have; None where it has none."""
+    token_grid = getattr(model.image_encoder, "token_grid", None)
+    return token_grid(*image_hw) if token_grid else None
+
+
+def as_maps(tensor, image_hw, token_grid):
+    """A layer's output as [B, C, h, w]: feature maps, channels-last maps, or tokens without their prefix.
+
+    Raises InputError where it is none of these.
+    """
+    if tensor.ndim == 3 and token_grid:
+        prefix, rows, columns = token_grid
+        if tensor.shape[1] != prefix + rows * columns:
+            raise InputError(f"该层有 {tensor.shape[1]} 个词元，模型的网格是 {prefix} + {rows}×{columns} 个；请换一层")
+        return tensor[:, prefix:].transpose(1, 2).unflatten(2, (rows, columns))  # (B, C, h, w)
+    if tensor.ndim == 4:
+        channels_first = _stretch(tensor.shape[2:], image_hw)
+        channels_last = _stretch(tensor.shape[1:3], image_hw)
+        if min(channels_first, channels_last) <= 2:
+            return tensor if channels_first <= channels_last else tensor.permute(0, 3, 1, 2)
+    raise InputError(f"该层的输出形状是 {list(tensor.shape)}，不是空间特征图，无法计算热力图；请换一层")
+
+
+def _stretch(grid, image_hw) -> float:
+    """How far a grid's cells are from square on the image: 1 if square, else the ratio of their sides."""
+    height, width = image_hw[0] / grid[0], image_hw[1] / grid[1]
+    return max(height / width, width / height)
+
+
+def fuse_layers(maps: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Maps [B, h, w] of several layers -> one at the finest grid: the mean of the positive maps, each over its maximum.
+
+    Times the mean of the maxima, so that the maps of several texts stay comparable. One layer's map is left as it is.
+    """
+    import torch
+    from torch.nn import functional as F
+
+    if len(maps) == 1:
+        return maps[0]
+    finest = max((m.shape[1:] for m in maps), key=math.prod)
+    positive = [F.interpolate(m[:, None].relu(), finest, mode="bilinear", align_corners=False)[:, 0] for m in maps]
+    maxima = torch.stack([m.amax((1, 2)) for m in positive])  # (layers, B)
+    shares = [m / top.clamp_min(torch.finfo(m.dtype).tiny)[:, None, None] for m, top in zip(positive, maxima)]
+    return torch.stack(shares).mean(0) * maxima.mean(0)[:, None, None]
