@@ -40,7 +40,7 @@ from models.files import check_output_folder, output_paths, write_files  # noqa:
 from models.folder_run import FolderRun, finish_run, one_thread
 from models.heatmap import diagnose_flat_map, show_cam_on_image, text_sensitivity, to_heatmap
 from models.images import find_images, is_single, read_image, to_pixels
-from models.layer_maps import as_maps, fuse_layers, tensor_of, token_grid_of
+from models.layer_maps import as_maps, find_layer, fuse_layers, layer_name, layers_name, tensor_of, token_grid_of
 from models.loading import (
     choose_device,
     embed_texts,
@@ -67,14 +67,13 @@ if TYPE_CHECKING:
     import torch
 
 DEFAULT_IMG_SIZE = 224
-DEFAULT_METHODS: dict[str, tuple[str, str]] = {}  # encoder -> (method, similarity) in place of ("gradcam", "cosine")
 
 
 # ---------------------------------------------------------------------------------------------
 # 1. Target layers
 
 # The last spatial map before pooling, or the block that makes it, as a path below image_encoder.backbone;
-# -1 is the last member. ViT: the patch tokens of the last block's OUTPUT no longer reach the class token.
+# -1 is the last member, -2 the one before. ViT: the patch tokens of the last block's OUTPUT no longer reach the class token.
 _FAMILY_TARGET_LAYERS = {
     "layer4.-1": ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
     "stages.-1.-1": ("starnet_s1", "starnet_s2", "starnet_s3", "starnet_s4"),
@@ -93,6 +92,22 @@ PRETRAINED_TARGET_LAYERS = {
 }
 
 
+class Default(NamedTuple):
+    """What is explained where nothing is asked for; `--method gradcam` is always the guide's Grad-CAM."""
+
+    method: str = "gradcam"
+    similarity: str = "cosine"
+    layers: tuple[str, ...] = ()  # paths as above, their maps fused; none: the target layer, or the method's blocks
+
+
+# Chosen by `tests/evaluate.py --choose` on validation phantoms; families that were not measured have no row.
+DEFAULTS = {
+    **dict.fromkeys(
+        ("starnet_s1", "starnet_s2", "starnet_s3", "starnet_s4"), Default(layers=("stages.-2.-1", "stages.-1.-1"))
+    ),
+}
+
+
 def _known_encoders(name) -> str:
     """The encoders closest to a name that is none of them, and all."""
     close = difflib.get_close_matches(str(name).lower(), TARGET_LAYERS, n=3, cutoff=0.5)
@@ -105,36 +120,17 @@ def get_target_layer_for_clip(model, image_encoder_name: str | None = None) -> t
     path = TARGET_LAYERS.get(name) or PRETRAINED_TARGET_LAYERS.get(name)
     if path is None:
         raise InputError(f"没有图像编码器 {name!r} 的默认目标层，请用 --target-layer 指定；{_known_encoders(name)}")
+    return _module_at(model, path)
+
+
+def _module_at(model, path: str) -> torch.nn.Module:
+    """The module at a path of the tables, from the image encoder's backbone on."""
     module = model.image_encoder.backbone
     for part in path.split("."):
         if part == "layers" and not hasattr(module, part):
             module, part = module.encoder, "layer"  # a ViT of an older transformers
-        module = module[-1] if part == "-1" else getattr(module, part)
+        module = module[int(part)] if part.startswith("-") else getattr(module, part)
     return module
-
-
-LAYER_PREFIXES = ("", "image_encoder.", "image_encoder.backbone.")
-
-
-def find_layer(model, name: str) -> torch.nn.Module:
-    """Return the module at a dotted path, from the model, its image encoder or its backbone; InputError if none."""
-    modules = dict(model.named_modules())
-    for prefix in LAYER_PREFIXES:
-        if name and prefix + name in modules:
-            return modules[prefix + name]
-    backbone = LAYER_PREFIXES[-1]
-    candidates = [key.removeprefix(backbone) for key in modules if key.startswith(backbone)]
-    close = difflib.get_close_matches(name, candidates, n=3, cutoff=0.3)
-    hint = f"最接近的是 {'、'.join(close)}；" if close else ""
-    raise InputError(f"模型中没有层 {name!r}；{hint}--list-layers 列出全部可用的层")
-
-
-def layer_name(model, layer: torch.nn.Module) -> str:
-    """Dotted path of a module below the image encoder's backbone, or below the model."""
-    for name, module in model.named_modules():
-        if module is layer:
-            return name.removeprefix(LAYER_PREFIXES[-1])
-    return type(layer).__name__
 
 
 def list_spatial_layers(model, img_size: int) -> list[tuple[str, tuple[int, int, int]]]:
@@ -668,14 +664,6 @@ class Explainer:
         return None if region.is_whole(*size) else region
 
 
-def layers_name(model, layers: Sequence[torch.nn.Module]) -> str:
-    """The layers' paths as they are shown: "a + b", "a ... z" for more than three; "attention" where there are none."""
-    names = [layer_name(model, layer) for layer in layers]
-    if len(names) > 3:
-        names = [f"{names[0]} … {names[-1]}"]
-    return " + ".join(names) or "attention pool"
-
-
 def probabilities_of(model, similarities):
     """Cosines [B, K] -> probabilities [B, K] by the model's own rule, else a softmax over cosine / temperature."""
     if hasattr(model, "probabilities"):
@@ -716,7 +704,7 @@ def explain(
     names, texts = names_and_texts(class_texts)
     targets = explained_texts(target_text_idx, len(texts))
     encoder = image_encoder_name or getattr(model, "image_encoder_name", "")
-    method, similarity = chosen_method(method, similarity, encoder)
+    method, similarity, target_layer = with_defaults(model, encoder, method, similarity, target_layer)
     gamma = CONTRAST_GAMMA if contrast else 0.0
     question = Question(names, texts, targets, gamma, method, similarity, faithfulness, img_size)
     check_question(question)
@@ -731,10 +719,15 @@ def explain(
     return results if method == "all" else results[0]
 
 
-def chosen_method(method: str | None, similarity: str | None, encoder: str) -> tuple[str, str]:
-    """(method, similarity) as asked for, else what measured best for the encoder's family; see DEFAULT_METHODS."""
-    default = DEFAULT_METHODS.get(encoder, ("gradcam", "cosine"))
-    return method or default[0], similarity or default[1]
+def with_defaults(model, encoder: str, method: str | None, similarity: str | None, target_layer=None) -> tuple:
+    """(method, similarity, layers): as asked for, else of the encoder's row in DEFAULTS.
+
+    The row's layers belong to its method: they count where neither a method nor a layer was asked for.
+    """
+    default = DEFAULTS.get(encoder, Default())
+    if method is None and not target_layer:
+        target_layer = [_module_at(model, path) for path in default.layers]
+    return method or default.method, similarity or default.similarity, target_layer
 
 
 def check_question(question: Question) -> None:
@@ -876,9 +869,9 @@ def architecture_flags(args) -> tuple:
 
 def explainer_of(args, model, text_features, question: Question) -> Explainer:
     """The Explainer of the flags; a method that was not asked for is the encoder's default."""
-    method, similarity = chosen_method(args.method, args.similarity, model.image_encoder_name)
-    question = question._replace(method=method, similarity=similarity)
-    return Explainer(model, text_features, question, args.layers or args.target_layer)
+    asked = args.method, args.similarity, args.layers or args.target_layer
+    method, similarity, layers = with_defaults(model, model.image_encoder_name, *asked)
+    return Explainer(model, text_features, question._replace(method=method, similarity=similarity), layers)
 
 
 def load_from_arguments(args, texts: list[str], local_rank: int = 0):
@@ -947,12 +940,13 @@ def run_one(args, question: Question) -> None:
 
 def print_layers(model) -> None:
     """Each layer that gives a spatial map, its size, and a mark at the default."""
-    default = layer_name(model, get_target_layer_for_clip(model))
+    fused = [_module_at(model, path) for path in DEFAULTS.get(model.image_encoder_name, Default()).layers]
+    defaults = [layer_name(model, layer) for layer in fused or [get_target_layer_for_clip(model)]]
     img_size = getattr(model, "img_size", None) or DEFAULT_IMG_SIZE
     print(f"{model.image_encoder_name} 可作为目标层的层（输入 {img_size}×{img_size}；通道×行×列）：")
     for name, (channels, rows, columns) in list_spatial_layers(model, img_size):
         if rows * columns > 1:
-            print(f"  {name}  {channels}×{rows}×{columns}" + ("  （默认）" if name == default else ""))
+            print(f"  {name}  {channels}×{rows}×{columns}" + ("  （默认）" if name in defaults else ""))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -410,7 +410,12 @@ def peak(heatmap):
 
 def is_hit(heatmap, mask):
     """Whether the heatmap's peak lies within TOLERANCE of the mask; a flat map never hits."""
-    return bool(heatmap.max() > heatmap.min() and dilate(mask)[peak(heatmap)])
+    return peaks_in(heatmap, dilate(mask))
+
+
+def peaks_in(heatmap, region):
+    """Whether the heatmap's peak lies in the region, bool [H, W]; a flat map has none."""
+    return bool(heatmap.max() > heatmap.min() and region[peak(heatmap)])
 
 
 @torch.no_grad()

@@ -1,7 +1,8 @@
-"""What a layer gives, read as maps: feature maps in either order of memory, or the tokens of a transformer."""
+"""Layers by their names, and what a layer gives, read as maps: feature maps in either order of memory, or tokens."""
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -10,6 +11,38 @@ from .errors import InputError
 
 if TYPE_CHECKING:
     import torch
+
+
+LAYER_PREFIXES = ("", "image_encoder.", "image_encoder.backbone.")
+
+
+def find_layer(model, name: str) -> torch.nn.Module:
+    """Return the module at a dotted path, from the model, its image encoder or its backbone; InputError if none."""
+    modules = dict(model.named_modules())
+    for prefix in LAYER_PREFIXES:
+        if name and prefix + name in modules:
+            return modules[prefix + name]
+    backbone = LAYER_PREFIXES[-1]
+    candidates = [key.removeprefix(backbone) for key in modules if key.startswith(backbone)]
+    close = difflib.get_close_matches(name, candidates, n=3, cutoff=0.3)
+    hint = f"最接近的是 {'、'.join(close)}；" if close else ""
+    raise InputError(f"模型中没有层 {name!r}；{hint}--list-layers 列出全部可用的层")
+
+
+def layer_name(model, layer: torch.nn.Module) -> str:
+    """Dotted path of a module below the image encoder's backbone, or below the model."""
+    for name, module in model.named_modules():
+        if module is layer:
+            return name.removeprefix(LAYER_PREFIXES[-1])
+    return type(layer).__name__
+
+
+def layers_name(model, layers: Sequence[torch.nn.Module]) -> str:
+    """The layers' paths as they are shown: "a + b", "a ... z" for more than three; "attention" where there are none."""
+    names = [layer_name(model, layer) for layer in layers]
+    if len(names) > 3:
+        names = [f"{names[0]} … {names[-1]}"]
+    return " + ".join(names) or "attention pool"
 
 
 def tensor_of(output):

@@ -102,8 +102,6 @@ def load_with_text_features(
     Features that `models.text_cache` has are not computed again: the text tower is then neither read nor
     built, and what embedding the texts warned of is said again. Either way the results are the same, bit for bit.
     """
-    import torch
-
     from . import text_cache
 
     flags = {"image_encoder": image_encoder, "text_encoder": text_encoder, "embed_dim": embed_dim, "img_size": img_size}
@@ -125,11 +123,18 @@ def load_with_text_features(
         if key and text_cache.file_state(path) == state:  # what was embedded is what has the key
             text_cache.store_entry(key, features.cpu().numpy(), model.text_encoder.describe_cuts(texts))
     else:
-        features = torch.from_numpy(entry[0]).clone().to(device)
-        for message in entry[1]:
-            warnings.warn(message, InputWarning, stacklevel=2)
+        features = _kept_features(*entry).to(device)
     release_text_tower(model)
     return model.to(device), features
+
+
+def _kept_features(features, messages: Sequence[str]) -> torch.Tensor:
+    """Features of an entry of the cache, [K, D]; what embedding the texts warned of is said again."""
+    import torch
+
+    for message in messages:
+        warnings.warn(message, InputWarning, stacklevel=3)
+    return torch.from_numpy(features).clone()
 
 
 FOLDER = {}  # in place of a file's content

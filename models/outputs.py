@@ -246,13 +246,15 @@ def file_marks(results: Results) -> list[str | int | None]:
 def draw_results(results: Results, shown, lang: str):
     """The figure of one explained text, or the grid of several texts or methods; `shown`: each (heatmap, overlay)."""
     first = results[0]
+    encoder, _, *grid = first.source
+    layers = " / ".join(dict.fromkeys(result.layer for result in results))
     common = {
         "pixels": first.pixels,
         "names": first.question.names,
         "texts": first.question.texts,
         "probabilities": first.probabilities,
         "similarities": first.similarities,
-        "source": first.source,
+        "source": (encoder, layers, *grid),
         "contrast": first.question.contrast,
         "method": first.method,
         "dot_product": first.question.similarity == "dot",

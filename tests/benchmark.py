@@ -2,11 +2,12 @@
 
     python tests/benchmark.py                  # everything, about 30 minutes
     python tests/benchmark.py --quick          # fewer repetitions
-    python tests/benchmark.py --only folder    # one part: command, call, folder, memory, ranks
+    python tests/benchmark.py --only folder    # one part: command, call, methods, faithfulness, folder, memory, ranks
 
 The command is measured as a whole process against its floor, `python -c "import torch"`, without and with
 text features in the cache; the CAM call against a plain forward pass under `no_grad`, and against grad-cam,
-torchcam and captum where installed; a folder of images against plain forward passes of the same machine.
+torchcam and captum where installed; other methods and the test of a heatmap against forward passes; a folder of images
+against plain forward passes of the same machine.
 Each pair is run in turn, A B A B ..., so that a machine whose speed drifts slows both: what counts is the
 median of the pairs' ratios.
 """
@@ -245,18 +246,10 @@ def measure_call(repetitions: int) -> None:
     import torch
 
     from clip_gradcam_visualization import CLIPGradCAM, get_target_layer_for_clip
-    from models.clip import CLIPModel
 
-    torch.manual_seed(0)
-    tiny_text = {"num_hidden_layers": 1, "hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 1}
-    model = CLIPModel("resnet50", text_config=tiny_text).eval()
+    model, text_features, forward = tower_and_texts("resnet50")
     layer = get_target_layer_for_clip(model)
     cam = CLIPGradCAM(model, layer, use_cuda=False)
-    text_features = torch.nn.functional.normalize(torch.randn(9, 512), dim=-1)
-
-    def forward(images):
-        with torch.no_grad():
-            return model.image_encoder(images)
 
     for batch, demanded in ((1, "1.05"), (16, "")):
         images = torch.randn(batch, 3, 224, 224)
@@ -279,10 +272,83 @@ def measure_call(repetitions: int) -> None:
             row(f"CAM call, batch {batch}, one text", f"{ratio:.2f} x {name}", demanded)
 
 
+PARTS = ("command", "call", "methods", "faithfulness", "folder", "memory", "ranks")
+TINY_TEXT = {"num_hidden_layers": 1, "hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 1}
+
+
+def tower_and_texts(encoder: str):
+    """(a model of random weights with a tiny text tower, nine unit text features, a plain forward pass)."""
+    import torch
+
+    from models.clip import CLIPModel
+
+    torch.manual_seed(0)
+    model = CLIPModel(encoder, text_config=TINY_TEXT).eval()
+
+    def forward(images):
+        with torch.no_grad():
+            return model.image_encoder(images)
+
+    return model, torch.nn.functional.normalize(torch.randn(9, 512), dim=-1), forward
+
+
+def measure_methods(repetitions: int) -> None:
+    """Methods of attention with nine texts, and Score-CAM, against plain forward passes, at 224."""
+    import torch
+
+    from clip_gradcam_visualization import SCORECAM_BATCH, SCORECAM_CHANNELS, CLIPGradCAM, get_target_layer_for_clip
+
+    model, texts, forward = tower_and_texts("vit")
+    image, every = torch.randn(1, 3, 224, 224), torch.arange(9)[None]
+    for method, demanded in (("legrad", 2.0), ("grad-eclip", 2.0), ("rollout", ""), ("gradcam", "")):
+        cam = CLIPGradCAM(model, None if method != "gradcam" else get_target_layer_for_clip(model), False, method)
+        ratio = median_ratio(
+            lambda cam=cam: cam.explain(image, texts, every), lambda: forward(image), max(5, 2 * repetitions)
+        )
+        row(f"{method}, ViT-B/16, nine texts", f"{ratio:.2f} forward passes", demanded)
+    model, texts, forward = tower_and_texts("resnet50")
+    cam = CLIPGradCAM(model, get_target_layer_for_clip(model), False, "scorecam")
+    batch = torch.randn(SCORECAM_BATCH, 3, 224, 224).contiguous(memory_format=torch.channels_last)
+    rest = SCORECAM_CHANNELS % SCORECAM_BATCH
+
+    def channels():
+        for _ in range(SCORECAM_CHANNELS // SCORECAM_BATCH):
+            forward(batch)
+        forward(batch[:rest])
+
+    ratio = median_ratio(lambda: cam.explain(image, texts, 0), channels, max(3, repetitions // 2))
+    row(f"scorecam, resnet50, {SCORECAM_CHANNELS} channels", f"{ratio:.2f} x as many batched forward passes", 1.1)
+
+
+def measure_tests(repetitions: int) -> None:
+    """Deletion and insertion of one heatmap against plain forward passes of one image, at 224."""
+    import torch
+
+    from clip_gradcam_visualization import CLIPGradCAM, get_target_layer_for_clip
+    from models.faithfulness import measure_faithfulness
+
+    for encoder in ("resnet50", "starnet_s1", "vit"):
+        model, texts, forward = tower_and_texts(encoder)
+        cam = CLIPGradCAM(model, get_target_layer_for_clip(model), False)
+        image, calls = torch.randn(1, 3, 224, 224), []
+        maps = torch.randn(1, 14, 14) if encoder == "vit" else torch.randn(1, 7, 7)
+
+        def score(images, cam=cam, texts=texts, calls=calls):
+            calls.append(len(images))
+            return cam.score(images, texts)
+
+        def test(score=score, image=image, maps=maps):
+            return measure_faithfulness(score, image, maps, [0])
+
+        ratio = median_ratio(test, lambda forward=forward, image=image: forward(image), max(3, repetitions // 2))
+        batches = len(calls) // (2 + max(3, repetitions // 2))
+        row(f"faithfulness of one heatmap, {encoder}", f"{ratio:.1f} forward passes in {batches} batches", 25)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="fewer repetitions")
-    parser.add_argument("--only", choices=("command", "call", "folder", "memory", "ranks"), help="measure one part")
+    parser.add_argument("--only", choices=PARTS, help="measure one part")
     parser.add_argument("--write-inputs", metavar="FOLDER", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.write_inputs:
@@ -292,6 +358,8 @@ def main() -> None:
     parts = {
         "command": lambda folder: measure_command(folder, repetitions),
         "call": lambda folder: measure_call(repetitions),
+        "methods": lambda folder: measure_methods(repetitions),
+        "faithfulness": lambda folder: measure_tests(repetitions),
         "folder": lambda folder: measure_folder(folder, 40 if quick else 200),
         "memory": lambda folder: measure_memory(folder, 200, 2000 if quick else 20_000),
         "ranks": lambda folder: measure_ranks(folder, 40 if quick else 200),

@@ -42,6 +42,12 @@ def user_cache(monkeypatch, tmp_path_factory):
     return folder / "clip_gradcam"
 
 
+@pytest.fixture
+def single_layer(monkeypatch):
+    """The guide's Grad-CAM as every encoder's default: for tests that expect the map of one layer."""
+    monkeypatch.setattr("clip_gradcam_visualization.DEFAULTS", {})
+
+
 @pytest.fixture(scope="session")
 def clip():
     """starnet_s1 and a one-layer BERT."""

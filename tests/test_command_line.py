@@ -88,6 +88,7 @@ def test_two_files_in_the_default_folder(flags, capsys, home, checkpoint, pictur
         np.testing.assert_allclose(np.asarray(image), overlay * 255, atol=0.51)
 
 
+@pytest.mark.usefixtures("single_layer")
 def test_the_prediction_is_printed(flags, capsys, checkpoint, picture):
     assert main(flags(class_texts_file=None, class_texts=TEXTS, target_text_idx=1)) == 0
     out = capsys.readouterr().out
@@ -161,6 +162,7 @@ def test_another_target_layer(flags, capsys):
     assert "stages.2.1（4×4）" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("single_layer")
 def test_layers_are_listed(flags, capsys, home):
     assert main(flags(image_path=None, class_texts_file=None, list_layers=True)) == 0
     out, err = capsys.readouterr()
@@ -186,6 +188,7 @@ def test_the_device(monkeypatch, cuda, mps, expected):
     assert script.choose_device(True) == "cpu"
 
 
+@pytest.mark.usefixtures("single_layer")
 def test_flags_fill_in_what_a_bare_checkpoint_leaves_open(flags, clip, home, capsys):
     torch.save(clip.state_dict(), home / "bare.pth")
     given = {"image_encoder": "starnet_s1", "text_encoder": "bert-base-chinese", "embed_dim": 32, "img_size": 96}
@@ -209,6 +212,7 @@ def test_flags_that_contradict_are_warned_about(flags, capsys):
     assert all(any(flag in line for line in lines) for flag in ("--image-encoder", "--img-size 128", "--embed-dim 512"))
 
 
+@pytest.mark.usefixtures("single_layer")
 def test_a_text_that_is_cut_is_warned_about_by_name(flags, capsys):
     text = "股骨柄周围\n可见透亮线。" * 30
     assert main(flags(class_texts_file=None, class_texts=["正常", text])) == 0
@@ -216,6 +220,7 @@ def test_a_text_that_is_cut_is_warned_about_by_name(flags, capsys):
     assert "股骨柄周围" in cut and "128" in cut
 
 
+@pytest.mark.usefixtures("single_layer")
 def test_a_flat_map_is_warned_about(flags, capsys, clip, home):
     torch.save({"state_dict": clip.state_dict(), "config": {"img_size": 32}}, home / "one_cell.pth")
     assert main(flags(model_path=home / "one_cell.pth")) == 0

@@ -31,6 +31,7 @@ def vit_clip():
 # -- what comes back --------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("single_layer")
 def test_the_result_holds_what_was_computed(clip, picture):
     result = explain(clip, picture, {"甲": "正常", "乙": "松动", "丙": "感染"}, target_text_idx=1, img_size=64)
     pixels = read_image(picture)
@@ -149,6 +150,7 @@ def test_layers_are_named_where_the_map_comes_from(vit_clip, clip, picture):
     assert named(vit_clip, method="rollout") == " + ".join(blocks)
 
 
+@pytest.mark.usefixtures("single_layer")
 def test_the_dot_product_is_another_question(clip, picture):
     cosine = explain(clip, picture, TEXTS, img_size=64, target_text_idx=0)
     dot = explain(clip, picture, TEXTS, img_size=64, target_text_idx=0, similarity="dot")
@@ -179,11 +181,11 @@ def test_a_tower_without_raw_embeddings_has_no_dot_product():
 
 
 def test_the_defaults_of_a_family_are_its_row(monkeypatch, clip, picture):
-    monkeypatch.setitem(script.DEFAULT_METHODS, "starnet_s1", ("layercam", "dot"))
+    monkeypatch.setitem(script.DEFAULTS, "starnet_s1", script.Default("layercam", "dot", ("stages.1.1",)))
     result = explain(clip, picture, TEXTS, img_size=64)
-    assert (result.method, result.question.similarity) == ("layercam", "dot")
+    assert (result.method, result.question.similarity, result.layer) == ("layercam", "dot", "stages.1.1")
     result = explain(clip, picture, TEXTS, img_size=64, method="gradcam", similarity="cosine")
-    assert (result.method, result.question.similarity) == ("gradcam", "cosine")
+    assert (result.method, result.question.similarity, result.layer) == ("gradcam", "cosine", "stages.3.3")
 
 
 # -- geometry -----------------------------------------------------------------------------------

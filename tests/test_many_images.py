@@ -88,6 +88,7 @@ def test_a_folder_keeps_its_structure(home, command, capsys):
     assert not re.search("错误|失败:", err)
 
 
+@pytest.mark.usefixtures("single_layer")
 def test_a_row_says_what_one_image_alone_says(home, command, clip):
     assert main(command()) == 0
     rows = rows_of("out")
@@ -237,6 +238,7 @@ def test_texts_that_are_not_there(clip, home, asked, message):
         script.visualize_clip_gradcam(clip, "data/000.png", TEXTS, target_text_idx=asked)
 
 
+@pytest.mark.usefixtures("single_layer")
 def test_contrast_is_another_map_and_stands_in_the_table(home, command, clip):
     assert main(command("--contrast")) == 0
     assert main(command(output="plain")) == 0
@@ -262,6 +264,7 @@ def test_maps_that_ignore_the_text_are_warned_about(home, command, capsys):
 # -- which files ------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("single_layer")
 @pytest.mark.parametrize("images", [["data"], ["data/000.png"]])
 def test_the_heatmap_as_an_array(home, command, clip, images):
     assert main(command("--save-heatmap", images=images)) == 0

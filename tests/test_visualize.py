@@ -102,6 +102,7 @@ def test_returns_the_overlay_and_writes_nothing(clip, picture, tmp_path, monkeyp
     assert folder_content(tmp_path) == []
 
 
+@pytest.mark.usefixtures("single_layer")
 @pytest.mark.parametrize("target", [None, 0, 2])
 def test_the_overlay_is_the_cams(clip, picture, target):
     pixels = read_image(picture)
@@ -115,6 +116,7 @@ def test_the_overlay_is_the_cams(clip, picture, target):
     np.testing.assert_allclose(overlay, expected, atol=1e-5)
 
 
+@pytest.mark.usefixtures("single_layer")
 def test_everything_that_the_figure_shows(clip, picture):
     content = explain(clip, read_image(picture), dict(zip("甲乙丙", TEXTS, strict=True)), target_text_idx=1)
     predictions, probabilities = clip.predict(preprocess(read_image(picture), 224), TEXTS)
@@ -138,6 +140,7 @@ def test_each_text_has_a_map_of_its_own(clip, picture):
     assert np.abs(one - other).max() > 0.05 and np.abs(other - third).max() > 0.05
 
 
+@pytest.mark.usefixtures("single_layer")
 @pytest.mark.parametrize("layer", ["stages.2.1", "image_encoder.backbone.stages.2.1", None])
 def test_a_layer_as_a_module_or_by_name(clip, picture, layer):
     module = clip.image_encoder.backbone.stages[2][1] if layer else get_target_layer_for_clip(clip)

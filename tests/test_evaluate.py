@@ -1,0 +1,358 @@
+"""tests/evaluate.py: its measures on maps whose scores are known, and that it explains what the tool explains."""
+
+import json
+import warnings
+
+import cv2
+import evaluate
+import numpy as np
+import pytest
+import torch
+from evaluate import Cases, Setting, Subject
+from tiny_pretrained import save_pretrained
+
+from clip_gradcam_visualization import METHODS, CLIPGradCAM
+from models import demo
+from models.phantoms import FINDINGS, KINDS
+
+# -- measures of maps ---------------------------------------------------------------------------
+
+
+def quarter(row, column):
+    """bool [224, 224]: one quarter of the image."""
+    mask = np.zeros((2, 2), bool)
+    mask[row, column] = True
+    return mask.repeat(112, 0).repeat(112, 1)
+
+
+def peak_in(row, column, side=8):
+    """A map [side, side] with one high cell, in the middle of a quarter."""
+    raw = np.zeros((side, side), np.float32)
+    raw[row * side // 2 + side // 4, column * side // 2 + side // 4] = 1
+    return raw
+
+
+def test_overlap_averages_foreground_and_background():
+    mask, shown = np.array([1, 1, 0, 0], bool), np.array([1, 0, 0, 0], bool)
+    assert evaluate.overlap(shown, mask) == pytest.approx((1 / 2 + 2 / 3) / 2)
+    assert evaluate.overlap(mask, mask) == 1
+    assert evaluate.overlap(~mask, mask) == 0
+    assert evaluate.overlap(np.zeros(4, bool), np.zeros(4, bool)) == pytest.approx(1 / 2)  # no foreground to agree on
+
+
+def test_a_map_is_cut_at_its_mean_and_at_half_its_maximum():
+    heatmap = np.zeros((224, 224))
+    heatmap[quarter(0, 0)], heatmap[quarter(0, 1)] = 1, 0.4  # mean 0.35: both; half of the maximum: the first
+    mask = quarter(0, 0)
+    found = evaluate.measure_map(heatmap, mask, mask)
+    assert found["iou_mean"] == pytest.approx((1 / 2 + 2 / 3) / 2)
+    assert found["iou_half"] == 1
+    assert found["energy"] == pytest.approx(1 / 1.4)
+    assert found["pointing"] and not found["flat"]
+
+
+def test_a_flat_map_points_nowhere_and_shows_nothing():
+    found = evaluate.measure_map(np.zeros((224, 224)), quarter(0, 0), quarter(0, 0))
+    assert not found["pointing"] and found["flat"] and found["energy"] == 0
+    assert found["iou_mean"] == found["iou_half"] == pytest.approx((0 + 3 / 4) / 2)
+
+
+def test_wrong_texts_and_sensitivity():
+    maps = np.stack([peak_in(0, 0), peak_in(0, 0), peak_in(1, 1)])
+    found = evaluate.measure_texts(maps, 0, quarter(0, 0))
+    assert found["wrong_text_hits"] == pytest.approx(1 / 2)
+    assert found["text_sensitivity"] == pytest.approx((1 - 1 / 63) / 2)
+    assert "wrong_text_hits" not in evaluate.measure_texts(maps, 0)
+
+
+def case(*kinds, places=((0, 0), (1, 1))):
+    masks = {kind: quarter(*place) for kind, place in zip(kinds, places) if kind in FINDINGS}
+    return Cases(np.zeros((1, 8, 8), np.uint8), [kinds], [masks], [masks])
+
+
+@pytest.mark.parametrize(
+    ("peaks", "both", "each", "swapped"),
+    [
+        (((0, 0), (1, 1)), 1, 1, 0),
+        (((0, 0), (0, 0)), 0, 0.5, 0.5),
+        (((1, 1), (0, 0)), 0, 0, 1),
+        (((0, 1), (1, 0)), 0, 0, 0),
+    ],
+)
+def test_two_findings_count_where_each_text_finds_its_own(peaks, both, each, swapped):
+    maps = np.stack([peak_in(*peak) for peak in peaks])[None]
+    found = evaluate.measure_doubles(maps, case("cup_loose", "fracture"))
+    assert found == {"both": [both], "each": [each], "swapped_texts": [swapped]}
+
+
+def test_a_phantom_without_a_finding_is_asked_but_not_pointed_at():
+    maps = np.stack([peak_in(i % 2, i // 2 % 2) for i in range(len(KINDS))])[None]
+    assert set(evaluate.measure_singles(maps, case("normal"))) == {"text_sensitivity"}
+    assert {"pointing", "wrong_text_hits"} <= set(evaluate.measure_singles(maps, case("wear")))
+
+
+def test_the_own_map_alone_scores_as_among_all():
+    maps = np.stack([peak_in(0, 1) if kind != "wear" else peak_in(0, 0) for kind in KINDS])[None]
+    among = evaluate.measure_singles(maps, case("wear"))
+    alone = evaluate.measure_singles(maps[:, [KINDS.index("wear")]], case("wear"))
+    assert alone == {name: among[name] for name in alone} and alone["pointing"] == [1]
+
+
+# -- likeness -----------------------------------------------------------------------------------
+
+
+def test_equal_values_share_a_rank():
+    assert evaluate.ranks(np.array([[3, 1], [1, 2]])).tolist() == [[3, 0.5], [0.5, 2]]
+
+
+def test_spearman_sees_the_order_only_and_both_are_blind_to_the_scale():
+    rng = np.random.default_rng(0)
+    a, other = rng.random((2, 6, 6))
+    assert evaluate.spearman(a, a**9) == pytest.approx(1)
+    assert evaluate.pearson(a, a**9) < 0.9
+    assert evaluate.pearson(1e-9 * a, 1e9 * other) == pytest.approx(evaluate.pearson(a, other))
+    assert evaluate.pearson(a, -a) == evaluate.spearman(a, 0 * a) == 0  # nothing is left after the ReLU
+
+
+# -- what is explained --------------------------------------------------------------------------
+
+STARNET = evaluate.ENCODERS["cnn"]
+
+
+@pytest.fixture(scope="module")
+def cnn(checkpoint):
+    return Subject(STARNET._replace(path=checkpoint))
+
+
+@pytest.fixture(scope="module")
+def vit(tmp_path_factory):
+    folder, _ = save_pretrained(tmp_path_factory.mktemp("vit"), "chinese_clip")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its tokenizer cuts the descriptions
+        return Subject(evaluate.ENCODERS["vit"]._replace(path=folder))
+
+
+@pytest.fixture(params=["cnn", "vit"])
+def subject(request):
+    return request.getfixturevalue(request.param)
+
+
+def some_cases(subject, count=3):
+    side = subject.prepare.input_size(100, 100)[0]
+    images = np.random.default_rng(0).integers(0, 255, (count, side, side), dtype=np.uint8)
+    return Cases(images, [("wear",)] * count, [{}] * count, [{}] * count)
+
+
+def test_every_method_of_an_encoder_has_the_guides_setting_first(cnn, vit):
+    for subject, methods in ((cnn, [m for m in METHODS if METHODS[m].formula]), (vit, list(METHODS))):
+        guide = {}
+        for setting in subject.settings:
+            guide.setdefault(setting.method, setting)
+        assert list(guide) == methods
+        assert all(s.similarity == "cosine" and s.layer in ("last", "last2", "own") for s in guide.values())
+    assert len(set(vit.settings)) == len(vit.settings)
+
+
+def test_one_pass_for_many_formulas_gives_each_methods_own_map(subject):
+    cases = some_cases(subject)
+    groups = evaluate.together(subject.settings)
+    assert sorted(s for group in groups for s in group) == sorted(subject.settings)
+    for group in (group for group in groups if len(group) > 1):
+        found = subject.maps(group, cases)
+        for setting in group:
+            modules = subject.modules(setting.layer, setting.method)
+            cam = CLIPGradCAM(subject.model, modules, False, setting.method, setting.similarity)
+            every = torch.arange(len(KINDS)).expand(len(cases.images), -1)
+            alone = cam.explain(subject.pixels(cases.images), subject.texts, every).maps.numpy()
+            assert np.array_equal(found[setting], alone), setting
+
+
+def test_the_libraries_explain_the_same(subject):
+    pytest.importorskip("pytorch_grad_cam")
+    pytest.importorskip("torchcam")
+    cases, (setting,) = some_cases(subject), [s for s in subject.settings if s.key == "gradcam/last/cosine"]
+    targets = np.array([[2, 0], [4, 8], [1, 1]])
+    ours = subject.maps([setting], cases, targets)[setting]
+    calls = evaluate.library_calls(subject)
+    assert {key[0] for key in calls} == {"grad-cam", "torchcam"}
+    for library in ("grad-cam", "torchcam"):
+        theirs = evaluate.library_maps(subject, calls[library, "GradCAM", "gradcam"], cases, targets)
+        for a, b in zip(theirs.reshape(6, *theirs.shape[2:]), ours.reshape(6, *ours.shape[2:])):
+            expected = from_zero_to_one(np.maximum(b, 0))  # they stretch every map to start at 0
+            if library == "grad-cam":
+                side = cases.images.shape[1]
+                expected = from_zero_to_one(cv2.resize(expected, (side, side), interpolation=cv2.INTER_LINEAR))
+            np.testing.assert_allclose(a, expected, atol=1e-3)
+
+
+def from_zero_to_one(values):
+    return (values - values.min()) / max(values.max() - values.min(), 1e-9)
+
+
+# -- the sanity check ---------------------------------------------------------------------------
+
+
+def test_the_cascade_replaces_every_weight_from_the_top_down(subject):
+    tower = subject.model.image_encoder
+    before = {name: tensor.clone() for name, tensor in tower.state_dict().items()}
+    learned = {name for name, parameter in tower.named_parameters() if parameter.ndim > 1}
+    changed, pixels = set(), subject.pixels(some_cases(subject).images)
+    for step, model in evaluate.randomised(subject.model, pixels):
+        state = model.image_encoder.state_dict()
+        now = {name for name in learned if not torch.equal(state[name], before[name])}
+        assert changed < now, step
+        if not changed:
+            assert now == {"projection.weight"}
+        changed = now
+    assert changed == learned
+    assert all(torch.equal(tensor, before[name]) for name, tensor in tower.state_dict().items())
+
+
+def test_fresh_batch_norms_take_the_statistics_of_the_images(cnn):
+    pixels = cnn.pixels(some_cases(cnn, 4).images)
+    *_, (_, model) = evaluate.randomised(cnn.model, pixels)
+    bn, seen = model.image_encoder.backbone.stages[1][0].bn, []
+    bn.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    with torch.no_grad():
+        model.image_encoder(pixels)
+    torch.testing.assert_close(bn.running_mean, seen[0].mean((0, 2, 3)), rtol=0.02, atol=2e-3)
+    torch.testing.assert_close(bn.running_var, seen[0].var((0, 2, 3)), rtol=0.02, atol=2e-3)
+    assert not torch.allclose(bn.running_var, torch.ones_like(bn.running_var), rtol=0.5)
+    assert not any(module.training for module in model.modules())
+
+
+# -- choosing -----------------------------------------------------------------------------------
+
+
+def test_the_choosing_seeds_are_their_own():
+    drawn = [set(range(CHOOSING + part, CHOOSING + part + 1000)) for part in (0, 500_000)]
+    assert all(seed in demo.SEEDS["validation"] for seeds in drawn for seed in seeds)
+    watched = demo.SEEDS["validation"].start
+    taken = [range(watched + start, watched + end) for start, end in ((0, 1000), (500_000, 501_000))]
+    places = range(watched + 700_000, watched + 800_000)
+    assert all(seeds.isdisjoint(used) for seeds in drawn for used in (*taken, places))
+
+
+CHOOSING = evaluate.CHOOSING.start
+
+
+def test_behind_is_the_difference_of_the_scores_over_shared_images():
+    best = {"pointing": [1, 1, 1, 0]}, {"both": [1, 0]}
+    other = {"pointing": [1, 0, 1, 0]}, {"both": [0, 0]}
+    assert evaluate.behind(best, best) == [0, 0, 0]
+    mean, low, high = evaluate.behind(best, other)
+    assert mean == pytest.approx((1 / 4 + 1 / 2) / 2)
+    assert low <= mean <= high
+    fewer = {"pointing": [1, 0]}, {"both": [1]}
+    assert evaluate.behind(best, fewer)[0] == pytest.approx((1 / 2 + 0) / 2)
+    assert evaluate.choosing_score(*best) == pytest.approx((3 / 4 + 1 / 2) / 2)
+
+
+def test_shown_are_the_guides_and_the_chosen_settings():
+    settings = [Setting("gradcam", layer, similarity) for similarity in ("cosine", "dot") for layer in ("last", "both")]
+    settings.append(Setting("rollout", "own", "cosine"))
+    chosen = {"gradcam": "gradcam/both/dot", "rollout": "rollout/own/cosine"}
+    assert evaluate.shown_settings(settings, chosen) == [settings[0], settings[3], settings[4]]
+    assert evaluate.shown_settings(settings, {}) == [settings[0], settings[4]]
+
+
+# -- the file and the table ---------------------------------------------------------------------
+
+
+def test_what_was_measured_before_stays(tmp_path):
+    path = tmp_path / "methods.json"
+    evaluate.save_results(path, {"cnn": {"settings": {"a": {"maps": {"pointing": [0.5, 0.4, 0.6]}}}}})
+    evaluate.save_results(path, {"cnn": {"settings": {"a": {"sanity": [{"step": "all"}]}, "b": {"maps": {}}}}})
+    found = evaluate.save_results(path, {"vit": {"winner": "b"}})
+    assert found == json.loads(path.read_text(encoding="utf-8"))
+    assert found["cnn"]["settings"]["a"] == {"maps": {"pointing": [0.5, 0.4, 0.6]}, "sanity": [{"step": "all"}]}
+    assert found["cnn"]["settings"]["b"] == {"maps": {}} and found["vit"] == {"winner": "b"}
+    assert "[0.5, 0.4, 0.6]" in path.read_text(encoding="utf-8")
+
+
+GRADCAM_DOT = {"method": "gradcam", "similarity": "dot", "guide": False}
+RESULTS = {
+    "cnn": {
+        "model": {"accuracy": [0.97, 0.95, 0.98]},
+        "chosen": {"gradcam": "gradcam/both/dot"},
+        "winner": "gradcam/both/dot",
+        "settings": {
+            "gradcam/last/cosine": {
+                "method": "gradcam",
+                "layer": "stages.3.2",
+                "similarity": "cosine",
+                "guide": True,
+                "maps": {
+                    "images": 388,
+                    "doubles": 100,
+                    "pointing": [0.986, 0.97, 1.0],
+                    "both": [0.74, 0.65, 0.82],
+                    "energy": [0.301, 0.28, 0.32],
+                    "iou_mean": [0.5, 0.4, 0.6],
+                    "iou_half": [0.61, 0.5, 0.7],
+                    "text_sensitivity": [-0.001, -0.01, 0.01],
+                    "wrong_text_hits": [0.004, 0.0, 0.01],
+                },
+                "faithfulness": {
+                    "images": 40,
+                    "deletion": [0.2, 0.1, 0.3],
+                    "insertion": [0.3, 0.2, 0.4],
+                    "deletion_margin": [0.05, 0.0, 0.1],
+                    "insertion_margin": [-0.02, -0.1, 0.1],
+                },
+                "sanity": [
+                    {"step": "projection", "images": 30, "pearson": [0.25, 0.2, 0.3]},
+                    {"step": "all", "images": 30, "pearson": [0.1, 0, 0.2]},
+                ],
+                "time": {"one_text": 20.4, "nine_texts": 25.6, "forward": 18.0},
+            },
+            "gradcam/last/dot": {**GRADCAM_DOT, "layer": "stages.3.2", "maps": {"images": 388}},
+            "gradcam/both/dot": {**GRADCAM_DOT, "layer": "stages.2.7 + stages.3.2"},
+        },
+        "libraries": {"torchcam/GradCAM": {"library": "torchcam", "class": "GradCAM", "maps": {"images": 60}}},
+        "baselines": {"random": {"maps": {"pointing": [0.06, 0.04, 0.08]}}},
+    }
+}
+
+
+def test_the_table_shows_what_was_measured():
+    lines = evaluate.markdown(RESULTS).splitlines()
+    rows = [line for line in lines if line.startswith("| CNN")]
+    assert [row.split(" | ")[1] for row in rows] == [
+        "Grad-CAM（stages.3.2，余弦）",
+        "Grad-CAM★★（stages.2.7 + stages.3.2，点积）",
+        "torchcam GradCAM",
+        "随机图",
+    ]
+    assert rows[0] == (
+        "| CNN | Grad-CAM（stages.3.2，余弦） | 388 / 100 / 40 / 30 | 99 %（97–100） | 74 %（65–82） | 30 %"
+        " | 0.50 / 0.61 | 0.20（+0.05） | 0.30（-0.02） | 0.00 | 0 % | 0.25 / 0.10 | 20 / 26 |"
+    )
+    assert rows[1].count("—") > 10  # not measured yet
+    assert all(row.count(" | ") == lines[0].count(" | ") for row in rows)
+    assert "CNN 97 %" in lines[-1] and "ViT " not in lines[-1].split("。")[0]
+
+
+def test_an_unknown_layer_path_is_an_error():
+    backbone = torch.nn.Sequential(torch.nn.Sequential(torch.nn.ReLU(), torch.nn.Tanh()))
+    assert isinstance(evaluate.module_at(backbone, "0.-1"), torch.nn.Tanh)
+    with pytest.raises(AttributeError):
+        evaluate.module_at(backbone, "0.norm")
+
+
+def test_encoders_name_the_guides_layer_first():
+    assert {next(iter(encoder.layers)) for encoder in evaluate.ENCODERS.values()} == {"last"}
+
+
+PUBLISHED = evaluate.read_results(demo.ASSETS / evaluate.METHODS_FILE)
+
+
+@pytest.mark.skipif("maps" not in PUBLISHED.get("cnn", {}).get("seconds", {}), reason="not measured yet")
+def test_the_guides_row_is_what_the_demo_publishes():
+    demo_says = json.loads((demo.ASSETS / "evaluation.json").read_text(encoding="utf-8"))
+    found = PUBLISHED["cnn"]["settings"][evaluate.GUIDE.key]["maps"]
+    for name in ("pointing", "energy", "wrong_text_hits"):
+        assert found[name][0] == pytest.approx(demo_says["overall"][name][0], abs=2e-3)
+    for name in ("both", "each", "swapped_texts"):
+        assert found[name][0] == pytest.approx(demo_says["two_findings"][name][0], abs=2e-3)
+    assert (found["images"], found["doubles"]) == (388, 100)

@@ -1,0 +1,838 @@
+"""Room 3: the methods that read a layer, each against its formula, and beside grad-cam and torchcam where installed."""
+
+import copy
+import functools
+import warnings
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from test_gradcam import correlation, hook_count, pictures, texts
+from tiny import Clip, PooledNet, assert_same_map, tiny_clip, vit_blocks
+from torch import nn
+from torch.nn import functional as F
+
+import clip_gradcam_visualization as script
+from clip_gradcam_visualization import METHODS, SIMILARITIES, CLIPGradCAM, check_method, methods_for
+from models.errors import InputError
+from models.layer_maps import fuse_layers
+
+LAYER_METHODS = ["gradcam", "hirescam", "gradcam++", "layercam", "xgradcam", "eigencam", "scorecam"]
+GRADIENT_METHODS = LAYER_METHODS[:5]
+TARGETS = torch.tensor([[0, 2], [1, 0]])  # for each of two images, two of three texts
+
+
+class Pooled(PooledNet):
+    """PooledNet with the embedding before its norm, as `similarity="dot"` needs it."""
+
+    def embed(self, images):
+        return self.projection(self.activation(self.conv(images)).mean((2, 3)))
+
+
+# -- the oracle: y and its gradient by a backward pass through the whole net, in float64 -------------------------------
+
+
+def written_out(encoder, similarity, features, target, gamma=0.0):
+    """Images [B, 3, H, W] -> y [B]: z . t or z . t / |z|, less gamma times the mean over the other texts."""
+    others = [index for index in range(len(features)) if index != target]
+
+    def y(images):
+        z = encoder.embed(images)
+        if similarity == "cosine":
+            z = z / z.norm(dim=-1, keepdim=True)
+        products = torch.stack([(z * t / t.norm()).sum(-1) for t in features])
+        return products[target] - (gamma * products[others].mean(0) if gamma else 0)
+
+    return y
+
+
+def full_backward(layer, y, images):
+    """(A, dy/dA) at the layer, whatever is done to its output in place afterwards."""
+    kept = []
+
+    def keep(module, inputs, output):
+        output = output[0] if isinstance(output, tuple) else output
+        kept.append(output.clone())
+        kept[0].retain_grad()
+        return kept[0].clone()
+
+    handle = layer.register_forward_hook(keep)
+    y(images.clone().requires_grad_()).sum().backward()  # the weights may be frozen
+    handle.remove()
+    return kept[0].detach(), kept[0].grad
+
+
+def by_grid(tokens, images):
+    """[B, 1 + h * w, K] tokens of patches 16 wide -> [B, K, h, w]; maps stay."""
+    if tokens.ndim == 4:
+        return tokens
+    rows, columns = images.shape[-2] // 16, images.shape[-1] // 16
+    return tokens[:, 1:].transpose(1, 2).reshape(len(tokens), -1, rows, columns)
+
+
+# -- the formulas, channel by channel: A and g [K, h, w] in float64 -> map [h, w] before the ReLU ----------------------
+
+
+def gradcam(A, g):
+    return sum(d.sum() / d.size * a for a, d in zip(A, g))
+
+
+def hirescam(A, g):
+    return sum(d * a for a, d in zip(A, g))
+
+
+def gradcam_plus_plus(A, g):
+    result = np.zeros(A.shape[1:])
+    for a, d in zip(A, g):
+        alphas = [x**2 / (2 * x**2 + a.sum() * x**3) if x != 0 else 0 for x in d.ravel()]
+        result += sum(alpha * max(x, 0) for alpha, x in zip(alphas, d.ravel())) * a
+    return result
+
+
+def layercam(A, g):
+    return sum(np.where(d > 0, d, 0) * a for a, d in zip(A, g))
+
+
+def xgradcam(A, g):
+    return sum((d * a).sum() / a.sum() * a for a, d in zip(A, g) if a.any())
+
+
+def eigencam(A, g):
+    columns = np.stack([a.ravel() - a.mean() for a in A], axis=1)  # positions x channels
+    projected = (columns @ np.linalg.svd(columns, full_matrices=False)[2][0]).reshape(A.shape[1:])
+    return -projected if abs(projected.min()) > abs(projected.max()) else projected
+
+
+FORMULAS = {
+    "gradcam": gradcam,
+    "hirescam": hirescam,
+    "gradcam++": gradcam_plus_plus,
+    "layercam": layercam,
+    "xgradcam": xgradcam,
+    "eigencam": eigencam,
+}
+
+
+def scorecam(A, g, image, y, channels, align_corners=False, scale_first=False):
+    """A and g [K, h, w], image [3, H, W], y of a batch of images -> map [h, w], one masked image at a time."""
+    ranked = sorted(range(len(A)), key=lambda k: -g[k].mean())[:channels]
+    scores = []
+    for k in ranked:
+        mask = torch.from_numpy(A[k])[None, None]
+        mask = scaled(mask) if scale_first else mask
+        mask = F.interpolate(mask, image.shape[1:], mode="bilinear", align_corners=align_corners)[0, 0]
+        with torch.no_grad():
+            scores.append(y((image * (mask if scale_first else scaled(mask)))[None]).item())
+    weights = np.exp(scores) / np.exp(scores).sum()
+    return sum(w * A[k] for w, k in zip(weights, ranked))
+
+
+def scaled(mask):
+    """From 0 to 1; a constant mask is 0 everywhere."""
+    spread = mask.max() - mask.min()
+    return (mask - mask.min()) / spread if spread > 0 else torch.zeros_like(mask)
+
+
+# -- the nets and layers ----------------------------------------------------------------------
+
+
+def small_vit(blocks=2, width=48, heads=4):
+    """Our ViT tower, narrow and short, with weights large enough that attention is far from uniform."""
+    from transformers import ViTConfig, ViTModel
+
+    sizes = {"hidden_size": width, "num_attention_heads": heads, "intermediate_size": 2 * width}
+    config = ViTConfig(**sizes, num_hidden_layers=blocks, image_size=64, initializer_range=0.3)
+    build = {"vit": lambda name: (ViTModel(config, add_pooling_layer=False), width)}
+    with mock.patch.dict("models.clip.IMAGE_ENCODERS", build):
+        return tiny_clip("vit")
+
+
+BUILDERS = {
+    "pooled": lambda: Clip(Pooled(bias=True, activation=nn.GELU())),
+    "resnet18": lambda: tiny_clip("resnet18"),
+    "starnet": lambda: tiny_clip("starnet_s1"),
+    "vit": small_vit,
+}
+# (net, layer: its path below the image encoder, or a function of the model)
+PLACES = {
+    "pooled": ("pooled", "conv"),
+    "layer4": ("resnet18", "backbone.layer4.1"),
+    "layer3": ("resnet18", "backbone.layer3.0"),
+    "layer2 conv": ("resnet18", "backbone.layer2.1.conv1"),
+    "before ReLU in place": ("resnet18", "backbone.layer1.1.bn1"),
+    "stage 2": ("starnet", "backbone.stages.1"),
+    "stage 4": ("starnet", "backbone.stages.3.3"),
+    "last norm": ("vit", lambda model: vit_blocks(model)[-1].layernorm_before),
+    "first block": ("vit", lambda model: vit_blocks(model)[0].layernorm_after),
+}
+ASKED = [("cosine", 0.0), ("dot", 0.0), ("cosine", 0.6)]
+# Shares of the largest value that float32 may be off: these divide by what may be next to nothing.
+TOLERANCES = {"gradcam++": 5e-3, "xgradcam": 5e-3}
+
+
+@functools.cache
+def built(net, double=False):
+    return copy.deepcopy(built(net)).double().requires_grad_(False) if double else BUILDERS[net]().eval()
+
+
+def setting(place, double=False):
+    """(model, layer, two images, three text features) of a row of PLACES."""
+    net, path = PLACES[place]
+    model = built(net, double)
+    layer = path(model) if callable(path) else model.image_encoder.get_submodule(path)
+    size = (64, 96) if net != "pooled" else (24, 32)
+    images, features = pictures(2, *size), texts(3, 5 if net == "pooled" else 32)
+    return (model, layer, images.double(), features.double()) if double else (model, layer, images, features)
+
+
+@functools.cache
+def oracle_gradients(place, similarity, gamma, target):
+    """(A, g), numpy float64 [2, K, h, w]."""
+    model, layer, images, features = setting(place, double=True)
+    A, g = full_backward(layer, written_out(model.image_encoder, similarity, features, target, gamma), images)
+    return by_grid(A, images).numpy(), by_grid(g, images).numpy()
+
+
+def assert_close(maps, expected, tolerance=1e-4):
+    """Equal up to a share of the largest value."""
+    expected = np.asarray(expected)
+    np.testing.assert_allclose(np.asarray(maps), expected, rtol=0, atol=tolerance * np.abs(expected).max())
+
+
+# -- each method against its formula ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("similarity, gamma", ASKED)
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("method", FORMULAS)
+def test_equals_the_formula(method, place, similarity, gamma):
+    model, layer, images, features = setting(place)
+    cam = CLIPGradCAM(model, layer, method=method, similarity=similarity)
+    explanation = cam.explain(images, features, TARGETS, contrast=gamma)
+    assert explanation.maps.dtype == torch.float32
+    for image, row in enumerate(TARGETS.tolist()):
+        for place_in_row, target in enumerate(row):
+            A, g = (tensor[image] for tensor in oracle_gradients(place, similarity, gamma, target))
+            tolerance = TOLERANCES.get(method, 1e-4)
+            assert_close(explanation.maps[image, place_in_row], FORMULAS[method](A, g), tolerance)
+            if METHODS[method].knows_text:
+                peak = explanation.gradient_peaks[image, place_in_row].item()
+                assert peak == pytest.approx(np.abs(g).max(), rel=1e-3)
+    expected = model.image_encoder(images) @ F.normalize(features, dim=-1).T
+    torch.testing.assert_close(explanation.similarities, expected.detach(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("similarity, gamma", ASKED)
+@pytest.mark.parametrize("place", ["pooled", "layer3", "stage 4", "last norm"])
+def test_scorecam_equals_the_formula(place, similarity, gamma, monkeypatch):
+    monkeypatch.setattr(script, "SCORECAM_CHANNELS", 4)
+    model, layer, images, features = setting(place)
+    cam = CLIPGradCAM(model, layer, method="scorecam", similarity=similarity)
+    maps = cam.explain(images, features, TARGETS, contrast=gamma).maps
+    exact, _, exact_images, exact_features = setting(place, double=True)
+    for image, row in enumerate(TARGETS.tolist()):
+        for place_in_row, target in enumerate(row):
+            A, g = (tensor[image] for tensor in oracle_gradients(place, similarity, gamma, target))
+            y = written_out(exact.image_encoder, similarity, exact_features, target, gamma)
+            assert_close(maps[image, place_in_row], scorecam(A, g, exact_images[image], y, 4), 2e-4)
+
+
+def test_the_methods_are_told_apart(monkeypatch):
+    """What the oracles above agree on is not one and the same map."""
+    monkeypatch.setattr(script, "SCORECAM_CHANNELS", 20)
+    model, layer, images, features = setting("layer3")
+    maps = [
+        CLIPGradCAM(model, layer, method=method).explain(images, features, 0).maps.flatten() for method in LAYER_METHODS
+    ]
+    alike = np.corrcoef(np.stack(maps)) - np.eye(len(maps))
+    assert alike.max() < 0.999
+
+
+@pytest.mark.parametrize("method", LAYER_METHODS)
+@pytest.mark.parametrize("place", ["layer4", "last norm"])
+def test_a_batch_equals_its_images_and_many_texts_equal_one(method, place, monkeypatch):
+    monkeypatch.setattr(script, "SCORECAM_CHANNELS", 3)
+    model, layer, images, features = setting(place)
+    cam = CLIPGradCAM(model, layer, method=method)
+    together = cam.explain(images, features, TARGETS).maps
+    for image in range(2):
+        for place_in_row, target in enumerate(TARGETS[image].tolist()):
+            alone = cam.explain(images[image : image + 1], features, target).maps[0, 0]
+            assert_close(together[image, place_in_row], alone, 1e-4)
+
+
+@pytest.mark.parametrize("method", LAYER_METHODS)
+def test_the_heatmap_is_the_map_after_the_relu(method):
+    model, layer, images, features = setting("pooled")
+    cam = CLIPGradCAM(model, layer, method=method)
+    raw = cam.explain(images, features, 1).maps[:, 0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a map without positive parts is told of
+        heatmaps = cam(images, features, 1)
+    assert heatmaps.min() >= 0 and heatmaps.max() == 1
+    for mine, map_ in zip(heatmaps, raw):
+        size = tuple(images.shape[2:])
+        expected = F.interpolate(map_.relu()[None, None], size, mode="bilinear", align_corners=False)[0, 0]
+        assert_same_map(mine, expected / expected.max().clamp_min(1e-30))
+
+
+@pytest.mark.parametrize("method", LAYER_METHODS)
+@pytest.mark.parametrize("surrounding", [torch.no_grad, torch.inference_mode])
+def test_frozen_weights_and_grad_modes_make_no_difference(method, surrounding):
+    model = Clip(Pooled(activation=nn.ReLU(inplace=True))).requires_grad_(False)
+    images, features = pictures(), texts()
+    cam = CLIPGradCAM(model, model.image_encoder.conv, method=method)
+    expected = cam.explain(images, features).maps
+    with surrounding():
+        maps = cam.explain(images.clone(), features.clone()).maps
+    assert_close(maps.clone(), expected, 1e-5)
+    assert hook_count(model) == 0 and not any(p.requires_grad or p.grad is not None for p in model.parameters())
+
+
+# -- gradcam++, xgradcam, eigencam at their edges ---------------------------------------------
+
+
+@pytest.mark.parametrize("method", LAYER_METHODS)
+def test_dead_channels_count_for_nothing(method):
+    """Channels that are zero everywhere: no division by their sum, no share in the map."""
+    net = Pooled(activation=nn.ReLU())
+    with torch.no_grad():
+        net.conv.weight[:2] = 0
+        net.conv.bias[:2] = 0
+    images, features = pictures(), texts()
+    smaller = copy.deepcopy(net)
+    for name in ("weight", "bias"):
+        setattr(smaller.conv, name, nn.Parameter(getattr(net.conv, name)[2:]))
+    smaller.projection.weight = nn.Parameter(net.projection.weight[:, 2:])
+    maps, expected = (
+        CLIPGradCAM(Clip(each), each.conv, method=method).explain(images, features, TARGETS).maps
+        for each in (net, smaller)
+    )
+    assert torch.isfinite(maps).all()
+    if method == "scorecam":  # a dead channel takes its share of the softmax, and adds nothing
+        ratio = maps / expected
+        assert (ratio < 1).all() and ratio.flatten(2).std(-1).max() < 1e-4
+    else:
+        assert_close(maps, expected, 1e-5)
+
+
+def test_gradcam_plus_plus_keeps_its_ratio_for_gradients_of_any_size():
+    """g^2 and g^3 underflow in float32; the fraction, which needs neither, does not."""
+    net = Pooled()
+    images, features = pictures(1), texts()
+    ordinary = CLIPGradCAM(Clip(net), net.conv, method="gradcam++").explain(images, features, 0)
+    large = copy.deepcopy(net)
+    with torch.no_grad():
+        large.conv.weight *= 2.0**60  # A times c, dy/dA by c: S g is the same, L = sum w_k A_k too
+        large.conv.bias *= 2.0**60
+    tiny = CLIPGradCAM(Clip(large), large.conv, method="gradcam++").explain(images, features, 0)
+    assert tiny.gradient_peaks.item() ** 2 < 1e-36 and tiny.gradient_peaks.item() ** 3 < torch.finfo(torch.float32).tiny
+    assert_close(tiny.maps, ordinary.maps, 1e-5)
+
+
+def test_xgradcam_where_a_channel_sums_to_zero():
+    """S = 0 with A not zero has no finite weight: the map stays finite and the other channels are as they were."""
+    A = torch.tensor([[[[1.0, -1.0]], [[2.0, 3.0]]]])
+    g = torch.tensor([[[[0.5, 0.25]], [[1.0, -1.0]]]])
+    maps = script.xgradcam(A, g)
+    assert torch.isfinite(maps).all()
+    torch.testing.assert_close(script.xgradcam(A[:, 1:], g[:, 1:]), torch.tensor([[[-0.4, -0.6]]]))
+
+
+def test_eigencam_does_not_depend_on_the_sign_of_the_activations():
+    """A and -A have the same first axis; the rule |max| >= |min| chooses its direction, not the solver."""
+    net, images = Pooled(), pictures(4)
+    negated = copy.deepcopy(net)
+    with torch.no_grad():
+        negated.conv.weight.neg_()
+        negated.conv.bias.neg_()
+    cams = [CLIPGradCAM(Clip(each), each.conv, method="eigencam") for each in (net, negated)]
+    one, other = (cam.explain(images, texts(), 0).maps for cam in cams)
+    assert_close(one, other, 1e-5)
+    assert (one.amax((2, 3)) >= -one.amin((2, 3))).all()
+
+
+def test_eigencam_knows_no_text():
+    model, layer, images, features = setting("layer3")
+    maps = CLIPGradCAM(model, layer, method="eigencam").explain(images, features, TARGETS).maps
+    assert torch.equal(maps[:, 0], maps[:, 1]) and not METHODS["eigencam"].knows_text
+
+
+@pytest.mark.parametrize("method", LAYER_METHODS)
+def test_constant_activations_give_a_flat_map_and_no_nan(method):
+    net = Pooled()
+    with torch.no_grad():
+        net.conv.weight.zero_()
+    maps = CLIPGradCAM(Clip(net), net.conv, method=method).explain(pictures(), texts(), TARGETS).maps
+    assert torch.isfinite(maps).all()
+    assert (maps.flatten(2).std(-1) < 1e-5).all()
+
+
+# -- scorecam: which channels, how many passes ------------------------------------------------
+
+
+class Counting(nn.Module):
+    """An image encoder that notes the sizes of the batches it is given."""
+
+    def __init__(self, encoder):
+        super().__init__()
+        self.encoder, self.batches = encoder, []
+
+    def embed(self, images):
+        self.batches.append(len(images))
+        return self.encoder.embed(images)
+
+    def forward(self, images):
+        return F.normalize(self.embed(images), dim=-1)
+
+
+def counted(net, images, features, targets):
+    encoder = Counting(net)
+    maps = CLIPGradCAM(Clip(encoder), net.conv, method="scorecam").explain(images, features, targets).maps
+    return maps, encoder.batches
+
+
+def chosen_channels(net, images, features, target, count):
+    """For each image the set of the `count` channels with the largest <g>."""
+    y = written_out(net, "cosine", features, target)
+    _, g = full_backward(net.conv, y, images)
+    return [set(row.topk(count).indices.tolist()) for row in g.mean((2, 3))]
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_scorecam_runs_a_channel_once_for_all_its_texts(count, monkeypatch):
+    monkeypatch.setattr(script, "SCORECAM_CHANNELS", count)
+    net, images, features = Pooled(channels=12, activation=nn.GELU()), pictures(2), texts(4)
+    targets = torch.tensor([[0, 1, 2], [3, 1, 0]])
+    _, batches = counted(net, images, features, targets)
+    needed = 0
+    for image, row in enumerate(targets.tolist()):
+        needed += len(set.union(*(chosen_channels(net, images, features, t, count)[image] for t in row)))
+    assert batches[0] == 2 and sum(batches[1:]) == needed
+    assert needed < 6 * count or count == 1  # some channels are asked for twice
+
+
+def test_scorecam_keeps_no_graph_of_the_masked_images():
+    net, with_graph = Pooled(channels=12), []
+    net.projection.register_forward_hook(lambda module, inputs, output: with_graph.append(output.requires_grad))
+    CLIPGradCAM(Clip(net), net.conv, method="scorecam").explain(pictures(2), texts(), TARGETS)
+    assert with_graph == [True, False, False]
+
+
+@pytest.mark.parametrize("texts_asked", [1, 3])
+def test_scorecam_runs_every_channel_once_where_there_are_few(texts_asked):
+    net = Pooled(channels=12)
+    _, batches = counted(net, pictures(2), texts(4), torch.arange(texts_asked).expand(2, -1))
+    assert batches[0] == 2 and sum(batches[1:]) == 2 * 12
+
+
+@pytest.mark.parametrize("size, sizes", [(1, [1] * 12), (5, [5, 5, 2]), (12, [12]), (100, [12])])
+def test_the_batches_of_scorecam_make_no_difference(size, sizes, monkeypatch):
+    net, images, features = Pooled(channels=12), pictures(1), texts(4)
+    expected, _ = counted(net, images, features, TARGETS[:1])
+    monkeypatch.setattr(script, "SCORECAM_BATCH", size)
+    maps, batches = counted(net, images, features, TARGETS[:1])
+    assert batches == [1, *sizes]
+    assert_close(maps, expected, 1e-6)
+
+
+def test_scorecam_of_few_channels_is_no_scorecam_of_others(monkeypatch):
+    """The channels left out have no share: the map is a convex mean of those taken."""
+    monkeypatch.setattr(script, "SCORECAM_CHANNELS", 1)
+    net, images, features = Pooled(channels=12), pictures(2), texts(4)
+    maps, _ = counted(net, images, features, 3)
+    for image, channels in enumerate(chosen_channels(net, images, features, 3, 1)):
+        assert_close(maps[image, 0], net.conv(images)[image, channels.pop()].detach(), 1e-6)
+
+
+def test_a_constant_channel_masks_the_whole_image():
+    net, images, features = Pooled(activation=nn.GELU()), pictures(1), texts()
+    with torch.no_grad():
+        net.conv.weight[:3] = 0
+        net.conv.bias[:3] = torch.tensor([0.0, 2.0, -1.0])
+    maps = CLIPGradCAM(Clip(net), net.conv, method="scorecam").explain(images, features, 1).maps[0, 0]
+    double = copy.deepcopy(net).double()
+    y = written_out(double, "cosine", features.double(), 1)
+    A, g = full_backward(double.conv, y, images.double())
+    assert_close(maps, scorecam(A[0].numpy(), g[0].numpy(), images[0].double(), y, 6))
+
+
+# -- exact identities -------------------------------------------------------------------------
+
+
+def raw_maps(model, layer, images, features, method, similarity="cosine", targets=TARGETS):
+    return CLIPGradCAM(model, layer, method=method, similarity=similarity).explain(images, features, targets).maps
+
+
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+@pytest.mark.parametrize("net", ["pooled", "resnet18"])
+def test_gradcam_hirescam_and_xgradcam_are_one_before_pooling(net, similarity):
+    model = Clip(Pooled(bias=True)) if net == "pooled" else built("resnet18")
+    layer = model.image_encoder.conv if net == "pooled" else model.image_encoder.backbone.layer4
+    images, features = pictures(2, 96, 64), texts(3, 5 if net == "pooled" else 32)
+    one, *others = (
+        raw_maps(model, layer, images, features, method, similarity) for method in ("gradcam", "hirescam", "xgradcam")
+    )
+    for other in others:
+        assert_close(other, one, 1e-5)
+
+
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+def test_gradcam_plus_plus_in_closed_form_before_pooling(similarity):
+    """w_k = N [g_k]+ / (2 + S_k g_k) with g_k the same everywhere, N = H W and S_k the sum of A_k."""
+    net, images, features = Pooled(bias=True), pictures(), texts()
+    maps = raw_maps(Clip(net), net.conv, images, features, "gradcam++", similarity, 1)[:, 0]
+    A, g = full_backward(net.conv, written_out(net, similarity, features, 1), images)
+    g, S, N = g[:, :, 0, 0], A.sum((2, 3)), A[0, 0].numel()
+    expected = torch.einsum("bk,bkhw->bhw", N * g.relu() / (2 + S * g), A)
+    assert_close(maps, expected, 1e-4)
+
+
+def test_what_the_map_sums_to():
+    """Without bias: 0 for the cosine, which is free of scale, and y for the dot product; with bias neither."""
+    images, features = pictures(), texts()
+    for bias in (False, True):
+        net = Pooled(bias=bias)
+        cosine, dot = (raw_maps(Clip(net), net.conv, images, features, "gradcam", each) for each in SIMILARITIES)
+        y = (net.embed(images) @ features.T).detach().gather(1, TARGETS)
+        sums = cosine.sum((2, 3)).abs().max() < 1e-5 * cosine.abs().sum(), torch.allclose(dot.sum((2, 3)), y, rtol=1e-4)
+        assert sums == (not bias, not bias)
+
+
+def test_the_dot_product_is_of_the_unit_text():
+    net, images, features = Pooled(), pictures(), texts()
+    one, other = (raw_maps(Clip(net), net.conv, images, scale * features, "gradcam", "dot") for scale in (1, 7))
+    assert_close(one, other, 1e-6)
+
+
+@pytest.mark.parametrize("method", GRADIENT_METHODS)
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+def test_no_gradient_reaches_the_patches_of_the_last_output(method, similarity):
+    model, images, features = built("vit"), pictures(1, 64, 96), texts(1, 32)
+    block = vit_blocks(model)[-1]
+    output, norm = (
+        CLIPGradCAM(model, layer, method=method, similarity=similarity).explain(images, features)
+        for layer in (block, block.layernorm_before)
+    )
+    assert not output.maps.any() and not output.gradient_peaks.any()
+    assert norm.maps.any() and norm.gradient_peaks.all()
+
+
+def test_hirescam_of_tokens_that_are_only_read_through_a_norm_is_zero():
+    """The last block reads the patches through its first norm, which is free of scale: g_i . A_i = 0 at each."""
+    model, images, features = built("vit"), pictures(1, 64, 96), texts(1, 32)
+    layer = vit_blocks(model)[-2]
+    A, g = full_backward(layer, written_out(model.image_encoder, "cosine", features, 0), images)
+    maps = raw_maps(model, layer, images, features, "hirescam", targets=0)
+    assert maps.abs().max() < 1e-5 * (g * A).abs()[:, 1:].sum(-1).max()
+    assert raw_maps(model, layer, images, features, "gradcam", targets=0).abs().max() > maps.abs().max() * 100
+
+
+@pytest.mark.parametrize("method", GRADIENT_METHODS[:2])
+def test_the_dot_map_of_the_contrast_is_the_difference_of_the_maps(method):
+    model, layer, images, features = setting("layer3")
+    every = torch.arange(3).expand(2, 3)
+    cam = CLIPGradCAM(model, layer, method=method, similarity="dot")
+    plain, contrast = (cam.explain(images, features, every, contrast=gamma).maps for gamma in (0.0, 0.6))
+    assert_close(contrast, plain - 0.3 * (plain.sum(1, keepdim=True) - plain), 1e-5)
+
+
+# -- several layers ---------------------------------------------------------------------------
+
+
+def test_one_layer_is_left_as_it_is():
+    maps = torch.randn(2, 3, 4)
+    assert fuse_layers([maps]) is maps or torch.equal(fuse_layers([maps]), maps)
+
+
+def fused(maps):
+    """Maps [h, w] of one image -> each after the ReLU, resized to the finest, over its maximum; their mean,
+    times the mean of the maxima."""
+    finest = max((m.shape for m in maps), key=lambda shape: shape[0] * shape[1])
+    positive = []
+    for m in maps:
+        m = torch.as_tensor(np.maximum(m, 0))[None, None]
+        positive.append(F.interpolate(m, finest, mode="bilinear", align_corners=False)[0, 0].numpy())
+    tops = [m.max() for m in positive]
+    shares = [m / top if top > 0 else 0 * m for m, top in zip(positive, tops)]
+    return np.mean(shares, axis=0) * np.mean(tops)
+
+
+def test_two_maps_by_hand():
+    coarse, fine = torch.tensor([[[2.0]], [[-1.0]]]), torch.tensor([[[4.0, -8.0]], [[1.0, 3.0]]])
+    expected = torch.tensor([[[3.0, 1.5]], [[0.25, 0.75]]])  # (2/2 + [4, 0]/4) / 2 * 3; (0 + [1, 3]/3) / 2 * 1.5
+    torch.testing.assert_close(fuse_layers([coarse, fine]), expected)
+    torch.testing.assert_close(fuse_layers([fine, coarse]), expected)
+
+
+def test_maps_of_three_sizes():
+    generator = np.random.default_rng(0)
+    maps = [generator.normal(size=(2, *size)).astype(np.float32) for size in ((3, 4), (6, 8), (5, 2))]
+    result = fuse_layers([torch.from_numpy(m) for m in maps])
+    for image in range(2):
+        assert_close(result[image], fused([m[image] for m in maps]), 1e-6)
+
+
+def test_maps_without_anything_positive_fuse_to_zero():
+    result = fuse_layers([-torch.ones(1, 2, 2), -torch.ones(1, 4, 4)])
+    assert result.shape == (1, 4, 4) and not result.any()
+
+
+@pytest.mark.parametrize("method", FORMULAS)
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_nested_layers_have_the_gradients_of_a_full_backward(method, similarity, order):
+    """layer3 feeds layer4: the graph of the later must not begin anew, or the earlier has no gradient."""
+    places = [("layer3", "layer4")[index] for index in order]
+    model, _, images, features = setting("layer4")
+    layers = [setting(place)[1] for place in places]
+    explanation = CLIPGradCAM(model, layers, method=method, similarity=similarity).explain(images, features, TARGETS)
+    for image, row in enumerate(TARGETS.tolist()):
+        for place_in_row, target in enumerate(row):
+            maps = [
+                FORMULAS[method](*(tensor[image] for tensor in oracle_gradients(place, similarity, 0.0, target)))
+                for place in places
+            ]
+            assert_close(explanation.maps[image, place_in_row], fused(maps), TOLERANCES.get(method, 1e-4))
+    assert hook_count(model) == 0
+
+
+@pytest.mark.parametrize("method", LAYER_METHODS)
+def test_a_layer_inside_another_and_one_before_a_relu_in_place(method, monkeypatch):
+    """A block, its last norm, and a norm that a ReLU overwrites."""
+    monkeypatch.setattr(script, "SCORECAM_CHANNELS", 3)
+    model, _, images, features = setting("layer4")
+    paths = ("layer3.0", "layer3.0.bn2", "layer3.0.bn1")
+    layers = [model.image_encoder.backbone.get_submodule(path) for path in paths]
+    together = CLIPGradCAM(model, layers, method=method).explain(images, features, 1).maps[:, 0]
+    apart = [CLIPGradCAM(model, layer, method=method).explain(images, features, 1).maps[:, 0] for layer in layers]
+    for image in range(2):
+        assert_close(together[image], fused([maps[image].numpy() for maps in apart]))
+
+
+@pytest.mark.parametrize("method", GRADIENT_METHODS)
+def test_layers_of_a_transformer(method):
+    model, _, images, features = setting("last norm")
+    places = ("first block", "last norm")
+    layers = [setting(place)[1] for place in places]
+    maps = CLIPGradCAM(model, layers, method=method).explain(images, features, 2).maps[:, 0]
+    for image in range(2):
+        apart = [FORMULAS[method](*(t[image] for t in oracle_gradients(p, "cosine", 0.0, 2))) for p in places]
+        assert_close(maps[image], fused(apart), TOLERANCES.get(method, 1e-4))
+
+
+# -- names ------------------------------------------------------------------------------------
+
+
+def test_all_stands_for_the_methods_that_an_encoder_can_have():
+    assert methods_for(built("resnet18"), "all") == LAYER_METHODS
+    assert methods_for(built("vit"), "all") == [*LAYER_METHODS, "legrad", "grad-eclip", "rollout"] == list(METHODS)
+    assert methods_for(Clip(Pooled()), "all") == LAYER_METHODS  # an encoder that knows of no transformer
+    assert methods_for(built("resnet18"), "hirescam") == ["hirescam"]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_known_methods_pass(name):
+    assert check_method(name) == name
+
+
+@pytest.mark.parametrize("name, hint", [("GradCAM++ ", "gradcam++"), ("grad-cam", "gradcam"), ("legrd", "legrad")])
+def test_an_unknown_method_names_the_closest_and_all(name, hint):
+    net = Pooled()
+    for refuse in (check_method, lambda name: CLIPGradCAM(Clip(net), net.conv, method=name)):
+        with pytest.raises(InputError, match=rf"最接近的是 {hint.replace('+', '[+]')}；") as error:
+            refuse(name)
+        assert all(method in str(error.value) for method in METHODS) and "\n" not in str(error.value)
+
+
+def test_a_method_like_no_other_names_all():
+    with pytest.raises(InputError) as error:
+        methods_for(Clip(Pooled()), "zzz")
+    assert "最接近" not in str(error.value) and "rollout" in str(error.value)
+
+
+def test_an_unknown_similarity_is_refused():
+    net = Pooled()
+    with pytest.raises(InputError, match="cosine.*dot.*euclid"):
+        CLIPGradCAM(Clip(net), net.conv, similarity="euclid")
+
+
+# -- grad-cam and torchcam --------------------------------------------------------------------
+
+
+class Scores(nn.Module):
+    """An image encoder as a classifier: images [B, 3, H, W] -> the similarity to each text [B, K]."""
+
+    def __init__(self, encoder, features, similarity="cosine"):
+        super().__init__()
+        self.encoder, self.features, self.similarity = encoder, F.normalize(features, dim=-1), similarity
+
+    def forward(self, images):
+        z = self.encoder.embed(images)
+        return (F.normalize(z, dim=-1) if self.similarity == "cosine" else z) @ self.features.T
+
+
+def gradcam_package(name, encoder, layer, images, features, targets, similarity="cosine"):
+    """The heatmaps [B, H, W] of pytorch-grad-cam, and its own way to scale one."""
+    package = pytest.importorskip("pytorch_grad_cam")
+    from pytorch_grad_cam.utils.image import scale_cam_image
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    with getattr(package, name)(model=Scores(encoder, features, similarity), target_layers=[layer]) as cam:
+        heatmaps = cam(images, targets=[ClassifierOutputTarget(target) for target in targets])
+    size = images.shape[:1:-1]  # width, height
+    return heatmaps, lambda maps: scale_cam_image(scale_cam_image(np.maximum(maps, 0), size))
+
+
+def torchcam_package(name, encoder, layer, images, features, targets, similarity="cosine"):
+    """The maps [B, h, w] of torchcam after its ReLU, not scaled."""
+    methods = pytest.importorskip("torchcam.methods")
+    scores = Scores(encoder, features, similarity).eval()
+    with getattr(methods, name)(scores, layer) as cam:
+        output = scores(images.clone().requires_grad_())
+        options = {} if name == "ScoreCAM" else {"scores": output}
+        return cam(class_idx=targets, normalized=False, **options)[0].detach()
+
+
+GRADCAM_NAMES = {
+    "gradcam": "GradCAM",
+    "hirescam": "HiResCAM",
+    "layercam": "LayerCAM",
+    "xgradcam": "XGradCAM",
+}
+COMPARED = ["pooled", "layer3", "layer2 conv", "stage 4"]
+
+
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+@pytest.mark.parametrize("place", COMPARED)
+@pytest.mark.parametrize("method", GRADCAM_NAMES)
+def test_equals_the_gradcam_package(method, place, similarity):
+    model, layer, images, features = setting(place)
+    encoder = copy.deepcopy(model.image_encoder)
+    twin = dict(encoder.named_modules())[path_of(model.image_encoder, layer)]
+    name = GRADCAM_NAMES[method]
+    theirs, scale = gradcam_package(name, encoder, twin, images, features, [0, 2], similarity)
+    ours = raw_maps(model, layer, images, features, method, similarity, torch.tensor([0, 2]))[:, 0]
+    np.testing.assert_allclose(scale(ours.numpy()), theirs, rtol=0, atol=2e-3)
+    assert correlation(scale(ours.numpy()), theirs) > 0.9999
+
+
+def path_of(root, module):
+    return next(path for path, each in root.named_modules() if each is module)
+
+
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+@pytest.mark.parametrize("place", COMPARED)
+@pytest.mark.parametrize("method, name", [("gradcam", "GradCAM"), ("layercam", "LayerCAM"), ("xgradcam", "XGradCAM")])
+def test_equals_torchcam(method, name, place, similarity):
+    model, layer, images, features = setting(place)
+    theirs = torchcam_package(name, model.image_encoder, layer, images, features, [0, 2], similarity)
+    ours = raw_maps(model, layer, images, features, method, similarity, torch.tensor([0, 2]))[:, 0]
+    assert_close(ours.relu(), theirs, 1e-3)
+
+
+@pytest.mark.parametrize("place", COMPARED)
+def test_eigencam_equals_the_gradcam_package_up_to_the_sign(place):
+    model, layer, images, features = setting(place)
+    theirs, scale = gradcam_package("EigenCAM", model.image_encoder, layer, images, features, [0, 0])
+    ours = raw_maps(model, layer, images, features, "eigencam", targets=0)[:, 0].numpy()
+    for image in range(2):
+        both = [np.abs(scale(sign * ours)[image] - theirs[image]).max() for sign in (1, -1)]
+        assert min(both) < 2e-3 < max(both)
+
+
+def full_size_net():
+    """A layer as large as the image: its masks need no resizing, about which the libraries differ."""
+    net = Pooled(activation=nn.GELU())
+    net.conv = nn.Conv2d(3, 6, 3, padding=1)
+    return net
+
+
+@pytest.mark.parametrize("library", ["grad-cam", "torchcam"])
+def test_scorecam_equals_the_libraries_where_no_mask_is_resized(library):
+    net, images, features = full_size_net(), pictures(2, 24, 32), texts()
+    ours = raw_maps(Clip(net), net.conv, images, features, "scorecam", targets=torch.tensor([0, 2]))[:, 0]
+    if library == "torchcam":
+        theirs = torchcam_package("ScoreCAM", net, net.conv, images, features, [0, 2])
+        assert_close(ours.relu(), theirs, 1e-4)
+    else:
+        theirs, scale = gradcam_package("ScoreCAM", net, net.conv, images, features, [0, 2])
+        np.testing.assert_allclose(scale(ours.numpy()), theirs, rtol=0, atol=1e-4)
+
+
+def test_scorecam_masks_of_the_libraries():
+    """Ours upsamples with half-pixel centres and then scales; grad-cam aligns corners, torchcam scales first."""
+    pytest.importorskip("pytorch_grad_cam")
+    pytest.importorskip("torchcam")
+    net, images, features = Pooled(activation=nn.GELU()), pictures(1, 24, 32), texts()
+    y = written_out(net, "cosine", features, 0)
+    A, g = full_backward(net.conv, y, images)
+    A, g = A[0].numpy(), g[0].numpy()
+    theirs, scale = gradcam_package("ScoreCAM", net, net.conv, images, features, [0])
+    torchcams = torchcam_package("ScoreCAM", net, net.conv, images, features, [0])[0].numpy()
+    by_option = {
+        "ours": scorecam(A, g, images[0], y, 6),
+        "grad-cam": scorecam(A, g, images[0], y, 6, align_corners=True),
+        "torchcam": scorecam(A, g, images[0], y, 6, scale_first=True),
+    }
+    np.testing.assert_allclose(scale(by_option["grad-cam"][None]), theirs, rtol=0, atol=1e-5)
+    assert_close(torchcams, np.maximum(by_option["torchcam"], 0), 1e-5)
+    assert np.abs(scale(by_option["ours"][None]) - theirs).max() > 1e-4
+    assert np.abs(torchcams - np.maximum(by_option["ours"], 0)).max() > 1e-4 * np.abs(by_option["ours"]).max()
+
+
+def enlarged(net, factor):
+    """The net with a longer embedding, and so with larger gradients of the dot product."""
+    net = copy.deepcopy(net)
+    with torch.no_grad():
+        net.projection.weight *= factor
+    return net
+
+
+def test_gradcam_plus_plus_of_the_gradcam_package_is_the_formula_only_for_large_gradients():
+    """It adds 1e-6 to 2 g^2 + S g^3: gradients of 1e-4, as those of a cosine are, lose their denominator to it."""
+    images, features = pictures(2, 64, 64), texts()
+    for factor, agrees in ((1e3, True), (1e-2, False)):
+        net = enlarged(Pooled(activation=nn.ReLU()), factor)
+        layer = net.activation
+        theirs, scale = gradcam_package("GradCAMPlusPlus", net, layer, images, features, [0, 1], "dot")
+        ours = raw_maps(Clip(net), layer, images, features, "gradcam++", "dot", torch.tensor([0, 1]))[:, 0].numpy()
+        assert (np.abs(scale(ours) - theirs).max() < 1e-3) == agrees
+    A, g = full_backward(layer, written_out(net, "dot", features, 0), images)
+    assert 0 < g.abs().max() < 1e-4
+    assert_close(ours[0], gradcam_plus_plus(A[0].double().numpy(), g[0].double().numpy()))
+    cubes = torch.einsum("bk,bkhw->bhw", g.relu().pow(3).sum((2, 3)), A).numpy()  # what is left: 1e6 [g]+^3
+    np.testing.assert_allclose(scale(cubes * 1e12)[0], theirs[0], rtol=0, atol=1e-2)
+
+
+def test_gradcam_plus_plus_of_torchcam_has_no_denominator():
+    """Its `alpha[mask].div_(...)` divides a copy: the weights are sums of [g]+^3, at every size of gradient."""
+    images, features = pictures(2, 64, 64), texts()
+    for factor in (1e-1, 1e3):
+        net = enlarged(Pooled(activation=nn.ReLU()), factor)
+        layer = net.activation
+        theirs = torchcam_package("GradCAMpp", net, layer, images, features, [0, 0], "dot")
+        A, g = full_backward(layer, written_out(net, "dot", features, 0), images)
+        cubes = torch.einsum("bk,bkhw->bhw", g.relu().pow(3).sum((2, 3)), A)
+        assert_close(theirs, cubes.relu(), 1e-4)
+        ours = raw_maps(Clip(net), layer, images, features, "gradcam++", "dot", 0)[:, 0].relu()
+        assert_close(ours[0], gradcam_plus_plus(A[0].double().numpy(), g[0].double().numpy()))
+        assert (ours / ours.amax((1, 2), True) - theirs / theirs.amax((1, 2), True)).abs().max() > 0.05
+
+
+@pytest.mark.parametrize("library", ["grad-cam", "torchcam"])
+def test_the_libraries_read_a_layer_after_the_relu_that_overwrites_it(library):
+    """Asked for the norm before a ReLU in place, ours explains the norm, theirs what the ReLU left of it."""
+    place, targets = "before ReLU in place", torch.tensor([0, 0])
+    model, layer, images, features = setting(place)
+    ours = raw_maps(model, layer, images, features, "gradcam", targets=targets)[:, 0]
+    A, g = oracle_gradients(place, "cosine", 0.0, 0)
+    overwritten = np.einsum("bk,bkhw->bhw", g.mean((2, 3)), np.maximum(A, 0))
+    if library == "grad-cam":
+        theirs, scale = gradcam_package("GradCAM", model.image_encoder, layer, images, features, [0, 0])
+        np.testing.assert_allclose(scale(overwritten), theirs, rtol=0, atol=1e-3)
+        assert np.abs(scale(ours.numpy()) - theirs).max() > 0.05
+    else:
+        theirs = torchcam_package("GradCAM", model.image_encoder, layer, images, features, [0, 0])
+        assert (ours.relu() / ours.amax() - theirs / theirs.amax()).abs().max() > 0.05

@@ -1,0 +1,787 @@
+"""Room 1: OpenAI's archives and the state dicts of open_clip and Chinese-CLIP, against plain re-implementations.
+
+`OpenAIClip` is the forward of clip/model.py of openai/CLIP, written down once more under its parameter names; where
+open_clip is installed its own model is compared with as well.
+"""
+
+import gzip
+import importlib
+import io
+import json
+import os
+import pickle
+import sys
+import types
+import warnings
+import zipfile
+from collections import OrderedDict
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from tiny import TINY_BERT, gradient_picture, tiny_clip
+from tiny_pretrained import CLIP_MERGES, TEXTS, make_network, randomise, write_clip_bpe
+from torch import nn
+from torch.nn import functional as F
+
+from clip_gradcam_visualization import CLIPGradCAM
+from models.checkpoint_layouts import translate_checkpoint
+from models.clip_text import BPE_FILE, find_clip_tokenizer
+from models.errors import InputError, InputWarning
+from models.loading import embed_texts, load_clip_checkpoint, load_with_text_features
+from models.openai_clip import translate
+from models.pretrained import CLIP_MEAN, CLIP_STD
+from models.torchscript import is_torchscript, read_torchscript
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:文本“two dogs", "ignore:.*没有说明激活函数", "ignore:.*torch.jit", "ignore::torch.jit.TracerWarning"
+)
+CONTEXT, WIDTH, EMBED = 16, 64, 24
+
+# -- the originals ----------------------------------------------------------------------------
+
+
+class QuickGELU(nn.Module):
+    def forward(self, x):
+        return x * torch.sigmoid(1.702 * x)
+
+
+class Block(nn.Module):
+    def __init__(self, width, heads, activation, mask=None):
+        super().__init__()
+        self.attn = nn.MultiheadAttention(width, heads)
+        self.ln_1, self.ln_2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        parts = [("c_fc", nn.Linear(width, 4 * width)), ("gelu", activation()), ("c_proj", nn.Linear(4 * width, width))]
+        self.mlp = nn.Sequential(OrderedDict(parts))
+        self.mask = mask
+
+    def forward(self, x):
+        y = self.ln_1(x)
+        x = x + self.attn(y, y, y, need_weights=False, attn_mask=self.mask)[0]
+        return x + self.mlp(self.ln_2(x))
+
+
+class Blocks(nn.Module):
+    def __init__(self, *blocks):
+        super().__init__()
+        self.resblocks = nn.Sequential(*blocks)
+
+    def forward(self, x):  # (B, N, D), which the blocks take as (N, B, D)
+        return self.resblocks(x.transpose(0, 1)).transpose(0, 1)
+
+
+class Vit(nn.Module):
+    def __init__(self, activation, patch=8, side=32, width=WIDTH, heads=1):
+        super().__init__()
+        self.class_embedding = nn.Parameter(torch.zeros(width))
+        self.positional_embedding = nn.Parameter(torch.zeros((side // patch) ** 2 + 1, width))
+        self.proj = nn.Parameter(torch.zeros(width, EMBED))
+        self.conv1 = nn.Conv2d(3, width, patch, stride=patch, bias=False)
+        self.ln_pre, self.ln_post = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.transformer = Blocks(*(Block(width, heads, activation) for _ in range(3)))
+
+    def forward(self, images):
+        x = self.conv1(images).flatten(2).transpose(1, 2)
+        x = torch.cat([self.class_embedding.expand(len(x), 1, -1), x], 1) + self.positional_embedding
+        return self.ln_post(self.transformer(self.ln_pre(x))[:, 0]) @ self.proj
+
+
+class Bottleneck(nn.Module):
+    def __init__(self, inplanes, planes, stride):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(inplanes, planes, 1, bias=False), nn.BatchNorm2d(planes)
+        self.conv2, self.bn2 = nn.Conv2d(planes, planes, 3, padding=1, bias=False), nn.BatchNorm2d(planes)
+        self.avgpool = nn.AvgPool2d(stride) if stride > 1 else nn.Identity()
+        self.conv3, self.bn3 = nn.Conv2d(planes, planes * 4, 1, bias=False), nn.BatchNorm2d(planes * 4)
+        self.relu, self.downsample = nn.ReLU(), nn.Identity()
+        if stride > 1 or inplanes != planes * 4:
+            down = [("-1", nn.AvgPool2d(stride)), ("0", nn.Conv2d(inplanes, planes * 4, 1, bias=False))]
+            self.downsample = nn.Sequential(OrderedDict([*down, ("1", nn.BatchNorm2d(planes * 4))]))
+
+    def forward(self, x):
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.avgpool(self.relu(self.bn2(self.conv2(out))))
+        return self.relu(self.bn3(self.conv3(out)) + self.downsample(x))
+
+
+class AttentionPool2d(nn.Module):
+    def __init__(self, side, width, heads):
+        super().__init__()
+        self.positional_embedding = nn.Parameter(torch.zeros(side**2 + 1, width))
+        self.k_proj, self.q_proj, self.v_proj = (nn.Linear(width, width) for _ in range(3))
+        self.c_proj = nn.Linear(width, EMBED)
+        self.num_heads = heads
+
+    def forward(self, x, positions=None):
+        x = x.flatten(2).permute(2, 0, 1)
+        x = torch.cat([x.mean(0, keepdim=True), x])
+        x = x + (self.positional_embedding if positions is None else positions)[:, None]
+        weights = {f"{name}_proj_weight": getattr(self, f"{name}_proj").weight for name in "qkv"}
+        bias = torch.cat([self.q_proj.bias, self.k_proj.bias, self.v_proj.bias])
+        return F.multi_head_attention_forward(
+            x[:1], x, x, x.shape[-1], self.num_heads, None, bias, None, None, False, 0.0, self.c_proj.weight,
+            self.c_proj.bias, training=False, need_weights=False, use_separate_proj_weight=True, **weights,
+        )[0][0]  # fmt: skip
+
+
+class ModifiedResNet(nn.Module):
+    def __init__(self, side=64, width=16, layers=(1, 2, 1, 1)):
+        super().__init__()
+        for n, (inplanes, planes, stride) in enumerate(((3, 8, 2), (8, 8, 1), (8, width, 1)), 1):
+            setattr(self, f"conv{n}", nn.Conv2d(inplanes, planes, 3, stride=stride, padding=1, bias=False))
+            setattr(self, f"bn{n}", nn.BatchNorm2d(planes))
+        inplanes = width
+        for n, blocks in enumerate(layers):
+            members = []
+            for block in range(blocks):
+                members.append(Bottleneck(inplanes, width * 2**n, 2 if n and not block else 1))
+                inplanes = width * 2**n * 4
+            setattr(self, f"layer{n + 1}", nn.Sequential(*members))
+        self.attnpool = AttentionPool2d(side // 32, width * 32, width * 32 // 64)
+        self.relu, self.avgpool = nn.ReLU(), nn.AvgPool2d(2)
+
+    def trunk(self, x):
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.relu(self.bn2(self.conv2(x)))
+        x = self.avgpool(self.relu(self.bn3(self.conv3(x))))
+        return self.layer4(self.layer3(self.layer2(self.layer1(x))))
+
+    def forward(self, x):
+        return self.attnpool(self.trunk(x))
+
+
+class OpenAIClip(nn.Module):
+    def __init__(self, visual, vocabulary, activation=QuickGELU):
+        super().__init__()
+        self.positional_embedding = nn.Parameter(torch.zeros(CONTEXT, WIDTH))
+        self.text_projection = nn.Parameter(torch.zeros(WIDTH, EMBED))
+        self.logit_scale = nn.Parameter(torch.zeros(()))
+        self.visual = visual
+        mask = torch.full((CONTEXT, CONTEXT), float("-inf")).triu_(1)
+        self.transformer = Blocks(*(Block(WIDTH, 1, activation, mask) for _ in range(2)))
+        self.token_embedding, self.ln_final = nn.Embedding(vocabulary, WIDTH), nn.LayerNorm(WIDTH)
+
+    def encode_text(self, ids):
+        x = self.ln_final(self.transformer(self.token_embedding(ids) + self.positional_embedding))
+        return x[torch.arange(len(ids)), ids.argmax(-1)] @ self.text_projection
+
+    def forward(self, images, ids):
+        images, texts = F.normalize(self.visual(images), dim=-1), F.normalize(self.encode_text(ids), dim=-1)
+        return self.logit_scale.exp() * images @ texts.T
+
+
+@pytest.fixture
+def vocabulary(tmp_path):
+    """CLIP's tokenizer beside the file that a test writes; the number of its tokens."""
+    return write_clip_bpe(tmp_path)
+
+
+KINDS = {"vit": (Vit, 32), "resnet": (ModifiedResNet, 64)}
+
+
+def make_original(kind, vocabulary, activation=QuickGELU, seed=0, **options):
+    visual = KINDS[kind][0](**({"activation": activation} if kind == "vit" else {}), **options)
+    torch.manual_seed(seed)
+    return randomise(OpenAIClip(visual, vocabulary, activation), seed)
+
+
+@pytest.fixture(params=KINDS)
+def original(request, vocabulary):
+    return make_original(request.param, vocabulary)
+
+
+def full_length(model, texts=TEXTS):
+    """Token ids as OpenAI's tokenizer gives them: filled up with zeros."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", InputWarning)
+        tokens = model.text_encoder.tokenize(texts)
+    ids = tokens["input_ids"] * tokens["attention_mask"]
+    return F.pad(ids, (0, CONTEXT - ids.shape[1]))
+
+
+def assert_like(model, original, atol=1e-5):
+    images = model.preprocessing(gradient_picture())
+    with torch.no_grad():
+        expected = original(images, full_length(model))
+        cosine = model.image_encoder(images) @ model.text_encoder(texts=TEXTS).T
+        own, theirs = model.image_encoder(images), F.normalize(original.visual(images), dim=-1)
+    torch.testing.assert_close(own, theirs, rtol=0, atol=atol)
+    torch.testing.assert_close(cosine * original.logit_scale.exp(), expected, rtol=0, atol=10 * atol)
+    torch.testing.assert_close(model.probabilities(cosine), expected.softmax(-1), rtol=0, atol=atol)
+
+
+# -- every form of a file ---------------------------------------------------------------------
+
+FORMS = {
+    "bare": lambda w: w,
+    "state_dict": lambda w: {"epoch": 1, "state_dict": w},
+    "model_state_dict": lambda w: {"model_state_dict": w, "optimizer": {"state": {}}},
+    "module.": lambda w: {"state_dict": {f"module.{key}": tensor for key, tensor in w.items()}},
+    "constants": lambda w: {**w, "input_resolution": torch.tensor(32), "vocab_size": torch.tensor(9)},
+    "text.": lambda w: {key if key.startswith(("visual.", "logit_scale")) else f"text.{key}": w[key] for key in w},
+    "parameters": lambda w: {key: nn.Parameter(t) if t.is_floating_point() else t for key, t in w.items()},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_of_a_state_dict(original, write_checkpoint, form):
+    model = load_clip_checkpoint(write_checkpoint(FORMS[form](original.state_dict()), "model.pt"))
+    assert_like(model, original)
+    vit = isinstance(original.visual, Vit)
+    assert model.image_encoder_name == ("clip-vit" if vit else "clip-resnet")
+    assert model.img_size == (32 if vit else 64)
+    assert model.preprocessing[:5] == (model.img_size, (model.img_size,) * 2, CLIP_MEAN, CLIP_STD, 3)
+    assert not any(module.training for module in model.modules())
+    assert not any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
+
+
+@pytest.mark.parametrize("name", ["model.bin", "权重 1.pth", "weights.ckpt"])
+def test_the_name_of_the_file_does_not_matter(original, write_checkpoint, name):
+    assert_like(load_clip_checkpoint(write_checkpoint(original.state_dict(), name)), original)
+
+
+def test_safetensors(original, tmp_path):
+    save_file({key: tensor.contiguous() for key, tensor in original.state_dict().items()}, tmp_path / "a.safetensors")
+    assert_like(load_clip_checkpoint(tmp_path / "a.safetensors"), original)
+
+
+def test_half_precision_becomes_float32(original, write_checkpoint):
+    path = write_checkpoint(original.half().state_dict())
+    assert_like(load_clip_checkpoint(path), original.float())
+
+
+def test_features_beside_a_model_without_its_text_tower(original, write_checkpoint):
+    path = write_checkpoint(original.state_dict())
+    model, features = load_with_text_features(path, TEXTS)
+    assert model.text_encoder is None
+    torch.testing.assert_close(features, embed_texts(load_clip_checkpoint(path), TEXTS), rtol=0, atol=1e-6)
+    assert load_clip_checkpoint(path, text_tower=False).text_encoder is None
+
+
+# -- TorchScript archives ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_jit(monkeypatch):
+    """torch.jit.load, which runs what a file says, must not be called."""
+
+    def refused(*args, **kwargs):
+        raise AssertionError("torch.jit.load was called")
+
+    monkeypatch.setattr(torch.jit, "load", refused)
+
+
+def trace(original, path, half=False):
+    side = 32 if isinstance(original.visual, Vit) else 64
+    traced = torch.jit.trace(original, (torch.zeros(1, 3, side, side), torch.zeros(1, CONTEXT, dtype=torch.long)))
+    (traced.half() if half else traced).save(str(path))  # the weights are the original's, which becomes half as well
+    return traced.state_dict()
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "float16"])
+def test_a_traced_archive(original, tmp_path, no_jit, half):
+    path = tmp_path / "ViT-B-32.pt"
+    state = trace(original, path, half)
+    assert is_torchscript(path)
+    tensors = read_torchscript(path)["state_dict"]
+    assert tensors.keys() == state.keys()
+    for key, tensor in state.items():
+        torch.testing.assert_close(tensors[key], tensor, rtol=0, atol=0, msg=key)
+        assert tensors[key].dtype == tensor.dtype
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", "文本")
+        assert_like(load_clip_checkpoint(path), original.half().float() if half else original)
+
+
+class Scripted(nn.Module):
+    """Lists, numbers, texts, tuples and shared tensors among the attributes: what a pickle of torch.jit may hold."""
+
+    sizes: list[int]
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+        self.sizes, self.ratio, self.name, self.pair = [1, 2], 0.5, "名称", (1, "a")
+        self.register_buffer("shared", inner.weight.data.T)
+        self.register_buffer("empty", torch.zeros(0, 3))
+        self.register_buffer("counter", torch.tensor(7))
+
+    def forward(self, x):
+        return self.inner(x) * self.ratio + sum(self.sizes)
+
+
+def test_a_scripted_archive(tmp_path, no_jit):
+    module = Scripted(nn.Linear(3, 4))
+    torch.jit.script(module).save(str(tmp_path / "a.pt"))
+    tensors = read_torchscript(tmp_path / "a.pt")["state_dict"]
+    assert tensors.keys() == module.state_dict().keys()
+    for key, tensor in module.state_dict().items():
+        torch.testing.assert_close(tensors[key], tensor, rtol=0, atol=0)
+
+
+def test_other_checkpoints_are_no_archives(original, write_checkpoint, tmp_path):
+    (tmp_path / "a.txt").write_text("hello")
+    assert not is_torchscript(write_checkpoint(original.state_dict())) and not is_torchscript(tmp_path / "a.txt")
+
+
+class Payload:
+    def __init__(self, function, *arguments):
+        self.function, self.arguments = function, arguments
+
+    def __reduce__(self):
+        return self.function, self.arguments
+
+
+DANGERS = {
+    "system": lambda path: pickle.dumps(Payload(os.system, f"echo > {path}"), 2),
+    "exec": lambda path: pickle.dumps(Payload(exec, f"open({str(path)!r}, 'w')"), 2),
+    "getattr": lambda path: b"c__builtin__\ngetattr\n.",
+    "load": lambda path: b"ctorch.jit\nload\n(X\x01\x00\x00\x00atR.",
+    "_load_from_bytes": lambda path: b"ctorch.storage\n_load_from_bytes\n.",
+    "Tensor": lambda path: b"ctorch\nTensor\n.",
+    "Own": lambda path: b"c__torch\nOwn\n.",
+}
+
+
+def write_archive(path, pickled, **entries):
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in {"data.pkl": pickled, "constants.pkl": b"\x80\x02).", **entries}.items():
+            archive.writestr(f"archive/{name}", content)
+    return path
+
+
+@pytest.mark.parametrize("name", DANGERS)
+def test_a_malicious_archive_is_refused_by_name(tmp_path, no_jit, name):
+    path = write_archive(tmp_path / "a.pt", DANGERS[name](tmp_path / "executed"))
+    with pytest.raises(InputError, match=rf"a.pt.*\.{name}.*拒绝") as caught:
+        load_clip_checkpoint(path)
+    assert not (tmp_path / "executed").exists() and "\n" not in str(caught.value)
+
+
+def persistent(identity) -> bytes:
+    stream = io.BytesIO()
+    pickler = pickle.Pickler(stream, 2)
+    pickler.persistent_id = lambda value: identity if value is Ellipsis else None
+    pickler.dump(Ellipsis)
+    return stream.getvalue()
+
+
+BROKEN = (b"", b"\x80\x02", b"garbage", b"N.", b"c__torch__\nA\n)R}b.", persistent(("file", "/a")), persistent("x"))
+
+
+@pytest.mark.parametrize("pickled", BROKEN)
+def test_a_damaged_archive(tmp_path, pickled):
+    with pytest.raises(InputError, match="a.pt|没有 image_encoder"):
+        load_clip_checkpoint(write_archive(tmp_path / "a.pt", pickled))
+
+
+def test_a_class_of_an_archive_cannot_be_changed(tmp_path):
+    """A BUILD on a function or on the class itself is an error, and leaves nothing behind."""
+    for start in (b"ctorch._utils\n_rebuild_tensor_v2\n", b"c__torch__\nA\n"):
+        pickled = b"\x80\x02" + start + b"}X\x01\x00\x00\x00aK\x01sb."
+        with pytest.raises(InputError):
+            read_torchscript(write_archive(tmp_path / "a.pt", pickled))
+    assert not hasattr(importlib.import_module("models.torchscript")._Module, "a")
+
+
+@pytest.mark.parametrize("share", [0.3, 0.9, 0.999])
+def test_an_archive_cut_short(vocabulary, tmp_path, share):
+    path = tmp_path / "a.pt"
+    trace(make_original("vit", vocabulary), path)
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+    with pytest.raises(InputError, match="a.pt.*不完整"):
+        load_clip_checkpoint(path)
+
+
+# -- what no shape shows ----------------------------------------------------------------------
+
+
+def write_open_clip_config(folder, preprocess=None, vision=None, text=None, **model):
+    content = {"model_cfg": {"vision_cfg": vision or {}, "text_cfg": text or {}, **model}}
+    (folder / "open_clip_config.json").write_text(json.dumps({**content, "preprocess_cfg": preprocess or {}}))
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_the_activation_of_a_config_beside_the_file(vocabulary, write_checkpoint, tmp_path, quick):
+    right, wrong = (QuickGELU, nn.GELU) if quick else (nn.GELU, QuickGELU)
+    path = write_checkpoint(make_original("vit", vocabulary, right).state_dict())
+    write_open_clip_config(tmp_path, quick_gelu=quick)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", "文本")
+        model = load_clip_checkpoint(path)
+        assert_like(model, make_original("vit", vocabulary, right))
+    with pytest.raises(AssertionError):
+        assert_like(model, make_original("vit", vocabulary, wrong))
+
+
+@pytest.mark.parametrize("name, activation", [("ViT-B-32", nn.GELU), ("ViT-B-32-quickgelu", QuickGELU)])
+def test_the_activation_of_a_run_of_open_clip(vocabulary, write_checkpoint, name, activation):
+    original = make_original("vit", vocabulary, activation)
+    run = f"2026_01_02-03_04_05-model_{name}-lr_0.0005-b_64-j_4-p_amp"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", "文本")
+        path = write_checkpoint({"name": run, "state_dict": original.state_dict()})
+        assert_like(load_clip_checkpoint(path), original)
+
+
+def test_an_unknown_activation_is_said(original, write_checkpoint):
+    with pytest.warns(InputWarning, match="checkpoint.pth.*QuickGELU.*open_clip_config.json"):
+        load_clip_checkpoint(write_checkpoint(original.state_dict()))
+
+
+def test_an_archive_takes_no_config_of_another_model(vocabulary, tmp_path):
+    original = make_original("vit", vocabulary)
+    write_open_clip_config(tmp_path, quick_gelu=False)
+    trace(original, tmp_path / "a.pt")
+    assert_like(load_clip_checkpoint(tmp_path / "a.pt"), original)
+
+
+def test_heads_of_another_width(vocabulary, write_checkpoint, tmp_path):
+    original = make_original("vit", vocabulary, heads=4)
+    write_open_clip_config(tmp_path, quick_gelu=True, vision={"head_width": 16, "width": 64, "layers": 3})
+    model = load_clip_checkpoint(write_checkpoint(original.state_dict()))
+    assert_like(model, original)
+    assert model.image_encoder.transformer().num_heads == 4
+
+
+def test_open_clips_own_preprocessing(vocabulary, write_checkpoint, tmp_path):
+    path = write_checkpoint(make_original("vit", vocabulary).state_dict())
+    write_open_clip_config(tmp_path, {"mean": [0.5] * 3, "std": [0.4] * 3, "interpolation": "bilinear"})
+    assert load_clip_checkpoint(path).preprocessing[:5] == (32, (32, 32), (0.5,) * 3, (0.4,) * 3, 2)
+    write_open_clip_config(tmp_path, {"resize_mode": "squash"})
+    assert load_clip_checkpoint(path).preprocessing[:2] == ((32, 32), None)
+    assert load_clip_checkpoint(path, img_size=48).preprocessing[:2] == ((48, 48), None)
+    write_open_clip_config(tmp_path, {"resize_mode": "longest"})
+    with pytest.raises(InputError, match="longest.*squash"):
+        load_clip_checkpoint(path)
+
+
+@pytest.mark.parametrize("strange", [{"vision": {"pool_type": "avg"}}, {"text": {"no_causal_mask": True}}])
+def test_what_open_clip_can_and_we_cannot(vocabulary, write_checkpoint, tmp_path, strange):
+    write_open_clip_config(tmp_path, **strange)
+    with pytest.raises(InputError, match="pool_type|no_causal_mask"):
+        load_clip_checkpoint(write_checkpoint(make_original("vit", vocabulary).state_dict()))
+
+
+def test_a_folder_of_open_clip(original, write_checkpoint, tmp_path):
+    write_checkpoint(original.state_dict(), "open_clip_pytorch_model.bin")
+    write_open_clip_config(tmp_path, quick_gelu=True)
+    assert_like(load_clip_checkpoint(tmp_path), original)
+
+
+def test_other_images_and_patches(vocabulary, write_checkpoint):
+    original = make_original("vit", vocabulary, patch=7, side=35)
+    model = load_clip_checkpoint(write_checkpoint(original.state_dict()))
+    assert model.img_size == 35 and model.image_encoder.token_grid(35, 35) == (1, 5, 5)
+    assert_like(model, original)
+
+
+def test_a_resnet_at_another_size(vocabulary, write_checkpoint):
+    original = make_original("resnet", vocabulary)
+    model = load_clip_checkpoint(write_checkpoint(original.state_dict()), img_size=96)
+    images = model.preprocessing(gradient_picture())
+    assert images.shape[-2:] == (96, 96)
+    codes = original.visual.attnpool.positional_embedding
+    grid = codes[1:].reshape(2, 2, -1).permute(2, 0, 1)[None]
+    grid = F.interpolate(grid, size=(3, 3), mode="bicubic", align_corners=False)[0].permute(1, 2, 0).reshape(9, -1)
+    with torch.no_grad():
+        expected = original.visual.attnpool(original.visual.trunk(images), torch.cat([codes[:1], grid]))
+        own = model.image_encoder.embed(images)
+    torch.testing.assert_close(F.normalize(own), F.normalize(expected), rtol=0, atol=1e-5)
+
+
+# -- heatmaps ---------------------------------------------------------------------------------
+
+
+SAME_LAYER = {
+    "resnet": ("visual.layer4.0", "layer4.0"),
+    "vit": ("visual.transformer.resblocks.2.ln_1", "encoder.layers.2.layer_norm1"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_heatmap_is_that_of_a_plain_backward(vocabulary, write_checkpoint, kind):
+    original = make_original(kind, vocabulary)
+    model = load_clip_checkpoint(write_checkpoint(original.state_dict()))
+    paths = SAME_LAYER[kind]
+    kept = []
+
+    def keep(module, inputs, output):
+        output.retain_grad()
+        kept.append(output)
+
+    original.get_submodule(paths[0]).register_forward_hook(keep)
+    images, ids = model.preprocessing(gradient_picture()), full_length(model)
+    (original(images, ids)[0, 1] / original.logit_scale.exp()).backward()
+    A, g = kept[0].detach(), kept[0].grad
+    if kind == "vit":  # (1 + 16, B, C)
+        A, g = (x[1:, 0].T.reshape(1, -1, 4, 4) for x in (A, g))
+    expected = torch.einsum("bc,bchw->bhw", g.mean((2, 3)), A)[0]
+    layer = model.image_encoder.backbone.get_submodule(paths[1])
+    cam = CLIPGradCAM(model, layer, use_cuda=False)
+    maps = cam.explain(images, embed_texts(model, TEXTS), 1).maps[0, 0]
+    # in float64 the two are one; in float32 the random ResNet's gradients cancel to a thousandth
+    atol = (1e-3 if kind == "resnet" else 1e-5) * expected.abs().max().item()
+    torch.testing.assert_close(maps, expected, rtol=1e-4, atol=atol)
+    assert expected.std() > 1e-5
+
+
+def test_a_resnet_has_no_tokens(vocabulary, write_checkpoint):
+    tower = load_clip_checkpoint(write_checkpoint(make_original("resnet", vocabulary).state_dict())).image_encoder
+    assert tower.token_grid(64, 64) is None and tower.transformer() is None and tower.patch_size is None
+
+
+# -- what cannot be used ----------------------------------------------------------------------
+
+HARMS = {
+    "a weight missing": (lambda w: w.pop("visual.ln_post.weight"), "缺少 1 个.*vision_model.post_layernorm.weight"),
+    "a weight too many": (lambda w: w.update({"visual.ls_1.gamma": torch.zeros(3)}), "没有位置的有 1 个.*ls_1.gamma"),
+    "another shape": (lambda w: w.update({"ln_final.bias": torch.zeros(3)}), "形状不符的有 1 个.*final_layer_norm"),
+    "no text tower": (lambda w: w.pop("token_embedding.weight"), "没有 token_embedding.weight"),
+    "no blocks": (lambda w: [w.pop(k) for k in [*w] if "visual.tr" in k], "没有 visual.transformer.resblocks.0"),
+    "no projection": (lambda w: w.pop("text_projection"), "没有 text_projection"),
+}
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_weights_that_do_not_fit(vocabulary, write_checkpoint, harm):
+    weights = dict(make_original("vit", vocabulary).state_dict())
+    HARMS[harm][0](weights)
+    with pytest.raises(InputError, match=HARMS[harm][1] + ".*支持：OpenAI"):
+        load_clip_checkpoint(write_checkpoint(weights))
+
+
+def test_a_tower_of_timm_is_refused(write_checkpoint):
+    with pytest.raises(InputError, match="结构不受支持.*支持：OpenAI"):
+        load_clip_checkpoint(write_checkpoint({"visual.trunk.blocks.0.weight": torch.zeros(3)}))
+
+
+# -- Chinese-CLIP -----------------------------------------------------------------------------
+
+
+def test_chinese_clips_original_checkpoint(write_checkpoint):
+    """The library's ChineseCLIPModel under the names of cn_clip, with the vocabulary that ships."""
+    vision = {"hidden_act": "quick_gelu", "hidden_size": 64, "num_attention_heads": 1, "intermediate_size": 256}
+    network = make_network("chinese_clip", 21128, **vision)
+    text = {**TINY_BERT, "vocab_size": 21128}
+    torch.manual_seed(0)
+    from transformers import ChineseCLIPTextConfig, ChineseCLIPTextModel
+
+    network.text_model = ChineseCLIPTextModel(ChineseCLIPTextConfig(**text), add_pooling_layer=False).eval()
+    network.text_projection = nn.Linear(64, 28, bias=False)
+    original = into_openai_names(network)
+    wrapped = {"epoch": 1, "name": "run", "state_dict": {f"module.{key}": tensor for key, tensor in original.items()}}
+    model = load_clip_checkpoint(write_checkpoint(wrapped))
+    assert model.preprocessing[:5] == ((32, 32), None, CLIP_MEAN, CLIP_STD, 3)
+    images, texts = model.preprocessing(gradient_picture()), ["正常假体", "感染"]
+    tokens = model.text_encoder.tokenize(texts)
+    assert tokens["input_ids"][0].tolist()[:3] == [101, 3633, 2382]  # [CLS] 正 常
+    with torch.no_grad():
+        expected = network(pixel_values=images, **tokens)
+        torch.testing.assert_close(model.image_encoder(images), expected.image_embeds, rtol=0, atol=1e-5)
+        torch.testing.assert_close(model.text_encoder(texts=texts), expected.text_embeds, rtol=0, atol=1e-5)
+
+
+PARTS = (("ln_1", "layer_norm1"), ("ln_2", "layer_norm2"), ("attn", "self_attn"))
+PARTS += (("mlp.c_fc", "mlp.fc1"), ("mlp.c_proj", "mlp.fc2"))
+
+
+def into_openai_names(network) -> dict:
+    """The way back from transformers' names to OpenAI's (and cn_clip's), of a vision transformer."""
+    back, weights = {}, network.state_dict()
+    for key, tensor in weights.items():
+        name = key.replace("vision_model.encoder.layers.", "visual.transformer.resblocks.")
+        name = name.replace("text_model.encoder.layers.", "transformer.resblocks.").replace("text_model.", "bert.")
+        for theirs, ours in PARTS:
+            name = name.replace(f".{ours}.", f".{theirs}.")
+        for part in ("weight", "bias"):
+            if name.endswith(f"attn.q_proj.{part}"):
+                thirds = [weights[key.replace("q_proj", f"{letter}_proj")] for letter in "qkv"]
+                name, tensor = name.replace(f"q_proj.{part}", f"in_proj_{part}"), torch.cat(thirds)
+        name = name.replace("vision_model.embeddings.class_embedding", "visual.class_embedding")
+        name = name.replace("vision_model.embeddings.position_embedding.weight", "visual.positional_embedding")
+        name = name.replace("vision_model.embeddings.patch_embedding", "visual.conv1")
+        name = name.replace("vision_model.pre_layrnorm", "visual.ln_pre")
+        name = name.replace("vision_model.post_layernorm", "visual.ln_post")
+        if name in ("visual_projection.weight", "text_projection.weight"):
+            name, tensor = {"v": "visual.proj", "t": "text_projection"}[name[0]], tensor.T
+        if not (".k_proj." in name or ".v_proj." in name):
+            back[name] = tensor
+    return back
+
+
+def test_the_translation_is_the_inverse_of_the_way_back():
+    network = make_network("chinese_clip", 60)
+    translated, weights = translate(into_openai_names(network)), network.state_dict()
+    assert translated.keys() == weights.keys()
+    assert all(torch.equal(translated[key], weights[key]) for key in weights)
+
+
+# -- CLIP's tokenizer -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def nowhere(monkeypatch, tmp_path):
+    """Neither a package nor a cache has CLIP's vocabulary."""
+    monkeypatch.setattr("models.clip_text.BPE_PACKAGES", ())
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+
+
+def test_without_a_tokenizer_the_error_says_what_to_put_where(nowhere, write_checkpoint, tmp_path):
+    path = write_checkpoint(make_original("vit", 600).state_dict(), "ViT-B-32.pt")
+    with pytest.raises(InputError, match=r"vocab.json 和 merges.txt.*bpe_simple_vocab.*--text-encoder") as caught:
+        load_clip_checkpoint(path)
+    assert str(tmp_path) in str(caught.value)
+    assert load_clip_checkpoint(path, text_tower=False).img_size == 32
+
+
+def test_where_the_tokenizer_is_looked_for(nowhere, monkeypatch, tmp_path):
+    given, beside = tmp_path / "given", tmp_path / "beside"
+    cached = tmp_path / "hub" / "models--openai--clip-vit-base-patch32"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs/main").write_text("0" * 40)
+    for folder in (cached / "snapshots" / ("0" * 40), beside, given):  # each found before those made earlier
+        write_clip_bpe(folder)
+        words = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+        words[str(folder)] = len(words)
+        (folder / "vocab.json").write_text(json.dumps(words), encoding="utf-8")
+        assert str(folder) in find_clip_tokenizer(given, beside)().get_vocab()
+
+
+def test_openais_own_list_of_merges_gives_the_same_tokens(nowhere, tmp_path):
+    write_clip_bpe(tmp_path / "files")
+    (tmp_path / "list").mkdir()
+    lines = ['"bpe_simple_vocab_16e6.txt#version: 0.2', *CLIP_MERGES]
+    (tmp_path / "list" / BPE_FILE).write_bytes(gzip.compress("\n".join(lines).encode()))
+    files, merges = (find_clip_tokenizer(tmp_path / name)() for name in ("files", "list"))
+    assert files.get_vocab() == merges.get_vocab()
+    assert files(TEXTS)["input_ids"] == merges(TEXTS)["input_ids"]
+    words = ["<|startoftext|>", "the</w>", "cat</w>", "<|endoftext|>"]
+    assert files("the cat").input_ids == files.convert_tokens_to_ids(words)
+    assert files.model_max_length == 77
+
+
+def test_the_list_in_an_installed_package():
+    """Where openai/CLIP or open_clip is installed; the ids are those of OpenAI's own tests."""
+    if not any(importlib.util.find_spec(name) for name in ("clip", "open_clip")):
+        pytest.skip("neither openai/CLIP nor open_clip is installed")
+    tokenizer = find_clip_tokenizer(None)()
+    assert len(tokenizer) == 49408
+    assert tokenizer("a photo of a cat").input_ids == [49406, 320, 1125, 539, 320, 2368, 49407]
+
+
+def test_a_tokenizer_of_another_model(write_checkpoint, tmp_path):
+    write_clip_bpe(tmp_path)
+    path = write_checkpoint(make_original("vit", 300).state_dict())
+    with pytest.raises(InputError, match="不是一套文件"):
+        load_clip_checkpoint(path).text_encoder(texts=["a cat"])
+
+
+# -- CLIP's text tower in a checkpoint of our own ---------------------------------------------
+
+
+def own_checkpoint(backbone: dict, projection, config=None):
+    own = {key: tensor for key, tensor in tiny_clip().state_dict().items() if not key.startswith("text_encoder.")}
+    own.update({f"text_encoder.backbone.{key}": tensor for key, tensor in backbone.items()})
+    own.update({f"text_encoder.projection.{key}": tensor for key, tensor in projection.state_dict().items()})
+    return {"model_state_dict": own, "config": config or {}}
+
+
+@pytest.fixture
+def text_tower(vocabulary):
+    """(OpenAI's model, our projection behind it, OpenAI's own projection included)."""
+    original = make_original("vit", vocabulary)
+    torch.manual_seed(3)
+    return original, nn.Linear(EMBED, 32)
+
+
+NAMES = {
+    "OpenAI": lambda text, whole: text,
+    "OpenAI, whole": lambda text, whole: whole,
+    "transformers 5": lambda text, whole: {key.removeprefix("text_model."): t for key, t in translate(text).items()},
+    "transformers 4": lambda text, whole: translate(text),
+}
+
+
+@pytest.mark.parametrize("names", NAMES)
+@pytest.mark.parametrize("config", [{"text_encoder": "clip:ViT-B/32"}, {"text_encoder": "clip:ViT-L/14"}, {}])
+def test_clips_text_tower_in_our_own_format(text_tower, write_checkpoint, tmp_path, names, config):
+    original, projection = text_tower
+    text = {key: t for key, t in original.state_dict().items() if not key.startswith(("visual.", "logit_scale"))}
+    path = write_checkpoint(own_checkpoint(NAMES[names](text, original.state_dict()), projection, config))
+    model, features = load_with_text_features(path, TEXTS, text_encoder=str(tmp_path))
+    assert features.shape == (4, 32) and model.text_encoder is None
+    whole = load_clip_checkpoint(path, text_encoder=str(tmp_path))
+    with torch.no_grad():
+        expected = F.normalize(projection(original.encode_text(full_length(whole))), dim=-1)
+    torch.testing.assert_close(features, expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(embed_texts(whole, TEXTS), expected, rtol=0, atol=1e-5)
+    assert not any(tensor.is_meta for tensor in (*whole.parameters(), *whole.buffers()))
+
+
+def test_without_clips_own_projection_ours_reads_the_text_model(text_tower, write_checkpoint, tmp_path):
+    original, _ = text_tower
+    text = {key: t for key, t in original.state_dict().items() if not key.startswith(("visual.", "logit_scale"))}
+    del text["text_projection"]
+    torch.manual_seed(4)
+    path = write_checkpoint(own_checkpoint(text, projection := nn.Linear(WIDTH, 32), {"text_encoder": "clip:ViT-B/32"}))
+    model = load_clip_checkpoint(path, text_encoder=str(tmp_path))
+    original.text_projection.data = torch.eye(WIDTH)
+    with torch.no_grad():
+        expected = F.normalize(projection(original.encode_text(full_length(model))), dim=-1)
+    torch.testing.assert_close(embed_texts(model, TEXTS), expected, rtol=0, atol=1e-5)
+
+
+def test_clips_text_tower_without_a_tokenizer(text_tower, write_checkpoint, nowhere):
+    original, projection = text_tower
+    path = write_checkpoint(own_checkpoint(original.state_dict(), projection, {"text_encoder": "clip:ViT-B/32"}))
+    with pytest.raises(InputError, match="vocab.json 和 merges.txt.*--text-encoder"):
+        load_with_text_features(path, TEXTS)
+
+
+def test_features_of_clips_text_tower_are_not_kept(text_tower, write_checkpoint, tmp_path, user_cache):
+    """Its tokenizer may come from anywhere, so that no key could say what they depend on."""
+    original, projection = text_tower
+    path = write_checkpoint(own_checkpoint(original.state_dict(), projection))
+    for name in ("config.json", "tokenizer.json"):  # what the features of a BERT would be kept by
+        (tmp_path / name).write_text("{}")
+    load_with_text_features(path, TEXTS, text_encoder=str(tmp_path))
+    assert not list(user_cache.glob("*"))
+
+
+def test_a_bert_is_translated_as_before(clip):
+    state = clip.state_dict()
+    translated = translate_checkpoint(state)
+    assert translated.state_dict.keys() == state.keys() and "text_encoder" not in translated.metadata
+
+
+# -- open_clip itself -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("quick", [True, False])
+def test_as_open_clip_computes_it(vocabulary, write_checkpoint, tmp_path, monkeypatch, kind, quick):
+    if importlib.util.find_spec("ftfy") is None:  # which only its tokenizer needs
+        stand_in = types.ModuleType("ftfy")
+        stand_in.fix_text = str
+        monkeypatch.setitem(sys.modules, "ftfy", stand_in)
+    pytest.importorskip("open_clip")
+    from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
+
+    vision = CLIPVisionCfg(layers=2, width=64, patch_size=8, image_size=32)
+    if kind == "resnet":
+        vision = CLIPVisionCfg(layers=(1, 2, 1, 1), width=16, image_size=64)
+    text = CLIPTextCfg(context_length=CONTEXT, vocab_size=vocabulary, width=64, heads=1, layers=2)
+    theirs = randomise(CLIP(EMBED, vision, text, quick_gelu=quick))
+    write_open_clip_config(tmp_path, quick_gelu=quick)
+    model = load_clip_checkpoint(write_checkpoint(theirs.state_dict()))
+    images, ids = model.preprocessing(gradient_picture()), full_length(model)
+    with torch.no_grad():
+        for own, expected in (
+            (model.image_encoder(images), theirs.encode_image(images, normalize=True)),
+            (model.text_encoder(texts=TEXTS), theirs.encode_text(ids, normalize=True)),
+        ):
+            torch.testing.assert_close(own, expected, rtol=0, atol=1e-5)
