@@ -40,7 +40,17 @@ from models.files import check_output_folder, output_paths, write_files  # noqa:
 from models.folder_run import FolderRun, finish_run, one_thread
 from models.heatmap import diagnose_flat_map, show_cam_on_image, text_sensitivity, to_heatmap
 from models.images import find_images, is_single, read_image, to_pixels
-from models.layer_maps import as_maps, find_layer, fuse_layers, layer_name, layers_name, tensor_of, token_grid_of
+from models.layer_maps import (
+    as_maps,
+    find_layer,
+    fuse_layers,
+    layer_name,
+    layers_name,
+    list_spatial_layers,
+    tensor_of,
+    token_grid_of,
+    without_rounding,
+)
 from models.loading import (
     choose_device,
     embed_texts,
@@ -72,8 +82,8 @@ DEFAULT_IMG_SIZE = 224
 # ---------------------------------------------------------------------------------------------
 # 1. Target layers
 
-# The last spatial map before pooling, or the block that makes it, as a path below image_encoder.backbone;
-# -1 is the last member, -2 the one before. ViT: the patch tokens of the last block's OUTPUT no longer reach the class token.
+# The last spatial map before pooling, or the block that makes it, as a path below image_encoder.backbone; -1 is
+# the last member, -2 the one before. ViT: the patch tokens of the last block's OUTPUT no longer reach the class token.
 _FAMILY_TARGET_LAYERS = {
     "layer4.-1": ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
     "stages.-1.-1": ("starnet_s1", "starnet_s2", "starnet_s3", "starnet_s4"),
@@ -105,6 +115,7 @@ DEFAULTS = {
     **dict.fromkeys(
         ("starnet_s1", "starnet_s2", "starnet_s3", "starnet_s4"), Default(layers=("stages.-2.-1", "stages.-1.-1"))
     ),
+    **dict.fromkeys(("vit", "clip-vit"), Default("layercam")),
 }
 
 
@@ -131,29 +142,6 @@ def _module_at(model, path: str) -> torch.nn.Module:
             module, part = module.encoder, "layer"  # a ViT of an older transformers
         module = module[int(part)] if part.startswith("-") else getattr(module, part)
     return module
-
-
-def list_spatial_layers(model, img_size: int) -> list[tuple[str, tuple[int, int, int]]]:
-    """(dotted path, (channels, rows, columns)) of each module of the backbone that gives a spatial map."""
-    import torch
-
-    shapes = {}
-    token_grid = token_grid_of(model, (img_size, img_size))
-
-    def record(module, _, output):
-        with contextlib.suppress(InputError):
-            shapes[module] = tuple(as_maps(tensor_of(output), (img_size, img_size), token_grid).shape[1:])
-
-    backbone = model.image_encoder.backbone
-    handles = [module.register_forward_hook(record) for name, module in backbone.named_modules() if name]
-    parameter = next(model.parameters())
-    try:
-        with evaluating(model.image_encoder), torch.no_grad():
-            model.image_encoder(torch.zeros(1, 3, img_size, img_size, device=parameter.device, dtype=parameter.dtype))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return [(name, shapes[module]) for name, module in backbone.named_modules() if module in shapes]
 
 
 # ---------------------------------------------------------------------------------------------
@@ -438,11 +426,16 @@ class CLIPGradCAM:
             maps = fuse_layers([method.formula(A) for A in activations])
             return maps[:, None].expand(-1, texts, -1, -1), maps.new_ones(batch, texts)
         gradients = [[to_maps(g) for g in _gradients(total, kept)] for total in totals]
-        peaks = [torch.stack([g.abs().amax((1, 2, 3)) for g in of_text]).amax(0) for of_text in gradients]
+        inputs = gradients
         if method.formula is scorecam:
             masked = [self._masked_scores(A, g, score, images) for A, g in zip(activations, zip(*gradients))]
-            gradients = [[scores[:, text] for scores in masked] for text in range(texts)]
-        maps = [fuse_layers([method.formula(A, g) for A, g in zip(activations, of_text)]) for of_text in gradients]
+            inputs = [[scores[:, text] for scores in masked] for text in range(texts)]
+        maps, peaks = [], []
+        for of_text, given in zip(gradients, inputs):
+            of_layers = [method.formula(A, value) for A, value in zip(activations, given)]
+            kept_layers = [without_rounding(*layer) for layer in zip(of_layers, activations, of_text)]
+            maps.append(fuse_layers([of_layer for of_layer, _ in kept_layers]))
+            peaks.append(torch.stack([peak for _, peak in kept_layers]).amax(0))
         return torch.stack(maps, 1), torch.stack(peaks, 1)
 
     def _masked_scores(self, A, gradients, score, images):

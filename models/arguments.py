@@ -75,7 +75,7 @@ FLAGS = (
     (
         "--method",
         {"metavar": "NAME", "choices": (*METHOD_LABELS, "all")},
-        f"热力图方法（默认：gradcam）：{'、'.join(METHOD_LABELS)}；all 把它们并排",
+        f"热力图方法（默认：ViT 用 layercam，其余用 gradcam）：{'、'.join(METHOD_LABELS)}；all 把它们并排",
     ),
     ("--similarity", {"choices": ("cosine", "dot")}, "解释余弦相似度 cosine（默认）还是点积 dot"),
     ("--faithfulness", {"action": "store_true"}, "检验热力图：按它删除和插入像素，给出曲线下面积与随机图之差"),

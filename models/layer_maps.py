@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from .errors import InputError
+from .loading import evaluating
 
 if TYPE_CHECKING:
     import torch
@@ -83,6 +85,43 @@ def _stretch(grid, image_hw) -> float:
     """How far a grid's cells are from square on the image: 1 if square, else the ratio of their sides."""
     height, width = image_hw[0] / grid[0], image_hw[1] / grid[1]
     return max(height / width, width / height)
+
+
+def list_spatial_layers(model, img_size: int) -> list[tuple[str, tuple[int, int, int]]]:
+    """(dotted path, (channels, rows, columns)) of each module of the backbone that gives a spatial map."""
+    import torch
+
+    shapes = {}
+    token_grid = token_grid_of(model, (img_size, img_size))
+
+    def record(module, _, output):
+        with contextlib.suppress(InputError):
+            shapes[module] = tuple(as_maps(tensor_of(output), (img_size, img_size), token_grid).shape[1:])
+
+    backbone = model.image_encoder.backbone
+    handles = [module.register_forward_hook(record) for name, module in backbone.named_modules() if name]
+    parameter = next(model.parameters())
+    try:
+        with evaluating(model.image_encoder), torch.no_grad():
+            model.image_encoder(torch.zeros(1, 3, img_size, img_size, device=parameter.device, dtype=parameter.dtype))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [(name, shapes[module]) for name, module in backbone.named_modules() if module in shapes]
+
+
+ROUNDING = 1e-6  # of the terms of a sum in float32: what is smaller may be no more than their rounding
+
+
+def without_rounding(maps, A, g) -> tuple:
+    """(maps [B, h, w], largest |gradient| [B]), both zero where a map is only what rounding left of terms that cancel.
+
+    At some layers the terms g_k A_k cancel exactly: the positions of a block's output that is read through a norm
+    alone, say. Brought to its maximum such a rest would look like any heatmap.
+    """
+    cancelled = maps.abs().amax((1, 2)) <= ROUNDING * (A * g).abs().sum(1).amax((1, 2))
+    peaks = g.abs().amax((1, 2, 3))
+    return maps.where(~cancelled[:, None, None], maps.new_zeros(())), peaks.where(~cancelled, peaks.new_zeros(()))
 
 
 def fuse_layers(maps: Sequence[torch.Tensor]) -> torch.Tensor:

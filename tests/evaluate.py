@@ -73,6 +73,7 @@ class Encoder(NamedTuple):
     label: str
     path: Path
     layers: dict[str, tuple[str, ...]]
+    default: str  # key of the setting that is the tool's default, chosen by what `--choose` found
     blocks: dict[str, tuple[str, ...]] = {}  # of LeGrad
 
 
@@ -89,11 +90,13 @@ ENCODERS = {
         "CNN",
         demo.CHECKPOINT,
         {"last": ("stages.-1.-1",), "previous": ("stages.-2.-1",), "both": ("stages.-2.-1", "stages.-1.-1")},
+        "gradcam/both/cosine",  # the dot product was no better beyond chance, and more often right by a wrong text
     ),
     "vit": Encoder(
         "ViT",
         demo.ASSETS.parent / "demo_vit",
         {"last": _norms(-1), "previous": _norms(-2), "third": _norms(-3), "both": _norms(-2, -1)},
+        "layercam/last/cosine",
         {"last2": _blocks(2), "last": _blocks(1), "last3": _blocks(3)},
     ),
 }
@@ -712,12 +715,12 @@ def behind(best: tuple[dict, dict], other: tuple[dict, dict], draws: int = 2000)
     return [round(float(v), 4) for v in (total[0], *np.percentile(total[1:], [2.5, 97.5]))]
 
 
-def shown_settings(settings: Sequence[Setting], chosen: dict) -> list[Setting]:
-    """Of each method the guide's setting and, where it is another, the chosen one."""
+def shown_settings(settings: Sequence[Setting], chosen: dict, default: str = "") -> list[Setting]:
+    """Of each method the guide's setting and, where they are others, the chosen one and the tool's default."""
     guide = {}
     for setting in settings:
         guide.setdefault(setting.method, setting)
-    return [s for s in settings if s in (guide[s.method],) or s.key == chosen.get(s.method)]
+    return [s for s in settings if s in (guide[s.method],) or s.key in (chosen.get(s.method), default)]
 
 
 # ---------------------------------------------------------------------------------------------
@@ -761,8 +764,8 @@ COLUMNS = (
     "毫秒：1 / 9 个文本⁵",
 )
 NOTES = (
-    "★ 在验证种子上选出的该方法的层和相似度，★★ 是其中最好的；其余各行是指南的设置（默认层，余弦）。"
-    "全部设置的数字见 methods.json。括号是对图像做自助法的 95 % 区间。",
+    "★ 在验证种子上选出的该方法的层和相似度，★★ 是其中最好的；“默认”是不给参数时的设置，"
+    "其余各行是指南的设置（目标层，余弦）。全部设置的数字见 methods.json。括号是对图像做自助法的 95 % 区间。",
     "¹ 单处病变、两处病变、删除与插入、随机化各用了多少张图像（空的热力图不计入删除与插入）。"
     "² 热力图在自身的均值处、最大值的一半处二值化，前景与背景的交并比取平均。"
     "³ 该文本的余弦的曲线下面积；括号是比随机图好多少，正数为好。"
@@ -778,7 +781,7 @@ def markdown(results: dict) -> str:
     """The README's table, Chinese, and its notes."""
     lines = ["| " + " | ".join(COLUMNS) + " |", "| --- " * len(COLUMNS) + "|"]
     for name, encoder in ENCODERS.items():
-        lines += [f"| {encoder.label} | {line}" for line in _encoder_rows(results.get(name, {}))]
+        lines += [f"| {encoder.label} | {line}" for line in _encoder_rows(results.get(name, {}), encoder.default)]
     accuracy = [
         f"{encoder.label} {100 * results[name]['model']['accuracy'][0]:.0f} %"
         for name, encoder in ENCODERS.items()
@@ -789,13 +792,14 @@ def markdown(results: dict) -> str:
     return "\n\n".join(["\n".join(lines), *notes])
 
 
-def _encoder_rows(found: dict) -> list[str]:
+def _encoder_rows(found: dict, default: str) -> list[str]:
     """The lines of one encoder, without its name."""
     chosen, order, rows = found.get("chosen", {}), list(METHODS), []
     settings = sorted(found.get("settings", {}).items(), key=lambda item: order.index(item[1]["method"]))
     for key, row in settings:
         method = row["method"]
         star = "" if key != chosen.get(method) else "★★" if key == found["winner"] else "★"
+        star += "，**默认**" if key == default else ""
         if star or row["guide"]:
             similarity = [] if method in TEXT_FREE else [SIMILARITY_LABELS[row["similarity"]]]
             where = "，".join([row["layer"], *similarity])
@@ -936,7 +940,8 @@ def run(arguments, name: str, subject: Subject) -> None:
     path = arguments.output / METHODS_FILE
     parts = {"choose": choose} if arguments.choose else {part: RUN_PART[part] for part in arguments.part or PARTS}
     for part, measure in parts.items():
-        arguments.shown = shown_settings(subject.settings, read_results(path).get(name, {}).get("chosen", {}))
+        chosen = read_results(path).get(name, {}).get("chosen", {})
+        arguments.shown = shown_settings(subject.settings, chosen, subject.encoder.default)
         save_results(path, {name: {"settings": {s.key: describe(subject, s) for s in arguments.shown}}})
         start = time.time()
         print(f"{name} {part} ...", flush=True)

@@ -11,7 +11,7 @@ import torch
 from evaluate import Cases, Setting, Subject
 from tiny_pretrained import save_pretrained
 
-from clip_gradcam_visualization import METHODS, CLIPGradCAM
+from clip_gradcam_visualization import DEFAULTS, METHODS, PRETRAINED_TARGET_LAYERS, TARGET_LAYERS, CLIPGradCAM
 from models import demo
 from models.phantoms import FINDINGS, KINDS
 
@@ -356,3 +356,13 @@ def test_the_guides_row_is_what_the_demo_publishes():
     for name in ("both", "each", "swapped_texts"):
         assert found[name][0] == pytest.approx(demo_says["two_findings"][name][0], abs=2e-3)
     assert (found["images"], found["doubles"]) == (388, 100)
+
+
+def test_the_defaults_of_the_tool_are_those_of_the_table():
+    """What is marked as the default is what the script explains where nothing is asked for."""
+    for encoder, family in ((evaluate.ENCODERS["cnn"], "starnet_s1"), (evaluate.ENCODERS["vit"], "clip-vit")):
+        method, layer, similarity = encoder.default.split("/")
+        default = DEFAULTS[family]
+        assert (default.method, default.similarity) == (method, similarity)
+        (guide,) = [path for path in (TARGET_LAYERS.get(family), PRETRAINED_TARGET_LAYERS.get(family)) if path]
+        assert (default.layers or (guide,)) == encoder.layers[layer]

@@ -131,6 +131,14 @@ def test_all_methods_of_a_convolutional_net_and_of_a_transformer(clip, vit_clip,
     assert {r.targets[0] for r in results} == {int(results[0].similarities.argmax())}
 
 
+def test_what_rounding_leaves_of_terms_that_cancel_is_no_heatmap(vit_clip, picture):
+    """The last block reads the patches of the one before through a norm alone: sum_k g_k A_k is zero everywhere."""
+    block = script.layer_name(vit_clip, vit_blocks(vit_clip)[-2])
+    result = explain(vit_clip, picture, TEXTS, block, 0, img_size=64, method="hirescam")
+    assert not result.maps.any() and any("梯度为零" in message for message in result.messages())
+    assert explain(vit_clip, picture, TEXTS, block, 0, img_size=64, method="layercam").maps[0].any()
+
+
 def test_a_method_that_knows_no_text_says_so(clip, vit_clip, picture):
     for model, method in ((clip, "eigencam"), (vit_clip, "rollout")):
         result = explain(model, picture, TEXTS, img_size=64, method=method)

@@ -3,15 +3,17 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import evaluate
 import numpy as np
 import pytest
 from PIL import Image
 
-from clip_gradcam_visualization import FLAGS, TARGET_LAYERS, main
+from clip_gradcam_visualization import FLAGS, METHODS, PRETRAINED_TARGET_LAYERS, TARGET_LAYERS, main
 from models.demo import markdown
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -41,7 +43,8 @@ def workplace(tmp_path):
         (tmp_path / name).symlink_to(PROJECT / name)
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "clip_model.pth").symlink_to(DEMO / "clip_starnet_bert.pth")
-    (tmp_path / "class_texts.json").symlink_to(PROJECT / "class_texts_hip_prosthesis.json")
+    for name in ("class_texts.json", "class_texts_hip_prosthesis.json"):
+        (tmp_path / name).symlink_to(PROJECT / "class_texts_hip_prosthesis.json")
     images = tmp_path / "data" / "test"
     images.mkdir(parents=True)
     for source, name in (("two_findings.png", "001.jpg"), ("infection.png", "髋关节 2.jpg")):
@@ -67,11 +70,32 @@ def test_the_notebook_example_runs_as_printed(workplace):
     assert (workplace / "result.png").exists()
 
 
+def test_the_example_of_explain_runs_as_printed(workplace):
+    (example,) = [block for block in code_blocks("python") if " explain(" in block]
+    check = "\nassert result.map.shape == (900, 700) and result.method == 'gradcam', result.method\n"
+    check += "assert result.layer == 'stages.2.8 + stages.3.3' and result.geometry == (0, 0, 700, 900)\n"
+    run_as_printed(example + check + "assert result._repr_png_().startswith(b'\\x89PNG')", workplace)
+
+
+def test_the_published_model_that_is_shipped_runs_as_printed(workplace, monkeypatch):
+    (command,) = [block for block in code_blocks("bash") if "demo_vit" in block]
+    monkeypatch.chdir(workplace)
+    assert main([part for part in shlex.split(command) if part != "\n"][2:]) == 0
+    written = {path.name for path in (workplace / "clip_gradcam_results").iterdir()}
+    overlays = {f"clip_gradcam_two_findings_overlay_{method}.png" for method in METHODS}
+    assert written == {"clip_gradcam_two_findings.png", *overlays}
+
+
 def test_both_commands_are_one_line_each():
     for name in ("main", "test"):
         (command,) = re.findall(rf"<!-- {name} command -->\n```bash\n(.*?)\n```", README, flags=re.DOTALL)
         assert "\n" not in command
         assert "requirements.txt" in command
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_each_method_has_a_row(method):
+    assert re.search(rf"^\| `{re.escape(method)}` \|", README, flags=re.MULTILINE)
 
 
 @pytest.mark.parametrize("flag", [flag for flag, _, _ in FLAGS if flag != "--help"])
@@ -81,9 +105,15 @@ def test_each_flag_stands_in_the_table(flag):
 
 def test_the_target_layer_table_names_every_family():
     table = README.split("## 目标层")[1].split("公式")[0]
-    for encoder in TARGET_LAYERS:
+    for encoder in (*TARGET_LAYERS, *PRETRAINED_TARGET_LAYERS):
         family = re.split(r"[-_\d]", encoder)[0]
         assert family in table
+
+
+def test_the_table_of_methods_is_the_published_measurement():
+    methods = json.loads((DEMO / "methods.json").read_text(encoding="utf-8"))
+    table = README.split("<!-- methods -->\n")[1].split("\n<!-- end of methods -->")[0]
+    assert table == evaluate.markdown(methods)
 
 
 def test_the_demo_table_is_the_published_measurement():
