@@ -19,6 +19,7 @@ the cosine at the last block, which is favoured there; the ViT through a loss of
 """
 
 import argparse
+import contextlib
 import copy
 import importlib.util
 import json
@@ -56,7 +57,7 @@ from models.drawing import Drawing, Picture, Text, draw_pixels  # noqa: E402
 from models.faithfulness import measure_faithfulness  # noqa: E402
 from models.files import write_files  # noqa: E402
 from models.heatmap import METHOD_LABELS, TEXT_FREE, blend, is_flat, text_sensitivity, to_heatmap  # noqa: E402
-from models.layer_maps import as_maps, token_grid_of  # noqa: E402
+from models.layer_maps import as_maps, token_grid_of, without_rounding  # noqa: E402
 from models.phantoms import FINDINGS, KINDS  # noqa: E402
 
 METHODS_FILE, FIGURE_FILE = "methods.json", "figure_methods.jpg"
@@ -224,10 +225,11 @@ class Subject:
         formulas = [METHODS[setting.method].formula for setting in group]
 
         def all_formulas(A, g):
-            return torch.cat([formula(A, g) for formula in formulas])
+            return torch.cat([without_rounding(formula(A, g), A, g)[0] for formula in formulas])
 
         row = Method(all_formulas) if len(group) > 1 else METHODS[group[0].method]
-        with mock.patch.dict(METHODS, {group[0].method: row}):
+        done = mock.patch("clip_gradcam_visualization.without_rounding", lambda maps, A, g: (maps, g.flatten(1).amax(1)))
+        with mock.patch.dict(METHODS, {group[0].method: row}), done if len(group) > 1 else contextlib.nullcontext():
             cam = CLIPGradCAM(model, modules, use_cuda=False, method=group[0].method, similarity=similarity)
             maps = cam.explain(pixels, self.texts, targets).maps.cpu().numpy()
         return dict(zip(group, maps.reshape(len(group), len(pixels), *maps.shape[1:])))
