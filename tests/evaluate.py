@@ -228,7 +228,9 @@ class Subject:
             return torch.cat([without_rounding(formula(A, g), A, g)[0] for formula in formulas])
 
         row = Method(all_formulas) if len(group) > 1 else METHODS[group[0].method]
-        done = mock.patch("clip_gradcam_visualization.without_rounding", lambda maps, A, g: (maps, g.flatten(1).amax(1)))
+        done = mock.patch(
+            "clip_gradcam_visualization.without_rounding", lambda maps, A, g: (maps, g.flatten(1).amax(1))
+        )
         with mock.patch.dict(METHODS, {group[0].method: row}), done if len(group) > 1 else contextlib.nullcontext():
             cam = CLIPGradCAM(model, modules, use_cuda=False, method=group[0].method, similarity=similarity)
             maps = cam.explain(pixels, self.texts, targets).maps.cpu().numpy()
