@@ -425,28 +425,32 @@ class CLIPGradCAM:
         if not method.knows_text:
             maps = fuse_layers([method.formula(A) for A in activations])
             return maps[:, None].expand(-1, texts, -1, -1), maps.new_ones(batch, texts)
-        gradients = [[to_maps(g) for g in _gradients(total, kept)] for total in totals]
-        inputs = gradients
+
+        def gradients_of(total):
+            return [to_maps(g) for g in _gradients(total, kept)]
+
+        masked = None
         if method.formula is scorecam:
-            masked = [self._masked_scores(A, g, score, images) for A, g in zip(activations, zip(*gradients))]
-            inputs = [[scores[:, text] for scores in masked] for text in range(texts)]
+            weights = zip(*([g.mean((2, 3)) for g in gradients_of(total)] for total in totals))
+            masked = [self._masked_scores(A, torch.stack(w, 1), score, images) for A, w in zip(activations, weights)]
         maps, peaks = [], []
-        for of_text, given in zip(gradients, inputs):
-            of_layers = [method.formula(A, value) for A, value in zip(activations, given)]
-            kept_layers = [without_rounding(*layer) for layer in zip(of_layers, activations, of_text)]
-            maps.append(fuse_layers([of_layer for of_layer, _ in kept_layers]))
-            peaks.append(torch.stack([peak for _, peak in kept_layers]).amax(0))
+        for text, total in enumerate(totals):  # one after the other: all texts' gradients at once may be large
+            gradients = gradients_of(total)
+            values = [scores[:, text] for scores in masked] if masked else gradients
+            of_layers = [method.formula(A, value) for A, value in zip(activations, values)]
+            checked = [without_rounding(*layer) for layer in zip(of_layers, activations, gradients)]
+            maps.append(fuse_layers([layer_map for layer_map, _ in checked]))
+            peaks.append(torch.stack([peak for _, peak in checked]).amax(0))
         return torch.stack(maps, 1), torch.stack(peaks, 1)
 
-    def _masked_scores(self, A, gradients, score, images):
+    def _masked_scores(self, A, weights, score, images):
         """y of the image under each channel that a text asks for: [B, T, C], -inf elsewhere.
 
-        `gradients`: of each text. A channel that several texts ask for is run once.
+        `weights` [B, T, C]: <g_k> of each text. A channel that several texts ask for is run once.
         """
         import torch
         from torch.nn import functional as F
 
-        weights = torch.stack([g.mean((2, 3)) for g in gradients], 1)  # (B, T, C)
         count = min(SCORECAM_CHANNELS, A.shape[1])
         asked = torch.zeros_like(weights, dtype=torch.bool).scatter_(2, weights.topk(count, dim=2).indices, True)
         masked = torch.full_like(weights, -torch.inf)
