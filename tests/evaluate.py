@@ -973,6 +973,7 @@ def main() -> None:
         return
     warnings.simplefilter("ignore")  # of the libraries
     torch.set_num_threads(arguments.threads)
+    cv2.setNumThreads(1)  # before its first use: the forks that draw would wait forever for the threads it started here
     encoders = {**ENCODERS, "vit": ENCODERS["vit"]._replace(path=arguments.vit_path)}
     names = [arguments.encoder] if arguments.encoder else [name for name, e in encoders.items() if e.path.exists()]
     subjects = {name: Subject(encoders[name]) for name in names}
