@@ -432,9 +432,14 @@ def quick_validation(model, singles, doubles, batch=32):
             answers += (F.normalize(z, dim=-1) @ texts.T).argmax(-1).tolist()
             hits += [{name: is_hit(maps[j][KINDS.index(name)], mask) for name, mask in masks[i + j].items()}
                      for j in range(len(pixels))]
-    n = len(singles[0])
-    right = [KINDS[answer] == kind for answer, kind in zip(answers, singles[0], strict=False)]
-    by_kind = {k: (np.mean([r for r, q in zip(right, singles[0], strict=True) if q == k]),
+    return summarise(answers, hits, singles[0])
+
+
+def summarise(answers, hits, kinds):
+    """(accuracy, pointing, both of two) of answers and {kind: hit}; the first belong to images of these `kinds`."""
+    n = len(kinds)
+    right = [KINDS[answer] == kind for answer, kind in zip(answers, kinds, strict=False)]
+    by_kind = {k: (np.mean([r for r, q in zip(right, kinds, strict=True) if q == k]),
                    np.mean([h[k] for h in hits[:n] if k in h] or [np.nan])) for k in KINDS}
     return {"accuracy": float(np.mean(right)), "pointing": float(np.mean([v for h in hits[:n] for v in h.values()])),
             "both": float(np.mean([all(h.values()) for h in hits[n:]])), "by_kind": by_kind}

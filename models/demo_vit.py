@@ -227,12 +227,7 @@ def quick_validation(model, singles, doubles, batch=30):
             answers += scores[:, 0].argmax(-1).tolist()
             hits += [{name: demo.is_hit(maps[j][KINDS.index(name)], mask) for name, mask in masks[i + j].items()}
                      for j in range(len(pixels))]
-    n = len(singles[0])
-    right = [KINDS[answer] == kind for answer, kind in zip(answers, singles[0], strict=False)]
-    by_kind = {k: (np.mean([r for r, q in zip(right, singles[0], strict=True) if q == k]),
-                   np.mean([h[k] for h in hits[:n] if k in h] or [np.nan])) for k in KINDS}
-    return {"accuracy": float(np.mean(right)), "pointing": float(np.mean([v for h in hits[:n] for v in h.values()])),
-            "both": float(np.mean([all(h.values()) for h in hits[n:]])), "by_kind": by_kind}
+    return demo.summarise(answers, hits, singles[0])
 
 
 # ---------------------------------------------------------------------------------------------

@@ -97,13 +97,14 @@ def diagnose_flat_map(model, raw_map: torch.Tensor | np.ndarray, gradient_peak) 
 
 
 def looks_untrained(model) -> bool:
-    """True where every normalisation layer of the image encoder still has the scale 1 and the shift 0."""
+    """True where every normalisation layer of the image encoder still has the scale 1 and no shift but 0."""
     norms = [
         module
         for module in model.image_encoder.modules()
         if "Norm" in type(module).__name__ and getattr(module, "weight", None) is not None
     ]
-    return bool(norms) and all(bool((m.weight == 1).all()) and bool((m.bias == 0).all()) for m in norms)
+    shifts = (module.bias for module in norms if getattr(module, "bias", None) is not None)
+    return bool(norms) and all(bool((m.weight == 1).all()) for m in norms) and not any(bool(b.any()) for b in shifts)
 
 
 TEXT_INSENSITIVE = 0.95  # from this text sensitivity on, the reader is warned

@@ -182,10 +182,12 @@ class Results(tuple):
         return list(dict.fromkeys(labelled))
 
     def _repr_png_(self) -> bytes:
-        overlays = [(None, thin(blend(r.pixels, heatmap), TILE_SIDE)) for r in self for heatmap in r.heatmaps()]
-        if len(overlays) == 1:
-            overlays = [(self[0].heatmap, blend(self[0].pixels, self[0].heatmap))]
-        return encode_figure(draw_results(self, overlays, "zh"), ".png")
+        alone = len(file_marks(self)) == 1
+        return encode_figure(draw_results(self, [for_figure(*drawn, alone) for drawn in self.drawn()], "zh"), ".png")
+
+    def drawn(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(heatmap [H, W], overlay uint8 [H, W, 3]) of each explained text and method."""
+        return ((heatmap, blend(r.pixels, heatmap)) for r in self for heatmap in r.heatmaps())
 
 
 class OutputChoice(NamedTuple):
@@ -216,10 +218,9 @@ def encode_outputs(results: Results, save_path: str | os.PathLike, choice: Outpu
     overlays = [overlay_path(figure_path, mark) for mark in marks]
     files = OutputFiles(figure_path if choice.figure else None, overlays, [], [], {})
     shown = []
-    for path, (result, heatmap) in zip(overlays, ((r, heatmap) for r in results for heatmap in r.heatmaps())):
-        overlay = blend(result.pixels, heatmap)
+    for path, (heatmap, overlay) in zip(overlays, results.drawn()):
         files.contents[path] = encode_image(overlay, path.suffix)
-        shown.append((heatmap, overlay) if len(overlays) == 1 else (None, thin(overlay, TILE_SIDE)))
+        shown.append(for_figure(heatmap, overlay, alone=len(overlays) == 1))
     if choice.heatmap:
         arrays = ((m, r.maps[t]) for r in results for t, m in zip(r.targets, r.resized_maps()))
         for mark, (resized, raw_map) in zip(marks, arrays):
@@ -233,6 +234,11 @@ def encode_outputs(results: Results, save_path: str | os.PathLike, choice: Outpu
         return files
     drawn = {figure_path: encode_figure(draw_results(results, shown, choice.lang), figure_path.suffix)}
     return files._replace(contents={**drawn, **files.contents})
+
+
+def for_figure(heatmap: np.ndarray, overlay: np.ndarray, alone: bool) -> tuple:
+    """What a figure needs of a drawn map: of one among several a thinned overlay, so that many take little memory."""
+    return (heatmap, overlay) if alone else (None, thin(overlay, TILE_SIDE))
 
 
 def file_marks(results: Results) -> list[str | int | None]:

@@ -649,3 +649,13 @@ def test_an_image_has_the_same_bits_whatever_fills_the_rest_of_its_chunk(encoder
     (one,), (other,) = explainer(images)[3], explainer(alone)[3]
     for part, same in zip(one[:4], other[:4]):
         np.testing.assert_array_equal(part, same)
+
+
+@pytest.mark.parametrize("scale, untrained", [(1.0, True), (0.9, False)])
+def test_norms_without_a_shift_tell_of_training_too(scale, untrained):
+    net = PooledNet(activation=nn.GroupNorm(1, 6))
+    net.norm = nn.LayerNorm(4, bias=False)
+    with torch.no_grad():
+        net.norm.weight.fill_(scale)
+    flaw = diagnose_flat_map(Clip(net), torch.zeros(2, 2), 0.0)
+    assert ("未经训练" in flaw) == untrained
