@@ -69,7 +69,7 @@ def write_photos(folder: Path, count: int, size=(1000, 800), drawings: int = 20)
     import numpy as np
     from PIL import Image
 
-    from models.phantoms import draw_phantom
+    from models.demo.phantoms import draw_phantom
 
     folder.mkdir()
     greys = [draw_phantom(seed, ("cup_loose",), size=size).image for seed in range(min(count, drawings))]
@@ -296,7 +296,8 @@ def measure_methods(repetitions: int) -> None:
     """Methods of attention with nine texts, and Score-CAM, against plain forward passes, at 224."""
     import torch
 
-    from clip_gradcam_visualization import SCORECAM_BATCH, SCORECAM_CHANNELS, CLIPGradCAM, get_target_layer_for_clip
+    from clip_gradcam_visualization import CLIPGradCAM, get_target_layer_for_clip
+    from models.explain.methods import SCORECAM_BATCH, SCORECAM_CHANNELS
 
     model, texts, forward = tower_and_texts("vit")
     image, every = torch.randn(1, 3, 224, 224), torch.arange(9)[None]
@@ -325,7 +326,7 @@ def measure_tests(repetitions: int) -> None:
     import torch
 
     from clip_gradcam_visualization import CLIPGradCAM, get_target_layer_for_clip
-    from models.faithfulness import measure_faithfulness
+    from models.explain.faithfulness import measure_faithfulness
 
     for encoder in ("resnet50", "starnet_s1", "vit"):
         model, texts, forward = tower_and_texts(encoder)

@@ -41,24 +41,19 @@ import cv2  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
-from clip_gradcam_visualization import (  # noqa: E402
-    METHODS,
-    SIMILARITIES,
-    CLIPGradCAM,
-    Method,
-    layers_name,
-    load_clip_checkpoint,
-    methods_for,
-    preprocessing_of,
-)
-from models import attention, demo  # noqa: E402
-from models.clip import ImageEncoder  # noqa: E402
-from models.drawing import Drawing, Picture, Text, draw_pixels  # noqa: E402
-from models.faithfulness import measure_faithfulness  # noqa: E402
-from models.files import write_files  # noqa: E402
-from models.heatmap import METHOD_LABELS, TEXT_FREE, blend, is_flat, text_sensitivity, to_heatmap  # noqa: E402
-from models.layer_maps import as_maps, token_grid_of, without_rounding  # noqa: E402
-from models.phantoms import FINDINGS, KINDS  # noqa: E402
+from clip_gradcam_visualization import CLIPGradCAM
+from models.demo import cnn as demo
+from models.demo.phantoms import FINDINGS, KINDS
+from models.explain import attention
+from models.explain.faithfulness import measure_faithfulness
+from models.explain.heatmap import blend, is_flat, text_sensitivity, to_heatmap
+from models.explain.layers import as_maps, layers_name, token_grid_of, without_rounding
+from models.explain.methods import METHOD_LABELS, METHODS, SIMILARITIES, TEXT_FREE, Method, methods_for
+from models.images.preprocessing import preprocessing_of
+from models.loading.load import load_clip_checkpoint
+from models.results.page import Drawing, Picture, Text, draw_pixels
+from models.towers.image import ImageEncoder
+from models.writing import write_files
 
 METHODS_FILE, FIGURE_FILE = "methods.json", "figure_methods.jpg"
 PARTS = ("maps", "faithfulness", "sanity", "libraries", "time")

@@ -15,9 +15,10 @@ from tiny_pretrained import save_pretrained
 from torch import nn
 from torch.nn import functional as F
 
-from clip_gradcam_visualization import SIMILARITIES, CLIPGradCAM, get_target_layer_for_clip
-from models.attention import LEGRAD_BLOCKS, captured
+from clip_gradcam_visualization import CLIPGradCAM, get_target_layer_for_clip
 from models.errors import InputError
+from models.explain.attention import LEGRAD_BLOCKS, captured
+from models.explain.methods import SIMILARITIES
 
 METHODS = ["legrad", "grad-eclip", "rollout"]
 ASKED = [("cosine", 0.0), ("dot", 0.0), ("cosine", 0.6)]
@@ -34,7 +35,7 @@ def tower(tmp_path_factory):
     def make(family):
         if family == "vit":
             return small_vit(3)
-        from models.pretrained import load_pretrained
+        from models.loading.folder import load_pretrained
 
         folder, _ = save_pretrained(tmp_path_factory.mktemp(family), family)
         return load_pretrained(folder, text_tower=False)
@@ -507,7 +508,7 @@ def test_the_others_take_no_layer(method, tower):
 def openai_clip_pair(folder, layers=4):
     """(open_clip's model, ours of the same weights): a tiny ViT with the activation of OpenAI's."""
     open_clip = pytest.importorskip("open_clip")
-    from models.openai_clip import load_openai
+    from models.loading.openai import load_openai
 
     torch.manual_seed(0)
     vision = {"layers": layers, "width": 128, "patch_size": 16, "image_size": 64, "head_width": 64}

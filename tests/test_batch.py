@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from models.batch import Pipeline, Ranks, chunk_size, chunks_to_do, claimed
+from models.runs.sharing import Pipeline, Ranks, chunk_size, chunks_to_do, claimed
 
 
 def nothing():

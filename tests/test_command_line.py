@@ -16,9 +16,10 @@ from PIL import Image
 from tiny import gradient_picture
 
 import clip_gradcam_visualization as script
-from clip_gradcam_visualization import load_clip_checkpoint, main, visualize_clip_gradcam
-from models import outputs
-from models.drawing import Text
+from clip_gradcam_visualization import main, visualize_clip_gradcam
+from models.loading.load import load_clip_checkpoint
+from models.results import saving as outputs
+from models.results.page import Text
 
 SCRIPT = Path(script.__file__)
 TEXTS = ["正常", "松动", "感染"]

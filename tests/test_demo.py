@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from models import demo
-from models.phantoms import FINDINGS, KINDS, draw_phantom
+from models.demo import cnn as demo
+from models.demo.phantoms import FINDINGS, KINDS, draw_phantom
 
 SIZE = (160, 128)
 
@@ -125,7 +125,8 @@ def test_bounding_box_is_exclusive_at_the_end():
 
 @pytest.fixture(scope="module")
 def shipped():
-    from clip_gradcam_visualization import CLIPGradCAM, get_target_layer_for_clip, load_clip_checkpoint
+    from clip_gradcam_visualization import CLIPGradCAM, get_target_layer_for_clip
+    from models.loading.load import load_clip_checkpoint
 
     model = load_clip_checkpoint(str(demo.CHECKPOINT))
     return model, CLIPGradCAM(model, get_target_layer_for_clip(model))
@@ -133,13 +134,13 @@ def shipped():
 
 def pixels_of(image, model):
     """Grey uint8 [H, W] -> [1, 3, S, S] normalised, as the tool does it."""
-    from clip_gradcam_visualization import preprocess
+    from models.images.preprocessing import preprocess
 
     return preprocess(np.repeat(image[..., None], 3, axis=2), model.img_size)
 
 
 def test_measuring_prepares_images_as_the_tool_does():
-    from clip_gradcam_visualization import preprocess
+    from models.images.preprocessing import preprocess
 
     image = draw("normal").image
     mine = demo.normalise(torch.tensor(demo.squash_as_the_tool(image, 64))[None, None].float() / 255)

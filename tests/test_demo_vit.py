@@ -8,14 +8,26 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from models import demo, demo_vit
-from models.phantoms import KINDS, draw_phantom
+from models.demo import cnn as demo
+from models.demo import vit as demo_vit
+from models.demo.phantoms import KINDS, draw_phantom
 
-FILES = {"config.json", "model.safetensors", "preprocessor_config.json", "recipe.json", "tokenizer_config.json",
-         "vocab.txt"}
+FILES = {
+    "config.json",
+    "model.safetensors",
+    "preprocessor_config.json",
+    "recipe.json",
+    "tokenizer_config.json",
+    "vocab.txt",
+}
 # the two findings of the last picture are equally right answers
-SAMPLES = {"well_fixed.png": ("normal",), "stem_loosening.png": ("stem_loose",), "infection.png": ("infection",),
-           "dislocation.png": ("dislocation",), "two_findings.png": ("cup_loose", "fracture")}
+SAMPLES = {
+    "well_fixed.png": ("normal",),
+    "stem_loosening.png": ("stem_loose",),
+    "infection.png": ("infection",),
+    "dislocation.png": ("dislocation",),
+    "two_findings.png": ("cup_loose", "fracture"),
+}
 NORMAL, FRACTURE = KINDS.index("normal"), KINDS.index("fracture")
 
 
@@ -66,7 +78,7 @@ def test_seeds_of_training_and_measuring_are_apart():
 
 @pytest.fixture(scope="module")
 def shipped():
-    from models.pretrained import load_pretrained
+    from models.loading.folder import load_pretrained
 
     return load_pretrained(demo_vit.ASSETS)
 

@@ -18,11 +18,18 @@ from PIL import Image
 from tiny import gradient_picture, tiny_result
 
 import clip_gradcam_visualization as script
-from clip_gradcam_visualization import save_results, show_cam_on_image
-from models import drawing as drawing_module
-from models import layout, outputs
-from models.curves import COLOURS, dashes, nice_ticks
-from models.drawing import (
+from models.errors import InputError
+from models.explain.faithfulness import Faithfulness
+from models.explain.heatmap import COLORMAP_JET, blend, show_cam_on_image
+from models.explain.methods import METHOD_LABELS, TEXT_FREE
+from models.results import page as drawing_module
+from models.results import parts as layout
+from models.results import saving as outputs
+from models.results.curves import COLOURS, dashes, nice_ticks
+from models.results.figure import BAR_COLOURS, FigureContent, draw_figure, encode_figure
+from models.results.formats import encode_image, output_paths, overlay_path
+from models.results.grid import GridContent, arrange_tiles, draw_grid
+from models.results.page import (
     SHIPPED_FONT,
     Box,
     Drawing,
@@ -35,20 +42,9 @@ from models.drawing import (
     text_length,
     wrap_text,
 )
-from models.errors import InputError
-from models.faithfulness import Faithfulness
-from models.figure import (
-    BAR_COLOURS,
-    FigureContent,
-    GridContent,
-    arrange_tiles,
-    draw_figure,
-    draw_grid,
-    encode_figure,
-)
-from models.files import encode_image, output_paths, overlay_path, write_files
-from models.heatmap import COLORMAP_JET, METHOD_LABELS, TEXT_FREE, blend
-from models.outputs import OutputChoice, Results, encode_outputs
+from models.results.result import Results
+from models.results.saving import OutputChoice, encode_outputs, save_results
+from models.writing import write_files
 
 # -- overlay ----------------------------------------------------------------------------------
 

@@ -11,9 +11,10 @@ import torch
 from evaluate import Cases, Setting, Subject
 from tiny_pretrained import save_pretrained
 
-from clip_gradcam_visualization import DEFAULTS, METHODS, PRETRAINED_TARGET_LAYERS, TARGET_LAYERS, CLIPGradCAM
-from models import demo
-from models.phantoms import FINDINGS, KINDS
+from clip_gradcam_visualization import DEFAULTS, PRETRAINED_TARGET_LAYERS, TARGET_LAYERS, CLIPGradCAM
+from models.demo import cnn as demo
+from models.demo.phantoms import FINDINGS, KINDS
+from models.explain.methods import METHODS
 
 # -- measures of maps ---------------------------------------------------------------------------
 

@@ -10,12 +10,12 @@ from PIL import Image
 from tiny import Clip, PooledNet, gradient_picture, tiny_clip, vit_blocks
 
 import clip_gradcam_visualization as script
-from clip_gradcam_visualization import METHODS, CLIPGradCAM, explain, get_target_layer_for_clip, main, read_image
+from clip_gradcam_visualization import CLIPGradCAM, explain, get_target_layer_for_clip, main
 from models.errors import InputError
-from models.heatmap import METHOD_LABELS, TEXT_FREE
-from models.images import to_pixels
-from models.outputs import ImageResult, Results
-from models.preprocessing import Preprocessing, Region
+from models.explain.methods import METHOD_LABELS, METHODS, TEXT_FREE
+from models.images.preprocessing import Preprocessing, Region
+from models.images.reading import read_image, to_pixels
+from models.results.result import ImageResult, Results
 
 TEXTS = ["正常", "松动", "感染"]
 LAYER_METHODS = [name for name, method in METHODS.items() if method.formula]

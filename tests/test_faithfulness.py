@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from models.faithfulness import BATCH, RANDOM_STEPS, STEPS, measure_faithfulness
+from models.explain.faithfulness import BATCH, RANDOM_STEPS, STEPS, measure_faithfulness
 
 SIDE = 20  # 5 % of the pixels are one row
 SHARED = 2 + RANDOM_STEPS - 1  # the whole image, the empty one, those of the random maps

@@ -12,16 +12,11 @@ from tiny import Clip, PooledNet, assert_same_map, tiny_clip, vit_blocks
 from torch import nn
 from torch.nn import functional as F
 
-from clip_gradcam_visualization import (
-    CLIPGradCAM,
-    Explainer,
-    diagnose_flat_map,
-    get_target_layer_for_clip,
-    load_clip_checkpoint,
-)
+from clip_gradcam_visualization import CLIPGradCAM, Explainer, get_target_layer_for_clip
 from models.errors import InputError
-from models.heatmap import flatness, resize_map, text_sensitivity, to_heatmap, two_decimals
-from models.outputs import Question
+from models.explain.heatmap import diagnose_flat_map, flatness, resize_map, text_sensitivity, to_heatmap, two_decimals
+from models.explain.question import Question
+from models.loading.load import load_clip_checkpoint
 
 
 def pictures(batch=2, height=32, width=32, seed=1):

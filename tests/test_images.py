@@ -21,22 +21,13 @@ from pydicom.sequence import Sequence
 from pydicom.uid import UID
 from tiny import gradient_picture
 
-from clip_gradcam_visualization import read_image
-from models import images as images_module
 from models.errors import InputError, InputWarning
-from models.images import (
-    IMAGE_SUFFIXES,
-    DecodedChunk,
-    ImageDataset,
-    ImageFile,
-    common_parent,
-    find_images,
-    is_lost_worker,
-    is_single,
-    make_loader,
-    place_below,
-)
-from models.preprocessing import square
+from models.images import finding as images_module
+from models.images.finding import IMAGE_SUFFIXES, find_images, is_single
+from models.images.loader import DecodedChunk, ImageDataset, is_lost_worker, make_loader
+from models.images.naming import ImageFile, common_parent, place_below
+from models.images.preprocessing import square
+from models.images.reading import read_image
 
 PROJECT = Path(images_module.__file__).parents[1]
 

@@ -18,10 +18,11 @@ from safetensors.torch import save_file
 from test_models import BACKBONE, CASES, in_the_names_of
 from tiny import EMBED_DIM, TINY_BERT, gradient_picture, text_tower_state, tiny_clip
 
-from clip_gradcam_visualization import load_clip_checkpoint, preprocess
 from models.class_texts import read_class_texts
 from models.errors import InputError
-from models.loading import read_checkpoint_file
+from models.images.preprocessing import preprocess
+from models.loading.load import load_clip_checkpoint
+from models.weights.files import read_checkpoint_file
 
 CONFIG = {
     "image_encoder": "starnet_s1",
@@ -170,7 +171,7 @@ def test_weights_are_mapped_not_copied(clip, write_checkpoint, monkeypatch):
     """The tensors that torch.load maps are the model's own: no random start, no second copy."""
     path = write_checkpoint({"model_state_dict": clip.state_dict()})
     loaded = read_checkpoint_file(path)["model_state_dict"]
-    monkeypatch.setattr("models.loading.read_checkpoint_file", lambda *_: {"model_state_dict": loaded})
+    monkeypatch.setattr("models.weights.files.read_checkpoint_file", lambda *_: {"model_state_dict": loaded})
     model = load_clip_checkpoint(path)
     for key, parameter in model.named_parameters():
         assert parameter.data_ptr() == loaded[key].data_ptr(), key

@@ -20,9 +20,9 @@ from tiny import gradient_picture, tiny_result
 
 import clip_gradcam_visualization as script
 from clip_gradcam_visualization import main
-from models import folder_run
 from models.errors import InputError
-from models.heatmap import resize_map
+from models.explain.heatmap import resize_map
+from models.runs import run as folder_run
 
 SCRIPT = Path(script.__file__)
 TEXTS = ["正常", "松动", "感染"]

@@ -14,9 +14,10 @@ from torch import nn
 from torch.nn import functional as F
 
 import clip_gradcam_visualization as script
-from clip_gradcam_visualization import METHODS, SIMILARITIES, CLIPGradCAM, check_method, methods_for
+from clip_gradcam_visualization import CLIPGradCAM
 from models.errors import InputError
-from models.layer_maps import fuse_layers
+from models.explain.layers import fuse_layers
+from models.explain.methods import METHODS, SIMILARITIES, check_method, methods_for
 
 LAYER_METHODS = ["gradcam", "hirescam", "gradcam++", "layercam", "xgradcam", "eigencam", "scorecam"]
 GRADIENT_METHODS = LAYER_METHODS[:5]
@@ -144,7 +145,7 @@ def small_vit(blocks=2, width=48, heads=4):
     sizes = {"hidden_size": width, "num_attention_heads": heads, "intermediate_size": 2 * width}
     config = ViTConfig(**sizes, num_hidden_layers=blocks, image_size=64, initializer_range=0.3)
     build = {"vit": lambda name: (ViTModel(config, add_pooling_layer=False), width)}
-    with mock.patch.dict("models.clip.IMAGE_ENCODERS", build):
+    with mock.patch.dict("models.towers.image.IMAGE_ENCODERS", build):
         return tiny_clip("vit")
 
 

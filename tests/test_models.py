@@ -11,17 +11,13 @@ from torch import nn
 from torch.nn import functional as F
 
 import models
-from models.checkpoint_layouts import ENCODER_SIGNATURES, read_text_config, translate_checkpoint
-from models.clip import (
-    ASSETS,
-    IMAGE_ENCODERS,
-    CLIPModel,
-    ImageEncoder,
-    TextEncoder,
-    create_model,
-    give_buffers_values,
-)
+from models.clip import CLIPModel, create_model
 from models.errors import CheckpointError, InputError
+from models.towers.image import IMAGE_ENCODERS, ImageEncoder
+from models.towers.text import TextEncoder
+from models.weights.hub import ASSETS
+from models.weights.layouts import ENCODER_SIGNATURES, read_text_config, translate_checkpoint
+from models.weights.modules import give_buffers_values
 
 ALL_ENCODERS = (
     *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),

@@ -25,13 +25,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from clip_gradcam_visualization import CLIPGradCAM
-from models.checkpoint_layouts import translate_checkpoint
-from models.clip_text import BPE_FILE, find_clip_tokenizer
 from models.errors import InputError, InputWarning
-from models.loading import embed_texts, load_clip_checkpoint, load_with_text_features
-from models.openai_clip import translate
-from models.pretrained import CLIP_MEAN, CLIP_STD
-from models.torchscript import is_torchscript, read_torchscript
+from models.loading.load import embed_texts, load_clip_checkpoint, load_with_text_features
+from models.loading.processors import CLIP_MEAN, CLIP_STD
+from models.towers.tokenizers import BPE_FILE, find_clip_tokenizer
+from models.weights.layouts import translate_checkpoint
+from models.weights.openai_names import translate
+from models.weights.torchscript import is_torchscript, read_torchscript
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:文本“two dogs", "ignore:.*没有说明激活函数", "ignore:.*torch.jit", "ignore::torch.jit.TracerWarning"
@@ -626,7 +626,7 @@ def test_the_translation_is_the_inverse_of_the_way_back():
 @pytest.fixture
 def nowhere(monkeypatch, tmp_path):
     """Neither a package nor a cache has CLIP's vocabulary."""
-    monkeypatch.setattr("models.clip_text.BPE_PACKAGES", ())
+    monkeypatch.setattr("models.towers.tokenizers.BPE_PACKAGES", ())
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
 
 

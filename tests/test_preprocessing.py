@@ -6,9 +6,9 @@ import torch
 from PIL import Image
 from tiny import gradient_picture
 
-from models.heatmap import blend, resize_map, show_cam_on_image, to_heatmap
-from models.outputs import measure_map
-from models.preprocessing import Preprocessing, Region, preprocess, square
+from models.explain.heatmap import blend, resize_map, show_cam_on_image, to_heatmap
+from models.images.preprocessing import Preprocessing, Region, preprocess, square
+from models.runs.tables import measure_map
 
 # -- preprocessing ----------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from models.loading.fingerprint.fingerprint import fingerprint
 from safetensors.torch import load_file, save_file
 from tiny import corner_square, gradient_picture
 from tiny_pretrained import FAMILIES, TEXTS, library_outputs, library_pixels, make_network, save_pretrained
@@ -20,9 +21,12 @@ from torch.nn import functional as F
 
 from clip_gradcam_visualization import CLIPGradCAM
 from models.errors import InputError, InputWarning
-from models.loading import embed_texts, load_clip_checkpoint, load_with_text_features, release_text_tower
-from models.pretrained import fingerprint, is_pretrained, load_pretrained, read_preprocessing
-from models.pretrained_towers import VisionTransformerTower, into_patches
+from models.loading.folder import load_pretrained
+from models.loading.load import embed_texts, load_clip_checkpoint, load_with_text_features
+from models.loading.processors import read_preprocessing
+from models.towers.published import VisionTransformerTower, into_patches
+from models.weights.hub import is_pretrained
+from models.weights.modules import release_text_tower
 
 pytestmark = pytest.mark.filterwarnings("ignore:文本“two dogs")
 
@@ -643,7 +647,7 @@ def test_what_is_downloaded_is_one_set_of_weights_and_the_small_files(monkeypatc
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", lambda self, name: there)
-    monkeypatch.setattr("models.clip._hub_is_reachable", lambda: True)
+    monkeypatch.setattr("models.weights.hub._hub_is_reachable", lambda: True)
     assert load_pretrained("org/other").image_encoder_name == "clip-vit"
     assert "model.safetensors" in asked["org/other"] and "*.json" in asked["org/other"]
     assert not {"pytorch_model.bin", "flax_model.msgpack"} & set(asked["org/other"])

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clip_gradcam_visualization import FLAGS, METHODS, PRETRAINED_TARGET_LAYERS, TARGET_LAYERS, main
-from models.demo import markdown
+from clip_gradcam_visualization import FLAGS, PRETRAINED_TARGET_LAYERS, TARGET_LAYERS, main
+from models.demo.cnn import markdown
+from models.explain.methods import METHODS
 
 PROJECT = Path(__file__).resolve().parent.parent
 README = (PROJECT / "README.md").read_text(encoding="utf-8")

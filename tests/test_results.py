@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from models.errors import InputError
-from models.results import COLUMNS, Part, RunFolder, check_settings, csv_cell, csv_line, package_versions
+from models.runs.settings import check_settings
+from models.runs.state import Part, RunFolder
+from models.runs.tables import COLUMNS, csv_cell, csv_line, package_versions
 
 PROJECT = Path(__file__).resolve().parent.parent
 SETTINGS = {"texts": [["甲", "甲。"]], "contrast": 0.0, "packages": "torch 2"}

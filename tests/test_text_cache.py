@@ -15,17 +15,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from models.loading.fingerprint.fingerprint import checkpoint_fingerprint
 from safetensors.torch import save_file
 from test_command_line import flags, home  # noqa: F401 (fixtures)
 from tiny import TINY_BERT, tiny_clip
 
 import clip_gradcam_visualization as script
 import models.clip
-from clip_gradcam_visualization import load_clip_checkpoint, load_with_text_features, main
-from models import loading, text_cache
-from models.checkpoint_layouts import read_torch_file
+from clip_gradcam_visualization import main
 from models.errors import CheckpointError, InputError, InputWarning
-from models.text_cache import checkpoint_fingerprint, load_entry, store_entry, text_features_key
+from models.loading import load as loading
+from models.loading import text_cache
+from models.loading.load import load_clip_checkpoint, load_with_text_features
+from models.loading.text_cache import load_entry, store_entry, text_features_key
+from models.weights.files import read_torch_file
 
 SCRIPT = Path(script.__file__)
 TEXTS = ["正常", "松动", "感染"]
@@ -158,7 +161,7 @@ def test_what_is_no_checkpoint_has_a_fingerprint_too(tmp_path, content):
 def vocabulary(tmp_path):
     """A local folder of a text encoder, as the shipped one."""
     folder = tmp_path / "bert"
-    shutil.copytree(models.clip.ASSETS / "bert-base-chinese", folder)
+    shutil.copytree(models.weights.hub.ASSETS / "bert-base-chinese", folder)
     return folder
 
 

@@ -12,18 +12,12 @@ import torch
 from PIL import Image
 from tiny import BrightnessClip, assert_same_map, corner_square, gradient_picture, tiny_clip
 
-from clip_gradcam_visualization import (
-    CLIPGradCAM,
-    explain,
-    get_target_layer_for_clip,
-    preprocess,
-    read_image,
-    show_cam_on_image,
-    visualize_clip_gradcam,
-)
+from clip_gradcam_visualization import CLIPGradCAM, explain, get_target_layer_for_clip, visualize_clip_gradcam
 from models.clip import CLIPModel
 from models.errors import InputError
-from models.heatmap import to_heatmap
+from models.explain.heatmap import show_cam_on_image, to_heatmap
+from models.images.preprocessing import preprocess
+from models.images.reading import read_image
 
 ROOT = Path(__file__).parents[1]
 TEXTS = ["正常", "松动", "感染"]
@@ -41,9 +35,7 @@ def test_a_bright_square_in_a_corner_comes_out_in_that_corner(tmp_path, height, 
     pixels, rows, columns = corner_square(height, width, side, bottom, right)
     Image.fromarray(pixels).save(tmp_path / "corner.png")
     model = BrightnessClip()
-    content = explain(
-        model, read_image(tmp_path / "corner.png"), ["bright"], target_layer=model.image_encoder.grid
-    )
+    content = explain(model, read_image(tmp_path / "corner.png"), ["bright"], target_layer=model.image_encoder.grid)
     heatmap = content.heatmap
     assert heatmap.shape == (height, width) and heatmap.max() == 1
     peak = np.unravel_index(heatmap.argmax(), heatmap.shape)

@@ -5,8 +5,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from models.clip import CLIPModel, TextEncoder
-from models.outputs import ImageResult, Question
+from models.clip import CLIPModel
+from models.explain.question import Question
+from models.results.result import ImageResult
+from models.towers.text import TextEncoder
 
 TINY_BERT = {"hidden_size": 64, "num_hidden_layers": 1, "intermediate_size": 128, "num_attention_heads": 1}
 EMBED_DIM = 32

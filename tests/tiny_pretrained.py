@@ -7,7 +7,7 @@ import torch
 import transformers
 from tiny import gradient_picture, randomise_norms
 
-from models.clip_text import byte_letters
+from models.towers.tokenizers import byte_letters
 
 TEXTS = ["a cat", "正常假体", "two dogs on the loose hip", "感染"]
 VISION = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}

@@ -1,0 +1,215 @@
+"""Heatmaps of a vision transformer's attention: LeGrad, Grad-ECLIP and attention rollout.
+
+What the formulas need is captured by hooks on the linear layers around the attention: queries, keys, values, and
+what goes into the output projection, o = A v. Every library has them, whatever kernel computes the attention
+itself. The gradient of a score with respect to the attention after its softmax is then exact without the
+attention: ds/dA = (ds/do) v^T. Only rollout computes A, from queries and keys.
+
+    with captured_attention(transformer, blocks) as trace:
+        embeddings = tower.embed(images)
+    maps, peaks = legrad(transformer, trace, embeddings, score, prefix)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+from ..errors import InputError
+from ..heavy import functional as F
+from ..heavy import torch
+from ..towers.transformer import Transformer
+from .capture import begin_graph, half_precision_scale, hooks
+
+# Ends of the projections' names: in transformers' CLIP family, in its ViT since 5, in its ViT before.
+PROJECTION_NAMES = {
+    "query": ("q_proj", "query"),
+    "key": ("k_proj", "key"),
+    "value": ("v_proj", "value"),
+    "output": ("out_proj", "o_proj", "attention.output.dense"),
+}
+LAST_LINEAR = ("mlp.fc2", "output.dense")  # of a block's MLP: in the CLIP family and ViT since 5, in ViT before
+
+
+class Attended(NamedTuple):
+    """One attention of one forward pass: Q queries and N keys of B images, D channels in all heads together."""
+
+    query: torch.Tensor  # [B, Q, D]
+    key: torch.Tensor  # [B, N, D]
+    value: torch.Tensor  # [B, N, D]
+    leaf: torch.Tensor  # [B, Q, D], where the graph begins: o, or for a pool what follows the output projection
+    output: torch.nn.Linear  # the output projection
+    projected: bool  # whether the leaf follows it
+
+    def gradient(self, score: torch.Tensor) -> torch.Tensor:
+        """d score / do for score [B, T]: float32 [T, B, Q, D]."""
+        scale, (batch, texts) = half_precision_scale(self.leaf), score.shape
+        one_by_one = scale * torch.eye(texts, device=score.device)[:, None].expand(texts, batch, texts)
+        (gradient,) = torch.autograd.grad(score, self.leaf, one_by_one, retain_graph=True, is_grads_batched=True)
+        gradient = gradient.float() / scale
+        return gradient @ self.output.weight.float() if self.projected else gradient
+
+
+class Trace(NamedTuple):
+    """The attention that one forward pass went through, in its order."""
+
+    blocks: list[Attended]
+    outputs: list[torch.Tensor]  # [B, N, D] of each block, on the graph of its own leaf
+    pools: list[Attended]  # one, or none where a class token is read
+
+
+def projection(block: torch.nn.Module, kind: str) -> torch.nn.Linear:
+    """The linear layer of a block's attention by what it makes; InputError where no known library's name fits."""
+    for name, module in block.named_modules():
+        if isinstance(module, torch.nn.Linear) and name.endswith(PROJECTION_NAMES[kind]):
+            return module
+    raise InputError(f"在 {type(block).__name__} 中找不到注意力的 {kind} 投影，该方法不支持这种模型；请换一个 --method")
+
+
+@contextlib.contextmanager
+def captured_attention(
+    transformer: Transformer, blocks: Sequence[torch.nn.Module], graph: str = "whole"
+) -> Iterator[Trace]:
+    """Record the attention of `blocks` and of the pool while a forward pass runs under `no_grad`.
+
+    `graph`: from each attention's leaf to the end ("whole"), to the mean token at the end of its block ("block"),
+    or "none".
+    """
+    trace = Trace([], [], [])
+    with hooks() as handles:
+        for block in blocks:
+            handles += _watch_block(block, trace, graph)
+        if transformer.pool is not None:
+            hook = _pool_hook(trace, graph)
+            handles.append(transformer.pool.attention.register_forward_hook(hook, with_kwargs=True))
+        yield trace
+
+
+def _watch_block(block: torch.nn.Module, trace: Trace, graph: str) -> list:
+    """Hooks on one block: what it attends to, and its output."""
+    projected = {}
+
+    def keep(kind):
+        return lambda module, inputs, output: projected.__setitem__(kind, output.detach())
+
+    def before_output(module, inputs):
+        leaf, mixed = (inputs[0], inputs[0]) if graph == "none" else begin_graph(inputs[0])
+        trace.blocks.append(Attended(**projected, leaf=leaf, output=module, projected=False))
+        return (mixed, *inputs[1:])
+
+    def end_block(module, inputs, output):
+        tokens = output[0] if isinstance(output, tuple) else output
+        trace.outputs.append(tokens)
+        if graph != "block":
+            return None
+        torch.set_grad_enabled(False)
+        return (tokens.detach(), *output[1:]) if isinstance(output, tuple) else tokens.detach()
+
+    handles = [projection(block, kind).register_forward_hook(keep(kind)) for kind in ("query", "key", "value")]
+    handles.append(projection(block, "output").register_forward_pre_hook(before_output))
+    if graph == "block":
+        handles += [m.register_forward_hook(_mean_gradient) for name, m in block.named_modules() if name in LAST_LINEAR]
+    return [*handles, block.register_forward_hook(end_block)]
+
+
+def _mean_gradient(linear, inputs, output):
+    """The same output; but the gradient of its mean over tokens goes by one token, the mean of the inputs.
+
+    Exact, for the mean of a linear layer's outputs is its output for the mean, and nearly half the cost of LeGrad.
+    """
+    mean = F.linear(inputs[0].mean(1, keepdim=True), linear.weight, linear.bias)
+    return output.detach() + (mean - mean.detach())
+
+
+def _pool_hook(trace: Trace, graph: str) -> Callable:
+    """A hook on an nn.MultiheadAttention that is called with (query, key, value) of batches first."""
+
+    def keep(module, args, kwargs, output):
+        tokens = [*args[:3], *(kwargs[name] for name in ("query", "key", "value")[len(args) :])]
+        biases = (None,) * 3 if module.in_proj_bias is None else module.in_proj_bias.chunk(3)
+        parts = zip(tokens, module.in_proj_weight.chunk(3), biases)
+        query, key, value = (F.linear(part, weight, bias).detach() for part, weight, bias in parts)
+        leaf, pooled = (output[0], output[0]) if graph == "none" else begin_graph(output[0])
+        trace.pools.append(Attended(query, key, value, leaf, module.out_proj, projected=True))
+        return (pooled, *output[1:])
+
+    return keep
+
+
+def _by_heads(tokens: torch.Tensor, heads: int) -> torch.Tensor:
+    """[..., N, D] -> [..., heads, N, D / heads], float32."""
+    return tokens.float().unflatten(-1, (heads, -1)).transpose(-3, -2)
+
+
+def _attention(attended: Attended, heads: int) -> torch.Tensor:
+    """softmax(q k^T / sqrt(d)), [B, heads, Q, N] float32."""
+    query, key = _by_heads(attended.query, heads), _by_heads(attended.key, heads)
+    return (query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])).softmax(-1)
+
+
+# ---------------------------------------------------------------------------------------------
+# The formulas: (transformer, trace, embeddings [B, E], score: embedding [B, E] -> [B, T], prefix tokens) ->
+# maps [B, T, patches] float32, and the largest |gradient| behind each, [B, T]
+
+
+def legrad(transformer, trace, embeddings, score, prefix):
+    """mean over blocks, heads and queries of [ds/dA]+, s the score of the block's mean token.
+
+    With attention pooling s is the score of what the pool makes of the block's tokens, and A the pool's attention
+    (Bousselham et al. 2024, arXiv 2404.03214). The map's smallest value is taken off, as the authors do.
+    """
+    total, peaks = 0.0, []
+    for attended, tokens in zip(trace.blocks, trace.outputs):
+        with torch.enable_grad():
+            if transformer.pool is None:
+                scores = score(transformer.head(tokens.mean(1)))
+            else:
+                with captured_attention(transformer, ()) as pooled:
+                    scores = score(transformer.head(tokens.detach()))
+                (attended,) = pooled.pools
+        gradients = attended.gradient(scores)  # (T, B, Q, D)
+        value = _by_heads(attended.value, transformer.num_heads).transpose(-1, -2)  # (B, heads, d, N)
+        # one text after the other: heads x Q x N numbers each
+        maps = [(_by_heads(g, transformer.num_heads) @ value).relu_().mean((1, 2)) for g in gradients]
+        total = total + torch.stack(maps, 1)[..., prefix:] / len(trace.outputs)
+        peaks.append(gradients.abs().amax((2, 3)).T)
+    return total - total.amin(-1, keepdim=True), torch.stack(peaks).amax(0)
+
+
+def grad_eclip(transformer, trace, embeddings, score, prefix):
+    """L_i = [ sum_c d_c v_ic lambda_i ]+ of the last attention, whose one query the embedding is made of.
+
+    d = ds/do of the class token (or of the pool's probe), lambda_i = minmax_i cos(W_o q + b_o, W_o k_i + b_o)
+    over the patches (Zhao et al. 2024, arXiv 2502.18816).
+    """
+    attended = (trace.pools or trace.blocks)[0]
+    with torch.enable_grad():
+        gradients = attended.gradient(score(embeddings))[:, :, 0]  # (T, B, D)
+    dtype = attended.output.weight.dtype
+    query, key = (attended.output(part.to(dtype)) for part in (attended.query[:, :1], attended.key[:, prefix:]))
+    likeness = F.cosine_similarity(query.float(), key.float(), dim=-1)  # (B, patches)
+    low, high = likeness.amin(-1, keepdim=True), likeness.amax(-1, keepdim=True)
+    weights = (likeness - low) / (high - low).clamp_min(torch.finfo(torch.float32).tiny)
+    maps = torch.einsum("tbd,bnd->btn", gradients, attended.value[:, prefix:].float())
+    return (maps * weights[:, None]).relu(), gradients.abs().amax(2).T
+
+
+def rollout(transformer, trace, embeddings, score, prefix):
+    """The class row of A^L ... A^1 with A^l = rownorm(mean over heads of the attention + I). Knows no text.
+
+    With attention pooling the pool's row takes the class row's place (Abnar & Zuidema 2020, arXiv 2005.00928). The
+    map's smallest value is taken off.
+    """
+    joint = None
+    for attended in trace.blocks:
+        mixing = _attention(attended, transformer.num_heads).mean(1)  # (B, N, N)
+        mixing = (mixing + torch.eye(mixing.shape[-1], device=mixing.device)) / 2  # each row of an attention sums to 1
+        joint = mixing if joint is None else mixing @ joint
+    row = joint[:, :1]
+    if trace.pools:
+        row = _attention(trace.pools[0], transformer.num_heads).mean(1) @ joint
+    row = row[..., prefix:]  # (B, 1, patches)
+    texts = score(embeddings).shape[1]
+    return (row - row.amin(-1, keepdim=True)).expand(-1, texts, -1), row.amax(-1).expand(-1, texts)

@@ -1,0 +1,148 @@
+"""The heatmap itself: from a map at the target layer to colours on the image's pixels, and what can be measured of it.
+
+A map is [h, w] at the layer, before the ReLU; a heatmap is [H, W] at the image's size, in [0, 1].
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from ..heavy import cv2, torch
+from ..heavy import functional as F
+from ..images.preprocessing import Region
+
+FLATNESS = 1e-6  # a map whose range is below this share of its maximum is one colour
+
+
+def resize_map(raw_map: torch.Tensor | np.ndarray, size: tuple[int, int], region: Region | None = None) -> np.ndarray:
+    """Map [h, w] before the ReLU -> float32 [H, W] after it, in its own unit, at the image's size.
+
+    Resized bilinearly with pixel centres on half integers: each cell lies on the pixels it was made of. `region`:
+    the part of the image that the map lies on, None for all of it; NaN outside.
+    """
+    positive = torch.as_tensor(raw_map).detach().float().relu()[None, None]
+    if region is None:
+        return F.interpolate(positive, tuple(size), mode="bilinear", align_corners=False)[0, 0].cpu().numpy()
+    rows, columns = region.pixels(*size)
+    y = 2 * (torch.arange(rows.start, rows.stop) + 0.5 - region.top) / (region.bottom - region.top) - 1
+    x = 2 * (torch.arange(columns.start, columns.stop) + 0.5 - region.left) / (region.right - region.left) - 1
+    places = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], -1).to(positive)  # (x, y) in [-1, 1]
+    inside = F.grid_sample(positive, places[None], padding_mode="border", align_corners=False)
+    resized = np.full(size, np.nan, dtype=np.float32)
+    resized[rows, columns] = inside[0, 0].cpu().numpy()
+    return resized
+
+
+def to_heatmap(
+    raw_map: torch.Tensor | np.ndarray,
+    size: tuple[int, int],
+    scale: float | None = None,
+    region: Region | None = None,
+) -> np.ndarray:
+    """Map [h, w] before the ReLU -> heatmap float32 [H, W] in [0, 1]; zeros if it is flat; NaN outside of `region`.
+
+    1 is the map's own maximum, or `scale` where several maps share one.
+    """
+    if is_flat(raw_map):
+        return resize_map(0 * raw_map, size, region)
+    resized = resize_map(raw_map, size, region)
+    return resized / np.float32(scale or np.nanmax(resized))
+
+
+def flatness(raw_map) -> float:
+    """Lowest / highest value of a map [h, w] after the ReLU: 1 where it is one colour, nothing at all included."""
+    low, high = max(float(raw_map.min()), 0.0), max(float(raw_map.max()), 0.0)
+    return low / high if high else 1.0
+
+
+def is_flat(raw_map) -> bool:
+    return flatness(raw_map) >= 1 - FLATNESS
+
+
+def diagnose_flat_map(model, raw_map: torch.Tensor | np.ndarray, gradient_peak) -> str | None:
+    """Why a map [h, w] (before the ReLU) shows nothing, and what to try; None for a map that shows something."""
+    if not is_flat(raw_map):
+        return None
+    if gradient_peak == 0:
+        cause = "梯度为零，相似度不依赖于该层的这些位置；请用 --target-layer 换一层（--list-layers 列出可用的层）"
+    elif raw_map.max() <= 0 and math.prod(raw_map.shape) > 1:
+        cause = "所有位置的加权激活都不为正，即这段文本与图像相反；请换一个文本描述或目标文本"
+    else:
+        cause = f"该层各处的值相同（{raw_map.shape[0]}×{raw_map.shape[1]} 网格）；请用 --target-layer 换更靠前的一层"
+    untrained = "；另外，归一化层的参数全是初始值，检查点看起来未经训练" if looks_untrained(model) else ""
+    return f"热力图为空：{cause}{untrained}"
+
+
+def looks_untrained(model) -> bool:
+    """True where every normalisation layer of the image encoder still has the scale 1 and no shift but 0."""
+    norms = [
+        module
+        for module in model.image_encoder.modules()
+        if "Norm" in type(module).__name__ and getattr(module, "weight", None) is not None
+    ]
+    shifts = (module.bias for module in norms if getattr(module, "bias", None) is not None)
+    return bool(norms) and all(bool((m.weight == 1).all()) for m in norms) and not any(bool(b.any()) for b in shifts)
+
+
+TEXT_INSENSITIVE = 0.95  # from this text sensitivity on, the reader is warned
+
+
+def text_sensitivity(maps: np.ndarray, target: int) -> float | None:
+    """Mean Pearson correlation of one text's map with the maps of the other texts; maps [K, h, w] before the ReLU.
+
+    1 means that the heatmap does not depend on what was asked. An empty map of another text has nothing in
+    common with this one and counts as 0. None where there is nothing to compare: one text only, or this map
+    is empty.
+    """
+    if len(maps) < 2 or is_flat(maps[target]):
+        return None
+    positive = np.maximum(maps.reshape(len(maps), -1), 0).astype(np.float64)
+    centred = positive - positive.mean(axis=1, keepdims=True)
+    centred[[is_flat(raw_map) for raw_map in maps]] = 0
+    unit = centred / np.linalg.norm(centred, axis=1, keepdims=True).clip(1e-300)
+    return float(np.mean(np.delete(unit, target, axis=0) @ unit[target]))
+
+
+def two_decimals(value: float) -> str:
+    """A correlation as it is shown; no minus before a zero."""
+    return f"{round(value, 2) + 0.0:.2f}"
+
+
+COLORMAP_JET = 2  # cv2.COLORMAP_JET, by value: `import cv2` waits until something is drawn
+
+
+def show_cam_on_image(
+    img: np.ndarray, mask: np.ndarray, colormap: int = COLORMAP_JET, alpha: float = 0.4
+) -> np.ndarray:
+    """Lay a heatmap over an image: alpha * colour + (1 - alpha) * image.
+
+    `img`: RGB [H, W, 3], 0-255 integers or 0-1 floats (a float above 1 counts as 0-255). `mask`: [h, w] in
+    [0, 1], resized where it is of another size; the image stays as it is where it is NaN. `colormap`: one of
+    OpenCV's. Returns float32 RGB in [0, 1].
+    """
+    pixels = np.asarray(img)
+    scale = 255.0 if np.issubdtype(pixels.dtype, np.integer) or pixels.max(initial=0) > 1 else 1.0
+    pixels = pixels.astype(np.float32) / np.float32(scale)
+    mask = np.asarray(mask, dtype=np.float32)
+    if mask.shape != pixels.shape[:2]:
+        mask = cv2.resize(mask, pixels.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+    unseen = np.isnan(mask)
+    levels = np.rint(np.clip(np.where(unseen, 0, mask), 0, 1) * 255).astype(np.uint8)
+    colours = cv2.applyColorMap(levels, colormap)[..., ::-1].astype(np.float32) / np.float32(255)
+    blended = np.clip(alpha * colours + (1 - alpha) * pixels, 0, 1).astype(np.float32)
+    return np.where(unseen[..., None], np.clip(pixels, 0, 1), blended)
+
+
+def jet(heatmap: np.ndarray) -> np.ndarray:
+    """[h, w] in [0, 1] -> RGB uint8 [h, w, 3], dark blue to dark red."""
+    return cv2.cvtColor(cv2.applyColorMap(cv2.convertScaleAbs(heatmap, alpha=255), COLORMAP_JET), cv2.COLOR_BGR2RGB)
+
+
+def blend(pixels: np.ndarray, heatmap: np.ndarray, alpha: float = 0.4) -> np.ndarray:
+    """`show_cam_on_image` in whole levels, several times as fast: uint8 [H, W, 3] and [H, W] -> uint8 [H, W, 3]."""
+    unseen = np.isnan(heatmap)
+    if not unseen.any():
+        return cv2.addWeighted(jet(heatmap), alpha, np.ascontiguousarray(pixels), 1 - alpha, 0)
+    return np.where(unseen[..., None], pixels, blend(pixels, np.where(unseen, np.float32(0), heatmap), alpha))

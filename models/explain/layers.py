@@ -1,0 +1,119 @@
+"""Layers by their names, and what a layer gives, read as maps: feature maps in either order of memory, or tokens."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Sequence
+
+from ..errors import InputError, closest_hint
+from ..heavy import functional as F
+from ..heavy import torch
+from ..weights.modules import evaluating
+from .capture import hooks, tensor_of
+
+LAYER_PREFIXES = ("", "image_encoder.", "image_encoder.backbone.")
+
+
+def find_layer(model, name: str) -> torch.nn.Module:
+    """Return the module at a dotted path, from the model, its image encoder or its backbone; InputError if none."""
+    modules = dict(model.named_modules())
+    for prefix in LAYER_PREFIXES:
+        if name and prefix + name in modules:
+            return modules[prefix + name]
+    backbone = LAYER_PREFIXES[-1]
+    candidates = [key.removeprefix(backbone) for key in modules if key.startswith(backbone)]
+    hint = closest_hint(name, candidates, count=3, cutoff=0.3)
+    raise InputError(f"模型中没有层 {name!r}；{hint}--list-layers 列出全部可用的层")
+
+
+def layer_name(model, layer: torch.nn.Module) -> str:
+    """Dotted path of a module below the image encoder's backbone, or below the model."""
+    for name, module in model.named_modules():
+        if module is layer:
+            return name.removeprefix(LAYER_PREFIXES[-1])
+    return type(layer).__name__
+
+
+def layers_name(model, layers: Sequence[torch.nn.Module]) -> str:
+    """The layers' paths as they are shown: "a + b", "a ... z" for more than three; "attention" where there are none."""
+    names = [layer_name(model, layer) for layer in layers]
+    if len(names) > 3:
+        names = [f"{names[0]} … {names[-1]}"]
+    return " + ".join(names) or "attention pool"
+
+
+def token_grid_of(tower, image_hw) -> tuple[int, int, int] | None:
+    """(prefix tokens, rows, columns) that an image tower says its tokens have; None where it has none."""
+    token_grid = getattr(tower, "token_grid", None)
+    return token_grid(*image_hw) if token_grid else None
+
+
+def as_maps(tensor, image_hw, token_grid):
+    """A layer's output as [B, C, h, w]: feature maps, channels-last maps, or tokens without their prefix.
+
+    Raises InputError where it is none of these.
+    """
+    if tensor.ndim == 3 and token_grid:
+        prefix, rows, columns = token_grid
+        if tensor.shape[1] != prefix + rows * columns:
+            raise InputError(f"该层有 {tensor.shape[1]} 个词元，模型的网格是 {prefix} + {rows}×{columns} 个；请换一层")
+        return tensor[:, prefix:].transpose(1, 2).unflatten(2, (rows, columns))  # (B, C, h, w)
+    if tensor.ndim == 4:
+        channels_first = _stretch(tensor.shape[2:], image_hw)
+        channels_last = _stretch(tensor.shape[1:3], image_hw)
+        if min(channels_first, channels_last) <= 2:
+            return tensor if channels_first <= channels_last else tensor.permute(0, 3, 1, 2)
+    raise InputError(f"该层的输出形状是 {list(tensor.shape)}，不是空间特征图，无法计算热力图；请换一层")
+
+
+def _stretch(grid, image_hw) -> float:
+    """How far a grid's cells are from square on the image: 1 if square, else the ratio of their sides."""
+    height, width = image_hw[0] / grid[0], image_hw[1] / grid[1]
+    return max(height / width, width / height)
+
+
+def list_spatial_layers(model, img_size: int) -> list[tuple[str, tuple[int, int, int]]]:
+    """(dotted path, (channels, rows, columns)) of each module of the backbone that gives a spatial map."""
+    shapes = {}
+    token_grid = token_grid_of(model.image_encoder, (img_size, img_size))
+
+    def record(module, _, output):
+        with contextlib.suppress(InputError):
+            shapes[module] = tuple(as_maps(tensor_of(output), (img_size, img_size), token_grid).shape[1:])
+
+    backbone = model.image_encoder.backbone
+    parameter = next(model.parameters())
+    images = torch.zeros(1, 3, img_size, img_size, device=parameter.device, dtype=parameter.dtype)
+    with hooks() as handles, evaluating(model.image_encoder), torch.no_grad():
+        handles += [module.register_forward_hook(record) for name, module in backbone.named_modules() if name]
+        model.image_encoder(images)
+    return [(name, shapes[module]) for name, module in backbone.named_modules() if module in shapes]
+
+
+ROUNDING = 1e-6  # of the terms of a sum in float32: what is smaller may be no more than their rounding
+
+
+def without_rounding(maps, A, g) -> tuple:
+    """(maps [B, h, w], largest |gradient| [B]), both zero where a map is only what rounding left of terms that cancel.
+
+    At some layers the terms g_k A_k cancel exactly: the positions of a block's output that is read through a norm
+    alone, say. Brought to its maximum such a rest would look like any heatmap.
+    """
+    cancelled = maps.abs().amax((1, 2)) <= ROUNDING * (A * g).abs().sum(1).amax((1, 2))
+    peaks = g.abs().amax((1, 2, 3))
+    return maps.where(~cancelled[:, None, None], maps.new_zeros(())), peaks.where(~cancelled, peaks.new_zeros(()))
+
+
+def fuse_layers(maps: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Maps [B, h, w] of several layers -> one at the finest grid: the mean of the positive maps, each over its maximum.
+
+    Times the mean of the maxima, so that the maps of several texts stay comparable. One layer's map is left as it is.
+    """
+    if len(maps) == 1:
+        return maps[0]
+    finest = max((m.shape[1:] for m in maps), key=math.prod)
+    positive = [F.interpolate(m[:, None].relu(), finest, mode="bilinear", align_corners=False)[:, 0] for m in maps]
+    maxima = torch.stack([m.amax((1, 2)) for m in positive])  # (layers, B)
+    shares = [m / top.clamp_min(torch.finfo(m.dtype).tiny)[:, None, None] for m, top in zip(positive, maxima)]
+    return torch.stack(shares).mean(0) * maxima.mean(0)[:, None, None]

@@ -1,0 +1,160 @@
+"""What a method needs of a forward pass, and how its formula makes maps of that: the general paths of all methods.
+
+Each kind says whether an image tower has it (`suits`) and which modules it comes from (`modules`), captures it on the
+way (`captured`), and makes maps [B, T, h, w] before the ReLU with the largest |gradient| behind each, [B, T] (`maps`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from ..errors import InputError
+from ..heavy import functional as F
+from ..heavy import torch
+from ..towers.transformer import Transformer
+from .attention import captured_attention
+from .capture import captured_layers, gradients_of
+from .layers import as_maps, fuse_layers, token_grid_of, without_rounding
+
+
+class ForwardPass(NamedTuple):
+    """One pass of B images through an image tower, with what was captured on the way."""
+
+    tower: torch.nn.Module
+    images: torch.Tensor  # [B, 3, H, W]
+    captured: object  # the layers' activations, or a Trace
+    embeddings: torch.Tensor  # [B, D], on the graph that begins at what was captured
+    embed: Callable  # images [n, 3, H, W] -> embeddings [n, D], for further passes
+
+    def to_maps(self, tensor: torch.Tensor) -> torch.Tensor:
+        """What a layer gave, or its gradient, as [B, C, h, w]."""
+        size = self.images.shape[-2:]
+        return as_maps(tensor, size, token_grid_of(self.tower, size))
+
+
+class Gradients:
+    """The activations of layers and the gradients of the score, formula(A, g) -> maps [B, h, w]; the layers fused."""
+
+    @staticmethod
+    def suits(tower: torch.nn.Module) -> bool:
+        return True
+
+    @staticmethod
+    def modules(tower: torch.nn.Module, method: str, layers: Sequence[torch.nn.Module]) -> list[torch.nn.Module]:
+        return list(layers)
+
+    @staticmethod
+    def captured(tower: torch.nn.Module, method: str, modules: Sequence[torch.nn.Module]):
+        return captured_layers(modules)
+
+    def maps(self, formula: Callable, forward: ForwardPass, score: Callable) -> tuple[torch.Tensor, torch.Tensor]:
+        activations = [forward.to_maps(tensor.detach()).float() for tensor in forward.captured]
+        with torch.enable_grad():
+            totals = score(forward.embeddings).sum(0).unbind()  # over the images, whose gradients do not meet
+        weights = self.weights(forward, score, activations, totals)
+        maps, peaks = [], []
+        for text, total in enumerate(totals):  # one after the other: all texts' gradients at once may be large
+            gradients = self.gradients(forward, total)
+            of_layers = [formula(A, w) for A, w in zip(activations, weights[text] if weights else gradients)]
+            checked = [without_rounding(*layer) for layer in zip(of_layers, activations, gradients)]
+            maps.append(fuse_layers([layer_map for layer_map, _ in checked]))
+            peaks.append(torch.stack([peak for _, peak in checked]).amax(0))
+        return torch.stack(maps, 1), torch.stack(peaks, 1)
+
+    @staticmethod
+    def gradients(forward: ForwardPass, total: torch.Tensor) -> list[torch.Tensor]:
+        """d total / d each layer's activations, [B, C, h, w] float32."""
+        return [forward.to_maps(g) for g in gradients_of(total, forward.captured)]
+
+    def weights(self, forward, score, activations, totals) -> list[list[torch.Tensor]] | None:
+        """What the formula takes in place of the gradients, for each text and layer; None for the gradients."""
+        return None
+
+
+SCORECAM_CHANNELS, SCORECAM_BATCH = 300, 16
+
+
+class MaskedImages(Gradients):
+    """The scores of the image under each channel of a layer, formula(A, scores [B, C]) -> maps [B, h, w].
+
+    Only the SCORECAM_CHANNELS with the largest mean gradient are tried (gScoreCAM), each in a pass of its own.
+    """
+
+    def weights(self, forward, score, activations, totals) -> list[list[torch.Tensor]]:
+        means = zip(*([g.mean((2, 3)) for g in self.gradients(forward, total)] for total in totals))
+        of_layers = [
+            self._masked_scores(forward, score, A, torch.stack(w, 1)) for A, w in zip(activations, means, strict=True)
+        ]
+        return [[scores[:, text] for scores in of_layers] for text in range(len(totals))]
+
+    @staticmethod
+    def _masked_scores(forward, score, A, means) -> torch.Tensor:
+        """y of the image under each channel that a text asks for: [B, T, C], -inf elsewhere.
+
+        `means` [B, T, C]: <g_k> of each text. A channel that several texts ask for is run once.
+        """
+        count = min(SCORECAM_CHANNELS, A.shape[1])
+        asked = torch.zeros_like(means, dtype=torch.bool).scatter_(2, means.topk(count, dim=2).indices, True)
+        masked = torch.full_like(means, -torch.inf)
+        for b, image in enumerate(forward.images):
+            for channels in asked[b].any(0).nonzero()[:, 0].split(SCORECAM_BATCH):
+                masks = F.interpolate(A[b, channels, None], image.shape[1:], mode="bilinear", align_corners=False)
+                low, high = masks.amin((2, 3), keepdim=True), masks.amax((2, 3), keepdim=True)
+                masks = (masks - low) / (high - low).clamp_min(torch.finfo(masks.dtype).tiny)
+                masked[b, :, channels] = score(forward.embed(image * masks), b).T
+        return masked.where(asked, -torch.inf)
+
+
+class Activations(Gradients):
+    """The activations of layers alone, formula(A) -> maps [B, h, w]: the same for every text."""
+
+    def maps(self, formula, forward, score):
+        maps = fuse_layers([formula(forward.to_maps(tensor.detach()).float()) for tensor in forward.captured])
+        texts = score(forward.embeddings).shape[1]
+        return maps[:, None].expand(-1, texts, -1, -1), maps.new_ones(len(maps), texts)
+
+
+class Attention:
+    """The attention of the last blocks, formula(transformer, trace, embeddings, score, prefix) -> maps [B, T, patches].
+
+    `blocks`: how many of the last ones, None for all; `graph`: see `captured_attention`; `takes_layers`: whether the
+    user may name other blocks; `pool_alone`: whether a model with attention pooling is read at its pool only.
+    """
+
+    def __init__(self, blocks: int | None, graph: str, takes_layers: bool = False, pool_alone: bool = False):
+        self.blocks, self.graph, self.takes_layers, self.pool_alone = blocks, graph, takes_layers, pool_alone
+
+    @staticmethod
+    def suits(tower):
+        return getattr(tower, "transformer", lambda: None)() is not None
+
+    def modules(self, tower, method, layers):
+        """The blocks whose attention is captured; InputError for layers that the method cannot use."""
+        transformer = transformer_of(tower, method)
+        if layers:
+            if not self.takes_layers:
+                raise InputError("grad-eclip 和 rollout 不使用目标层；请去掉 --target-layer 或 --layers")
+            if any(layer not in list(transformer.blocks) for layer in layers):
+                raise InputError("LeGrad 的层必须是整个 Transformer 块；用 --layers 给出块的名称，或不给（取最后几块）")
+            return list(layers)
+        if self.pool_alone and transformer.pool is not None:
+            return []
+        return list(transformer.blocks)[-(self.blocks or len(transformer.blocks)) :]
+
+    def captured(self, tower, method, modules):
+        return captured_attention(transformer_of(tower, method), modules, self.graph)
+
+    def maps(self, formula, forward, score):
+        prefix, rows, columns = forward.tower.token_grid(*forward.images.shape[-2:])
+        transformer = forward.tower.transformer()
+        maps, peaks = formula(transformer, forward.captured, forward.embeddings, score, prefix)
+        return maps.unflatten(2, (rows, columns)), peaks
+
+
+def transformer_of(tower: torch.nn.Module, method: str) -> Transformer:
+    """The transformer of an image tower; InputError where it has none."""
+    transformer = tower.transformer() if hasattr(tower, "transformer") else None
+    if transformer is None:
+        raise InputError(f"方法 {method} 需要视觉 Transformer（ViT），这个图像编码器没有注意力；请换一个 --method")
+    return transformer

@@ -1,0 +1,42 @@
+"""Libraries that take long to import, each imported when the first name of it is asked for.
+
+    from .heavy import torch      # imports nothing
+    torch.zeros(3)                # imports torch, as it would have at the top of the file
+
+Files that the script imports take them from here: a typo in a flag is answered in a tenth of a second, not after torch,
+and a warm command never imports what it does not use. Files that define networks, which nothing imports before a model
+is loaded, import torch itself.
+"""
+
+import importlib
+from types import ModuleType
+
+from .errors import InputError
+
+
+class HeavyModule(ModuleType):
+    """Stands for the module of its name. InputError with `advice`, if there is some, where it cannot be imported."""
+
+    def __init__(self, name: str, advice: str | None = None):
+        super().__init__(name)
+        self._advice = advice
+
+    def __getattr__(self, name):
+        try:
+            module = importlib.import_module(self.__name__)
+        except ImportError as error:
+            if self._advice is None:
+                raise
+            raise InputError(self._advice.format(error)) from error
+        return getattr(module, name)
+
+
+torch, functional = HeavyModule("torch"), HeavyModule("torch.nn.functional")
+torchvision, transformers = HeavyModule("torchvision"), HeavyModule("transformers")
+huggingface_hub, safetensors = HeavyModule("huggingface_hub"), HeavyModule("safetensors")
+tqdm = HeavyModule("tqdm")
+cv2 = HeavyModule(
+    "cv2",
+    "无法载入 OpenCV（{}）；若缺少 libGL，"
+    "请执行 pip install opencv-python-headless，或 apt-get install libgl1 libglib2.0-0",
+)

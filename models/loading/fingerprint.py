@@ -1,0 +1,76 @@
+"""Which model it was: digits that stand for the content of a checkpoint or folder, whatever its name and place."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zipfile
+
+from ..weights.hub import SMALL_FILES, local_folder, weight_files
+
+CHECKED_TENSORS = 8
+
+
+def fingerprint(path: str | os.PathLike) -> str:
+    """32 hexadecimal digits that stand for the content of a checkpoint, a file or a folder."""
+    return checkpoint_fingerprint(path) if os.path.isfile(path) else folder_fingerprint(path)
+
+
+def folder_fingerprint(source: str | os.PathLike) -> str:
+    """Of a folder or a name on the hub: weights, configuration and tokenizer count, not the place."""
+    folder = local_folder(source)
+    small = {file for pattern in SMALL_FILES for file in folder.glob(pattern)}
+    digest = hashlib.sha256(b"folder\0")
+    for file in sorted({*small, *weight_files(folder)}, key=lambda file: file.name):
+        digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
+        _hash_file(file, digest)
+    return digest.hexdigest()[:32]
+
+
+def checkpoint_fingerprint(path: str | os.PathLike) -> str:
+    """Of a checkpoint file. OSError where it cannot be read.
+
+    A `.pth` since torch 1.6 is a zip, whose directory holds the size and the CRC-32 of every tensor: the
+    tensors themselves are not read. Any other file, and a zip without real CRCs, is hashed whole.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            content = _zip_content(archive)
+    except OSError:
+        raise
+    except Exception:  # what zipfile raises for something else, or damaged, is no one thing
+        content = None
+    if content is not None:
+        return hashlib.sha256(b"zip\0" + content).hexdigest()[:32]
+    digest = hashlib.sha256(b"file\0")
+    _hash_file(path, digest)
+    return digest.hexdigest()[:32]
+
+
+def _hash_file(path: str | os.PathLike, digest) -> None:
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+
+
+def _zip_content(archive: zipfile.ZipFile) -> bytes | None:
+    """What a torch zip's directory says of its tensors, and the pickle that arranges them; None if not to be trusted.
+
+    After `torch.serialization.set_crc32_options(False)` every CRC stands as 0. Reading an entry checks its CRC:
+    done for the pickle and a few of the smallest tensors. A zip without a pickle, or with two, is none of torch's.
+    """
+    entries = [entry for entry in archive.infolist() if entry.file_size]
+    (pickled,) = (entry for entry in entries if _inner_name(entry) == "data.pkl")  # ValueError unless there is one
+    if any(entry.CRC == 0 for entry in entries):
+        return None
+    tensors = (entry for entry in entries if _inner_name(entry).startswith("data/"))
+    for entry in sorted(tensors, key=lambda entry: entry.file_size)[:CHECKED_TENSORS]:
+        archive.read(entry)  # BadZipFile where the CRC is not that of the bytes
+    directory = sorted((_inner_name(entry), entry.file_size, entry.CRC) for entry in archive.infolist())
+    return json.dumps(directory).encode() + b"\0" + archive.read(pickled)
+
+
+def _inner_name(entry: zipfile.ZipInfo) -> str:
+    """The name of an entry without the folder that torch names after the file."""
+    return entry.filename.partition("/")[2]

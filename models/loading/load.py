@@ -1,0 +1,89 @@
+"""From a path to a model: content, read once -> its reader -> weights -> the model, and its texts' features.
+
+model = load_clip_checkpoint("checkpoints/clip_model.pth")
+model = load_clip_checkpoint("chinese-clip/", texts=["正常假体", "假体松动"])    # model.class_text_features
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from types import ModuleType
+
+from ..errors import InputError, InputWarning
+from ..heavy import torch
+from ..savings import forget
+from ..weights.modules import evaluating, release_text_tower
+from .content import Content, Request, read_content
+from .text_cache import CachedFeatures
+
+
+def load_clip_checkpoint(
+    path: str | os.PathLike,
+    image_encoder: str | None = None,
+    text_encoder: str | None = None,
+    embed_dim: int | None = None,
+    img_size: int | None = None,
+    text_tower: bool = True,
+    texts: Sequence[str] | None = None,
+    device: str = "cpu",
+    use_cache: bool = True,
+):
+    """The model whose weights stand at `path`, in eval mode, on `device`; on request without its text tower.
+
+    What a checkpoint says of itself counts; the arguments fill in what it leaves open, and one that contradicts it
+    is warned about and loses. Our users' checkpoints give a CLIPModel; the kinds that `models.loading.openai` and
+    `models.loading.folder` read, a PretrainedCLIP. InputError or CheckpointError where it cannot be used.
+
+    With K `texts` the model comes with their features as `class_text_features`, float32 [K, D], and without its text
+    tower. Features that the cache has are not computed again: the text tower is then neither read nor built. Either
+    way the results are the same, bit for bit.
+    """
+    request = Request(image_encoder, text_encoder, embed_dim, img_size, text_tower)
+    cached = CachedFeatures(path, texts, device) if texts is not None and use_cache else None
+    content = read_content(path, mapped=True if cached else None)
+    model = reader_of(content).load(content, request, cached)
+    forget(content.checkpoint or {})
+    if texts is not None:
+        _add_features(model, texts, device, cached)
+    return model.to(device)
+
+
+def reader_of(content: Content) -> ModuleType:
+    """The reader that recognises a content; our own, which says what is missing, where none does."""
+    from .readers import READERS  # they define networks: torch itself is imported here
+
+    return next((reader for reader in READERS if reader.recognises(content)), READERS[0])
+
+
+def _add_features(model, texts: Sequence[str], device: str, cached: CachedFeatures | None) -> None:
+    """Give a model its texts' features, those of the cache where it has them, and let go of its text tower."""
+    if cached is not None and cached.entry is not None:
+        features, messages = cached.entry
+        for message in messages:  # what embedding the texts warned of
+            warnings.warn(message, InputWarning, stacklevel=3)
+        features = torch.from_numpy(features).clone().to(device)
+    else:
+        features = embed_texts(model.to(device), list(texts))
+        if cached is not None:
+            cached.keep(features.cpu().numpy(), model.text_encoder.describe_cuts(texts))
+    release_text_tower(model)
+    model.class_text_features = features
+
+
+def embed_texts(model, texts: list[str]) -> torch.Tensor:
+    """Embed texts with the model's text encoder in eval mode: [K, D], no gradients."""
+    if model.text_encoder is None:
+        raise InputError("该模型没有文本编码器：请给出 text_features，或用 load_clip_checkpoint 载入")
+    with torch.no_grad(), evaluating(model.text_encoder):
+        return model.text_encoder(texts=texts)
+
+
+def choose_device(force_cpu: bool, local_rank: int = 0) -> str:
+    """CUDA where there is one (the ranks of a machine take turns at its devices), else Apple's MPS, else the CPU."""
+    if not force_cpu and torch.cuda.is_available():
+        return f"cuda:{local_rank % torch.cuda.device_count()}" if local_rank else "cuda"
+    if not force_cpu and torch.backends.mps.is_available():
+        return "mps"
+    return "cpu"

@@ -1,0 +1,240 @@
+"""CLIPs under OpenAI's names: its `.pt` files, state dicts of open_clip, and Chinese-CLIP's original checkpoints.
+
+A vision transformer becomes the model of transformers that has the same weights; a ResNet with attention pooling
+becomes a `ClipResNet` of models.towers.clip_resnet. The architecture is read off the weights' shapes; what no shape
+shows (activation, width of the heads) is said by an open_clip_config.json beside the file, or by `read_settings`.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from ..errors import CheckpointError, InputError, InputWarning
+from ..heavy import transformers
+from ..images.preprocessing import Preprocessing
+from ..savings import forget
+from ..towers.clip_resnet import build_clip_resnet
+from ..towers.published import CNN, ImageTower, PretrainedCLIP, build_text_tower, build_towers
+from ..towers.tokenizers import find_clip_tokenizer, tokenizer_of
+from ..weights.hub import SHIPPED_TEXT_ENCODERS, read_json
+from ..weights.layouts import split_checkpoint
+from ..weights.modules import assign_weights, give_buffers_values
+from ..weights.names import WRAPPER_PREFIX
+from ..weights.openai_names import translate
+from ..weights.torchscript import TORCHSCRIPT
+from .content import Content, Request
+from .processors import CLIP_MEAN, CLIP_STD, scaled
+
+SUPPORTED = "OpenAI 的 ViT 和 ResNet（RN50 等）、open_clip 中同样结构的模型、Chinese-CLIP 的原始检查点"
+
+BERT_WORDS = "bert.embeddings.word_embeddings.weight"  # Chinese-CLIP
+CUSTOM_TEXT = (
+    r"^text\.(?=transformer\.|token_embedding\.|ln_final\.|(?:positional_embedding|text_projection|attn_mask)$)"
+)
+NO_WEIGHTS = re.compile(r"^(?:input_resolution|context_length|vocab_size|attn_mask|.*position_ids|bert\.pooler\..*)$")
+
+
+def openai_weights(checkpoint: Mapping) -> dict[str, torch.Tensor]:
+    """The weights of a wrapped or bare checkpoint, without the prefixes of wrappers and without constants."""
+    weights = split_checkpoint(checkpoint)[0]
+    named = {WRAPPER_PREFIX.sub("", key): tensor for key, tensor in weights.items() if isinstance(tensor, torch.Tensor)}
+    named = {re.sub(CUSTOM_TEXT, "", key): tensor for key, tensor in named.items()}
+    return {key: tensor for key, tensor in named.items() if not NO_WEIGHTS.match(key)}
+
+
+def recognises(content: Content) -> bool:
+    """Whether a checkpoint has an image tower under OpenAI's name, be it one that we can build or not."""
+    weights = {} if content.checkpoint is None else split_checkpoint(content.checkpoint)[0]
+    return any(isinstance(key, str) and WRAPPER_PREFIX.sub("", key).startswith("visual.") for key in weights)
+
+
+class Settings(NamedTuple):
+    """What the shapes of the weights do not show."""
+
+    activation: str  # quick_gelu or gelu
+    head_width: int | None = None  # of the image tower's attention; None: by its width
+    text_heads: int | None = None  # None: 64 wide
+    preprocessing: Mapping = {}  # of open_clip_config.json
+
+
+KNOWN_VISION = {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio", "patch_dropout"}
+KNOWN_TEXT = {"context_length", "vocab_size", "width", "heads", "layers", "output_tokens"}
+
+# width of an image tower -> width of its heads, where it is not 64: open_clip's ViT-H, g, bigG and e
+HEAD_WIDTHS = {1280: 80, 1408: 88, 1664: 104, 1792: 112}
+
+
+def read_settings(path: Path, checkpoint: Mapping, weights: Mapping) -> Settings:
+    """What the checkpoint read from `path` and the open_clip_config.json beside it say.
+
+    Activation: quick_gelu in a TorchScript archive and in Chinese-CLIP; as that file says, or the run's name that
+    open_clip writes into its checkpoints; else quick_gelu with a warning, for most files without are OpenAI's.
+    """
+    file, run = path.parent / "open_clip_config.json", checkpoint.get("name")
+    if checkpoint.get(TORCHSCRIPT) or BERT_WORDS in weights:
+        return Settings("quick_gelu")
+    if file.is_file():
+        return _open_clip_settings(file)
+    if named := re.search(r"model_(.+?)-lr_", run) if isinstance(run, str) else None:
+        return Settings("quick_gelu" if "quickgelu" in named[1].lower() else "gelu")
+    message = (
+        f"{path.name} 没有说明激活函数，按 OpenAI 的 QuickGELU 处理；若是 open_clip 用 GELU 训练的模型"
+        "（多数 LAION、DataComp 权重），请把它的 open_clip_config.json 放在同一文件夹，否则结果不准"
+    )
+    warnings.warn(message, InputWarning, stacklevel=3)
+    return Settings("quick_gelu")
+
+
+def _open_clip_settings(file: Path) -> Settings:
+    content = read_json(file)
+    model = content.get("model_cfg", content)
+    vision, text = model.get("vision_cfg") or {}, model.get("text_cfg") or {}
+    strange = [key for key, value in vision.items() if value and key not in KNOWN_VISION]
+    strange += [key for key, value in text.items() if value and key not in KNOWN_TEXT]
+    if strange:
+        raise InputError(f"{file} 中的 {'、'.join(strange[:3])} 不受支持；支持：{SUPPORTED}")
+    activation = "quick_gelu" if model.get("quick_gelu") else "gelu"
+    return Settings(activation, vision.get("head_width"), text.get("heads"), content.get("preprocess_cfg") or {})
+
+
+def _count(weights: Mapping, pattern: str) -> int:
+    """How many different numbers the one group of a pattern takes among the keys."""
+    return len({match[1] for match in map(re.compile(pattern).match, weights) if match})
+
+
+def _grid(positions: torch.Tensor) -> int:
+    """Side of the square grid that a table of a class token's and the cells' position codes is for."""
+    return round((len(positions) - 1) ** 0.5)
+
+
+def vision_config(weights: Mapping, settings: Settings) -> dict:
+    """CLIPVisionConfig of OpenAI's vision transformer."""
+    width, _, patch, _ = weights["visual.conv1.weight"].shape
+    head_width = settings.head_width or HEAD_WIDTHS.get(width, 64)
+    return {
+        "hidden_size": width,
+        "patch_size": patch,
+        "image_size": patch * _grid(weights["visual.positional_embedding"]),
+        "num_hidden_layers": _count(weights, r"visual\.transformer\.resblocks\.(\d+)\."),
+        "intermediate_size": len(weights["visual.transformer.resblocks.0.mlp.c_fc.weight"]),
+        "num_attention_heads": max(1, width // head_width),
+        "hidden_act": settings.activation,
+    }
+
+
+def text_config(weights: Mapping, settings: Settings) -> dict:
+    """CLIPTextConfig of OpenAI's text transformer, ChineseCLIPTextConfig of Chinese-CLIP's BERT."""
+    bert = BERT_WORDS in weights
+    words = weights[BERT_WORDS if bert else "token_embedding.weight"]
+    positions = weights["bert.embeddings.position_embeddings.weight" if bert else "positional_embedding"]
+    inner = "bert.encoder.layer.0.intermediate.dense.weight" if bert else "transformer.resblocks.0.mlp.c_fc.weight"
+    size, width = words.shape
+    sizes = {
+        "vocab_size": size,
+        "hidden_size": width,
+        "max_position_embeddings": len(positions),
+        "num_hidden_layers": _count(weights, r"(?:bert\.encoder\.layer|transformer\.resblocks)\.(\d+)\."),
+        "intermediate_size": len(weights[inner]),
+        "num_attention_heads": settings.text_heads or max(1, width // 64),
+    }
+    if bert:
+        return {**sizes, "type_vocab_size": len(weights["bert.embeddings.token_type_embeddings.weight"])}
+    # the end of a text has the highest token of all, as OpenAI's code takes for granted
+    return {**sizes, "hidden_act": settings.activation, "bos_token_id": size - 2, "eos_token_id": size - 1}
+
+
+def build_network(weights: Mapping, settings: Settings) -> nn.Module:
+    """The model of transformers with these weights; without vision model where that is a ResNet.
+
+    CheckpointError names weights that are missing or have no place.
+    """
+    is_vit, family = "visual.class_embedding" in weights, "ChineseCLIP" if BERT_WORDS in weights else "CLIP"
+    placeholder = {"hidden_size": 2, "num_attention_heads": 1, "num_hidden_layers": 1, "intermediate_size": 1}
+    config = getattr(transformers, f"{family}Config")(
+        vision_config=vision_config(weights, settings) if is_vit else placeholder,
+        text_config=text_config(weights, settings),
+        projection_dim=weights["text_projection"].shape[1],
+    )
+    loader = getattr(transformers, f"{family}Model")
+    with torch.device("meta"):
+        network = loader(config)
+    if not is_vit:
+        del network.vision_model, network.visual_projection
+    kept = {key: tensor for key, tensor in weights.items() if is_vit or not key.startswith("visual.")}
+    assign_weights(network, translate(kept))
+    give_buffers_values(network)
+    return network
+
+
+NEEDED = ("text_projection", "logit_scale")
+EITHER = (
+    ("visual.class_embedding", "visual.attnpool.positional_embedding"),
+    ("token_embedding.weight", BERT_WORDS),
+)
+
+
+def load(content: Content, request: Request, cached=None) -> PretrainedCLIP:
+    """The CLIP of a checkpoint under OpenAI's names, in eval mode, on the CPU, in float32.
+
+    A text encoder that is a folder says where CLIP's vocabulary is; it is looked for there first. InputError or
+    CheckpointError where the checkpoint is none of `SUPPORTED`. Its texts' features are not cached.
+    """
+    request.warn_of_unused()
+    path, weights = content.path, openai_weights(content.checkpoint)
+    missing = [name for name in NEEDED if name not in weights]
+    missing += [" 或 ".join(names) for names in EITHER if not any(name in weights for name in names)]
+    if missing:
+        raise CheckpointError(f"{path} 中没有 {'、'.join(missing)}，其结构不受支持；支持：{SUPPORTED}")
+    settings = read_settings(path, content.checkpoint, weights)
+    find_tokenizer = tokenizer_finder(path, request.text_folder, BERT_WORDS in weights) if request.text_tower else None
+    try:
+        model = _build(weights, settings, read_preprocessing(weights, settings, request.img_size), find_tokenizer)
+    except KeyError as error:  # a weight whose shape says how the model is built
+        raise CheckpointError(f"{path} 中没有 {error.args[0]}，其结构不受支持；支持：{SUPPORTED}") from error
+    except CheckpointError as error:
+        raise CheckpointError(f"{path} 无法使用：{error}；支持：{SUPPORTED}") from error
+    forget(weights)
+    return model
+
+
+def _build(weights: Mapping, settings: Settings, preprocessing: Preprocessing, find_tokenizer: Callable | None):
+    """The PretrainedCLIP of these weights."""
+    network, is_bert = build_network(weights, settings), BERT_WORDS in weights
+    if "visual.class_embedding" in weights:
+        return build_towers(network, preprocessing, find_tokenizer, first_token=is_bert)
+    visual = {key.removeprefix("visual."): tensor for key, tensor in weights.items() if key.startswith("visual.")}
+    tower = ImageTower(build_clip_resnet(visual, settings.head_width or 64))
+    text = build_text_tower(network, find_tokenizer, first_token=is_bert)
+    return PretrainedCLIP(CNN, tower, text, network.logit_scale, None, preprocessing).eval()
+
+
+def read_preprocessing(weights: Mapping, settings: Settings, img_size: int | None) -> Preprocessing:
+    """As OpenAI's, open_clip's or Chinese-CLIP's own code prepares images for a model with these weights."""
+    if "visual.class_embedding" in weights:
+        side = vision_config(weights, settings)["image_size"]
+    else:
+        side = 32 * _grid(weights["visual.attnpool.positional_embedding"])
+    own = settings.preprocessing
+    mean, std = (tuple(map(float, own.get(key) or usual)) for key, usual in (("mean", CLIP_MEAN), ("std", CLIP_STD)))
+    mode = own.get("resize_mode") or "shortest"
+    if mode not in ("shortest", "squash"):
+        raise InputError(f"open_clip_config.json 的 resize_mode 是 {mode!r}；本工具只支持 shortest 和 squash")
+    squeezed = mode == "squash" or BERT_WORDS in weights
+    resample = 2 if own.get("interpolation") == "bilinear" else 3
+    resize, crop = ((side, side), None) if squeezed else (side, (side, side))
+    preprocessing = Preprocessing(resize, crop, mean, std, resample)
+    return scaled(preprocessing, img_size) if img_size else preprocessing
+
+
+def tokenizer_finder(path: Path, folder: str | None, is_bert: bool) -> Callable:
+    """A function that loads the tokenizer of a file's text tower; InputError at once where there is none."""
+    if not is_bert:
+        return find_clip_tokenizer(folder, path.parent)
+    return tokenizer_of(Path(folder) if folder else SHIPPED_TEXT_ENCODERS["bert-base-chinese"])

@@ -1,0 +1,190 @@
+"""Text features kept between runs, in the user's cache folder: keyed by content, never by path or date.
+
+    cached = CachedFeatures(path, texts, "cpu")      # before the file is read
+    if cached.look_up(config):
+        features, messages = cached.entry
+    else:
+        cached.keep(features, messages)              # once they are computed
+
+The key says everything that the features depend on, so an entry is never out of date: what changes, be it
+one weight, one line of the vocabulary or the version of a library, has another key. Nothing in an entry
+is executed, and an entry that is not whole counts as absent. A cache that cannot be used is no cache:
+no function here raises for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import InputError
+from ..heavy import huggingface_hub, torch
+from ..weights.hub import ASSETS, text_encoder_source
+from ..writing import write_files
+from .fingerprint import checkpoint_fingerprint
+
+FORMAT = "clip-gradcam text features 1"  # another number where TextEncoder or this file comes to mean something else
+TOKENIZER_FILES = ("vocab.txt", "tokenizer*.json", "config*.json", "special_tokens_map.json", "added_tokens.json")
+DEFAULT_TEXT_ENCODER = "bert-base-chinese"
+LIBRARIES = ("torch", "transformers", "tokenizers", "numpy")
+
+
+class CachedFeatures:
+    """What the cache has of a checkpoint's features of K texts; to be made before the checkpoint is read."""
+
+    def __init__(self, path: str | os.PathLike, texts: Sequence[str], device: str):
+        self._path, self._texts, self._device = path, texts, device
+        self._state = file_state(path)
+        self._key: str | None = None
+        self.entry: tuple[np.ndarray, list[str]] | None = None  # see `load_entry`
+
+    def look_up(self, config: Mapping) -> bool:
+        """Whether there is an entry for the model that `config` describes; CLIP's tokenizer may be anywhere: none."""
+        if config["text_config"].get("model_type") is None:
+            self._key = file_features_key(self._path, self._state, config, self._texts, self._device)
+        self.entry = load_entry(self._key) if self._key else None
+        return self.entry is not None
+
+    def keep(self, features: np.ndarray, messages: Sequence[str]) -> None:
+        """Store features [K, D] and the warnings that embedding gave, if the file is still the one that was read."""
+        if self._key and file_state(self._path) == self._state:
+            store_entry(self._key, features, messages)
+
+
+def text_features_key(
+    fingerprint: str, text_encoder: str, config: Mapping, texts: Sequence[str], device: str
+) -> str | None:
+    """64 hexadecimal digits that stand for everything that text features depend on; None if it cannot be said.
+
+    `text_encoder`: a shipped name, a local folder or a hub name. `config`: `text_config` and `embed_dim`
+    enter the tower. `device`: its type. The order of the texts counts, and the number of threads, which
+    changes the last bits of sums.
+    """
+    files = _text_encoder_files(text_encoder)
+    try:
+        versions = [metadata.version(name) for name in LIBRARIES]
+    except metadata.PackageNotFoundError:
+        versions = None
+    if files is None or versions is None:
+        return None
+    sizes = {str(name): repr(value) for name, value in (config.get("text_config") or {}).items()}
+    sizes["embed_dim"] = repr(config.get("embed_dim"))
+    content = [FORMAT, fingerprint, files, sizes, list(texts), _arithmetic(device), versions]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def file_state(path: str | os.PathLike) -> tuple | None:
+    """What changes when another file takes this one's place: compared before and after, no part of a key."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def file_features_key(
+    path: str | os.PathLike, state: tuple | None, config: Mapping, texts: Sequence[str], device: str
+) -> str | None:
+    """The key for the checkpoint at `path`, read when the file was in `state`; `config` as for `create_model`.
+
+    None where the file is not the one that was read: a training may have replaced it since.
+    """
+    try:
+        fingerprint = checkpoint_fingerprint(path)
+    except OSError:
+        return None
+    if state is None or file_state(path) != state:
+        return None
+    name = config.get("text_encoder", DEFAULT_TEXT_ENCODER)
+    return text_features_key(fingerprint, name, config, texts, device)
+
+
+def _arithmetic(device: str) -> list:
+    """What changes the last bits of a result on a device: its model, the instructions and threads in use."""
+    kind = torch.device(device).type
+    model = torch.cuda.get_device_name() if kind == "cuda" else torch.backends.cpu.get_cpu_capability()
+    return [kind, model, torch.get_num_threads(), torch.get_float32_matmul_precision()]
+
+
+def _text_encoder_files(name: str) -> list | None:
+    """[what kind of source, [[file name, hash], ...]] of the files that a text encoder's name stands for.
+
+    None where they are not at hand: a hub name outside the local cache, or a folder without a vocabulary.
+    """
+    source = text_encoder_source(name)
+    folder = Path(source)
+    if folder.is_dir():
+        kind = f"shipped {folder.name}" if folder.is_relative_to(ASSETS) else "folder"
+    else:
+        kind, folder = f"hub {source}", _hub_folder(source)
+    if folder is None:
+        return None
+    try:
+        paths = sorted({path for pattern in TOKENIZER_FILES for path in folder.glob(pattern)})
+        hashes = [[path.name, hashlib.sha256(path.read_bytes()).hexdigest()] for path in paths]
+    except OSError:
+        return None
+    names = {path.name for path in paths}
+    return [kind, hashes] if "config.json" in names and names & {"vocab.txt", "tokenizer.json"} else None
+
+
+def _hub_folder(name: str) -> Path | None:
+    """Where the local cache of the model hub keeps `name`; None where it does not."""
+    if os.environ.get("TRANSFORMERS_CACHE"):  # an older transformers looks there, and not where we would
+        return None
+    try:
+        config_file = huggingface_hub.try_to_load_from_cache(name, "config.json")
+    except (ValueError, OSError):  # no name of a repository
+        return None
+    return Path(config_file).parent if isinstance(config_file, str) else None
+
+
+# ---------------------------------------------------------------------------------------------
+# Entries: SHA-256 of the rest, one line of JSON, the features as `.npy`
+
+DIGEST_BYTES = hashlib.sha256().digest_size
+
+
+def cache_folder() -> Path:
+    """`clip_gradcam` in $XDG_CACHE_HOME, else in `~/.cache`. RuntimeError where the user has no home."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "clip_gradcam"
+
+
+def _entry_path(key: str) -> Path:
+    return cache_folder() / f"{key}.text"
+
+
+def load_entry(key: str) -> tuple[np.ndarray, list[str]] | None:
+    """(features float32 [K, D], the warnings that embedding gave); None where there is no whole entry of `key`."""
+    try:
+        data = _entry_path(key).read_bytes()
+        digest, rest = data[:DIGEST_BYTES], data[DIGEST_BYTES:]
+        line, _, array = rest.partition(b"\n")
+        header = json.loads(line) if digest == hashlib.sha256(rest).digest() else {}
+        if header.get("format") != FORMAT or header.get("key") != key:
+            return None
+        features = np.lib.format.read_array(io.BytesIO(array), allow_pickle=False)
+        messages = [str(message) for message in header["warnings"]]
+    except Exception:  # a file of somebody else's may hold anything
+        return None
+    sound = features.dtype == np.float32 and features.ndim == 2 and np.isfinite(features).all()
+    return (features, messages) if sound else None
+
+
+def store_entry(key: str, features: np.ndarray, messages: Sequence[str] = ()) -> None:
+    """Keep features float32 [K, D] and the warnings of embedding them, whole or not at all."""
+    header = json.dumps({"format": FORMAT, "key": key, "warnings": list(messages)})
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, np.ascontiguousarray(features), allow_pickle=False)
+    rest = header.encode() + b"\n" + buffer.getvalue()
+    with contextlib.suppress(InputError, RuntimeError):  # no home, no permission, no space: no cache
+        write_files({_entry_path(key): hashlib.sha256(rest).digest() + rest}, private=True)

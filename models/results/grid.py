@@ -1,0 +1,257 @@
+"""The grid: one image and a tile for each of several texts, or for each of several methods that explain one text.
+
+Like the figure it reads the result itself: Results of `models.results.result`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from ..explain.faithfulness import Faithfulness
+from .page import ASCENT, DESCENT, Box, Drawing, Picture, Text, drawable, text_length, wrap_text
+from .parts import (
+    BODY,
+    FOOTER_WORDS,
+    GREY,
+    HEADING,
+    MARGIN,
+    TITLE,
+    WARNING,
+    bar_below,
+    draw_footer,
+    fitted,
+    footer_notes,
+    footer_rows,
+    framed_message,
+    in_language,
+    leading,
+    lines_down,
+    measure,
+    resized,
+    sensitivity_note,
+    three_decimals,
+)
+
+GRID_WORDS = {
+    **FOOTER_WORDS,
+    "image": ("原始图像", "Original image"),
+    "heatmap": ("各文本的 {}热力图", "{} heatmap of each text"),
+    "methods": ("各方法的热力图　目标文本：{}", "Heatmap of each method   Target text: {}"),
+    "contrast": (
+        "（对比：支持该文本而不是其他文本的区域）",
+        " (contrasted: what speaks for this text rather than the others)",
+    ),
+    "scale": (
+        "相对重要性（0–1，1 为这些文本中的最大值，各图同一色标，可以比较）",
+        "Relative importance (0–1, 1 is the maximum over these texts; all maps share one scale and can be compared)",
+    ),
+    "own scale": (
+        "相对重要性（0–1，各图以自身最大值为 1，不同方法的数值不能比较）",
+        "Relative importance (0–1, 1 is each map's own maximum; values of different methods cannot be compared)",
+    ),
+    "prediction": ("预测", "Predicted"),
+    "predicted": ("预测（{:.1%}）：{}", "Predicted ({:.1%}): {}"),
+    "similarity": ("余弦相似度 {:.3f}", "Cosine similarity {:.3f}"),
+    "probability": ("概率 {:.1%}", "Probability {:.1%}"),
+    "text-free": ("不看文本", "Knows no text"),
+    "deletion": ("删除 {}（{}）", "Deletion {} ({})"),
+    "insertion": ("插入 {}（{}）", "Insertion {} ({})"),
+    "margins": (
+        "删除、插入：曲线下面积，括号内为优于随机图多少（正为优）",
+        "Deletion, insertion: area under the curve; in brackets by how much it beats random maps (positive is better)",
+    ),
+    "empty": ("热力图为空", "Empty heatmap"),
+    "insensitive": ("：其中 {} 个文本的热力图几乎不随文本变化", ": {} of these heatmaps hardly depend on the text"),
+    "insensitive methods": (
+        "：其中 {} 种方法的热力图几乎不随文本变化",
+        ": {} of these heatmaps hardly depend on the text",
+    ),
+}
+MARK = "#e67e22"  # the colour of the predicted text
+
+
+class Tiles(NamedTuple):
+    """How the tiles of a grid lie: sizes in pixels."""
+
+    columns: int
+    picture: tuple[int, int]  # width, height
+    width: int  # of a tile, at least the picture's
+    height: int  # of what the picture lies in, at least the picture's
+
+
+GRID_WIDTH, GRID_HEIGHT, GRID_LEAST_WIDTH = 2200, 2400, 900  # of the page
+GRID_HEAD, GRID_FOOT, GAP = 84, 170, 24
+LEAST_TILE = 240, 60  # width, height: room for a message
+LARGEST_PICTURE = 600, 768
+
+
+def arrange_tiles(count: int, image_width: int, image_height: int, details: int = 2) -> Tiles:
+    """How to lay out `count` tiles with pictures as large as a page of GRID_WIDTH x GRID_HEIGHT allows.
+
+    Below each picture there are a name, on at most two lines, and at most `details` lines.
+
+    Where so many tiles do not fit at a legible size, the page grows downwards.
+    """
+    room = GRID_WIDTH - 2 * MARGIN + GAP
+    best = {}
+    for columns in range(1, min(count, room // (LEAST_TILE[0] + GAP)) + 1):
+        rows, width = math.ceil(count / columns), room // columns - GAP
+        large, small = _caption_sizes(width)
+        caption = 8 + 2 * leading(large) + details * leading(small)
+        height = (GRID_HEIGHT - GRID_HEAD - GRID_FOOT) / rows - GAP - caption
+        height = max(height, LEAST_TILE[1], LEAST_TILE[0] * min(1, image_height / image_width))
+        box = min(width, LARGEST_PICTURE[0]), min(height, LARGEST_PICTURE[1])
+        width, height = fitted(image_width, image_height, *box)
+        tile = max(width, LEAST_TILE[0]), max(height, LEAST_TILE[1])
+        best[width, height, -rows, -columns] = Tiles(columns, (width, height), *tile)
+    return best[max(best)]  # the largest pictures; of these the fewest rows, of these the fewest columns
+
+
+def draw_grid(results, overlays: list[np.ndarray], lang: str = "zh") -> Drawing:
+    """Lay out the original image of Results and a tile for each of `overlays`, in the order of `results.pairs()`.
+
+    `overlays`: RGB uint8 [h, w, 3] of the image's proportions, each; `lang`: "zh" or "en".
+    """
+    words, first = in_language(GRID_WORDS, lang), results[0]
+    image_height, image_width = first.pixels.shape[:2]
+    is_tested = any(tested is not None for result in results for tested in result.tested)
+    tiles = arrange_tiles(1 + len(overlays), image_width, image_height, 4 if is_tested else 2)
+    captions = [_original_caption(results, tiles.width, words)]
+    captions += [_tile_caption(results, pair, tiles.width, words) for pair in results.pairs()]
+    deepest = max(caption[-1].y for caption in captions)
+    page_width = max(GRID_LEAST_WIDTH, 2 * MARGIN + tiles.columns * (tiles.width + GAP) - GAP)
+    left, room = (page_width - tiles.columns * (tiles.width + GAP) + GAP) // 2, page_width - 2 * MARGIN
+    title = wrap_text(_grid_title(results, words), room, 2, measure(TITLE))
+    items = lines_down(title, page_width // 2, 46, TITLE)
+    head = GRID_HEAD + (len(title) - 1) * leading(TITLE)
+    pitch = tiles.height + deepest + GAP
+    pairs = zip([None, *results.pairs()], [first.pixels, *overlays], captions)
+    for number, (pair, pixels, caption) in enumerate(pairs):
+        row, column = divmod(number, tiles.columns)
+        corner = left + column * (tiles.width + GAP), head + row * pitch
+        picture = _tile_picture(pixels, corner, tiles)
+        items += [picture] if pair is None else _tile(results, pair, picture, words)
+        items += [_moved(item, corner[0] + tiles.width // 2, corner[1] + tiles.height) for item in caption]
+    bottom = head + 12 + math.ceil(len(captions) / tiles.columns) * pitch
+    label = wrap_text(words["own scale" if _by_method(results) else "scale"], room, 2, measure(BODY))
+    items += bar_below(page_width // 2 - 300, bottom, 600, label)
+    rows = footer_rows(_grid_notes(results, is_tested, words), room, 1000)
+    page_height = bottom + GRID_FOOT + (len(label) - 2 + max(0, len(rows) - 2)) * leading(BODY)
+    return Drawing(page_width, page_height, [*items, *draw_footer(rows, page_height)])
+
+
+def _by_method(results) -> bool:
+    """Whether the tiles explain one text, each by another method, and not several texts by one."""
+    return len(results) > 1
+
+
+def _grid_title(results, words) -> str:
+    first = results[0]
+    if _by_method(results):
+        name, text = first.names[first.target], first.texts[first.target]
+        title = words["methods"].format(drawable(text if name == text else f"{name}（{text}）"))
+    else:
+        title = words["heatmap"].format(first.label)
+    return title + (words["contrast"] if first.question.contrast > 0 else "")
+
+
+def _moved(item, right: int, down: int):
+    """A text or box laid out around (0, 0), at its place."""
+    if isinstance(item, Text):
+        return item._replace(x=item.x + right, y=item.y + down)
+    return Box(item.left + right, item.top + down, item.right + right, item.bottom + down, item.fill, item.outline)
+
+
+def _caption_sizes(width: int) -> tuple[int, int]:
+    """Sizes of type for a name and for what stands below it, in a tile of this width."""
+    return (HEADING, WARNING) if width >= 400 else (WARNING, BODY)
+
+
+def _caption(name, details, width) -> list[Text]:
+    """Lines below a picture, around x = 0, y = 0 the picture's lower edge: a name on at most two lines and details."""
+    large, small = _caption_sizes(width)
+    rows = wrap_text(drawable(name), width, 2, measure(large))
+    lines = lines_down(rows, 0, 10 + round(ASCENT * large), large)
+    return [*lines, *lines_down(details, 0, lines[-1].y + leading(large), small)]
+
+
+def _original_caption(results, width, words) -> list[Text]:
+    """What the image is, which of all the texts is predicted and, with methods, the numbers of the one explained."""
+    first, size = results[0], _caption_sizes(width)[1]
+    best = first.predicted
+    predicted = words["predicted"].format(first.probabilities[best], drawable(first.names[best]))
+    numbers = _numbers_of(first, first.target, words) if _by_method(results) else []
+    return _caption(words["image"], [*wrap_text(predicted, width, 2, measure(size)), *numbers], width)
+
+
+def _numbers_of(result, target, words) -> list[str]:
+    """Similarity and probability of a text."""
+    similarity = words["similarity"].format(result.similarities[target])
+    return [similarity, words["probability"].format(result.probabilities[target])]
+
+
+def _tile_caption(results, pair, width, words) -> list:
+    """Name and numbers of a text, and the word that it is predicted in a coloured box; or a method and its numbers."""
+    result, index = pair
+    tested = result.tested[index]
+    areas = _areas_of(tested, words) if tested is not None else []
+    if _by_method(results):
+        return _caption(result.label, ([] if result.knows_text else [words["text-free"]]) + areas, width)
+    target = result.targets[index]
+    caption = _caption(result.names[target], _numbers_of(result, target, words), width)
+    small = _caption_sizes(width)[1]
+    below = lines_down(areas, 0, caption[-1].y + leading(small), small)
+    if target != result.predicted:
+        return [*caption, *below]
+    return [*caption[:-1], *_marked(caption[-1], words["prediction"]), *below]
+
+
+def _areas_of(tested: Faithfulness, words) -> list[str]:
+    """The areas under a map's curves, each with its margin over random maps."""
+    numbers = {
+        "deletion": (tested.deletion, tested.deletion_margin),
+        "insertion": (tested.insertion, tested.insertion_margin),
+    }
+    return [words[kind].format(three_decimals(area), three_decimals(m, "+")) for kind, (area, m) in numbers.items()]
+
+
+def _marked(line: Text, mark: str) -> list:
+    """A line centred at x = 0 and, after it, a word in a coloured box."""
+    length, mark_length = (round(text_length(text, line.size)) for text in (line.string, mark))
+    start = -(length + mark_length + 20) // 2
+    left, right = start + length + 8, start + length + mark_length + 20
+    box = Box(left, line.y - round(0.9 * line.size), right, line.y + round(DESCENT * line.size), MARK)
+    return [box, line._replace(x=left + 6, string=mark, anchor="l"), line._replace(x=start, anchor="l")]
+
+
+def _tile_picture(pixels, corner, tiles) -> Picture:
+    """An image in the middle of the tile whose upper left corner this is."""
+    width, height = tiles.picture
+    left, top = corner[0] + (tiles.width - width) // 2, corner[1] + (tiles.height - height) // 2
+    return Picture(left, top, resized(pixels, width, height))
+
+
+def _tile(results, pair, picture, words) -> list:
+    """The picture of a map, framed if its text is predicted, with a message if the map is empty."""
+    result, index = pair
+    items = [picture]
+    if not _by_method(results) and result.targets[index] == result.predicted:
+        items = [Box(picture.left - 5, picture.top - 5, picture.right + 5, picture.bottom + 5, MARK), picture]
+    if result.flaws[index]:
+        width = picture.right - picture.left
+        centre = picture.left + width / 2, picture.top + (picture.bottom - picture.top) / 2
+        items += framed_message(words["empty"], centre, max(width, LEAST_TILE[0]) - 40, 2, BODY)
+    return items
+
+
+def _grid_notes(results, is_tested: bool, words) -> list:
+    """What the footer says: the source, what else the reader must know, and the range of the text sensitivities."""
+    notes = footer_notes(results, words)
+    notes += [(words["independent"], GREY)] if results[0].independent else []
+    notes += [(words["margins"], GREY)] if is_tested else []
+    if _by_method(results):
+        words = {**words, "insensitive": words["insensitive methods"]}
+    return notes + sensitivity_note(results, words)

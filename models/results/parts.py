@@ -1,0 +1,183 @@
+"""The parts that the figure and the grid are made of: lines of text, colour bars, framed messages, the footer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..explain.heatmap import TEXT_INSENSITIVE, jet, two_decimals
+from ..heavy import cv2
+from .page import ASCENT, BLACK, DESCENT, WHITE, Box, Picture, Text, drawable, text_length, wrap_text
+
+LANGUAGES = ("zh", "en")
+FOOTER_WORDS = {
+    "source": ("图像编码器 {}　目标层 {}（{}×{}）", "Image encoder {}   target layer {} ({}×{})"),
+    "dot product": (
+        "解释的是未归一化的点积，不是余弦相似度",
+        "Explained is the dot product before normalisation, not the cosine",
+    ),
+    "independent": (
+        "各文本的概率相互独立，总和不必为 100%",
+        "The probabilities are each text's own and need not sum to 100%",
+    ),
+    "seen": (
+        "模型只看到图像的 {}%，其余被预处理裁去，没有着色",
+        "The model saw {}% of the image: the rest was cropped away and is left uncoloured",
+    ),
+    "sensitivity": (
+        "文本敏感度 {}（1 表示热力图不随文本变化）",
+        "Text sensitivity {} (1: the heatmap ignores the text)",
+    ),
+    "insensitive": ("：热力图几乎不随文本变化", ": the heatmap hardly depends on the text"),
+}
+TITLE, HEADING, WARNING, BODY, TICK = 24, 20, 17, 15, 14  # sizes of type, in pixels
+GREY, RED = "#555555", "#c0392b"
+MARGIN = 36  # of the page, left and right
+
+
+def in_language(words: dict, lang: str) -> dict:
+    """A table of (Chinese, English) in one of LANGUAGES."""
+    return {name: translations[LANGUAGES.index(lang)] for name, translations in words.items()}
+
+
+def three_decimals(value: float, sign: str = "") -> str:
+    """A score or an area as it is shown; `sign` "+": also before what is positive; no minus before a zero."""
+    return f"{round(value, 3) + 0.0:{sign}.3f}"
+
+
+def measure(size):
+    return lambda text: text_length(text, size)
+
+
+def leading(size: int) -> int:
+    """Pixels from one baseline to the next."""
+    return round(1.27 * size)
+
+
+def lines_down(lines, x, baseline, size, anchor="m", colour=BLACK) -> list[Text]:
+    """Lines one below the other, the first on `baseline`."""
+    return [Text(x, baseline + row * leading(size), line, size, anchor, colour) for row, line in enumerate(lines)]
+
+
+def lines_up(lines, x, baseline, size) -> list[Text]:
+    """Lines one below the other, the last on `baseline`, centred at x."""
+    return lines_down(lines, x, baseline - (len(lines) - 1) * leading(size), size)
+
+
+def middle_baseline(centre: float, size: int) -> int:
+    """The baseline of a line whose middle lies at the height `centre`."""
+    return round(centre + (ASCENT - DESCENT) / 2 * size)
+
+
+def fitted(width: int, height: int, box_width: float, box_height: float) -> tuple[int, int]:
+    """The largest size of the proportions width : height within a box; at least one pixel each way."""
+    scale = min(box_width / width, box_height / height)
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def resized(image: np.ndarray, width: int, height: int) -> np.ndarray:
+    """[h, w] or [h, w, 3] at exactly this size: averaged where it shrinks by more than 1.5, else interpolated."""
+    shrinks = image.shape[0] * image.shape[1] > 1.5**2 * width * height
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+
+
+BAR_THICKNESS, TICK_LENGTH = 22, 5
+
+
+def bar_beside(picture: Picture, label: str) -> list:
+    """A vertical colour bar to the right of a picture, with ticks from 0 to 1 and its label."""
+    left, top, bottom = picture.right + 18, picture.top, picture.bottom
+    right, height = left + BAR_THICKNESS, bottom - top
+    levels = np.repeat(np.linspace(1, 0, height, dtype=np.float32)[:, None], BAR_THICKNESS, axis=1)
+    items = [Box(left - 1, top - 1, right + 1, bottom + 1, BLACK), Picture(left, top, jet(levels))]
+    for tick in range(6):
+        y = bottom - 1 - round(tick * (height - 1) / 5)
+        items.append(Box(right + 1, y, right + 1 + TICK_LENGTH, y + 1, BLACK))
+        items.append(Text(right + 10, middle_baseline(y, TICK), f"{tick / 5:.1f}", TICK))
+    label_x = right + 10 + round(text_length("0.0", TICK)) + 8 + round(ASCENT * BODY)
+    return [*items, Text(label_x, (top + bottom) // 2, label, BODY, "m", vertical=True)]
+
+
+def bar_below(left: int, top: int, width: int, label: list[str]) -> list:
+    """A horizontal colour bar with ticks from 0 to 1, the lines of its label below."""
+    right, bottom = left + width, top + BAR_THICKNESS
+    levels = np.repeat(np.linspace(0, 1, width, dtype=np.float32)[None], BAR_THICKNESS, axis=0)
+    items = [Box(left - 1, top - 1, right + 1, bottom + 1, BLACK), Picture(left, top, jet(levels))]
+    for tick in range(6):
+        x = left + round(tick * (width - 1) / 5)
+        items.append(Box(x, bottom + 1, x + 1, bottom + 1 + TICK_LENGTH, BLACK))
+        items.append(Text(x, bottom + 21, f"{tick / 5:.1f}", TICK, "m"))
+    return [*items, *lines_down(label, left + width // 2, bottom + 42, BODY)]
+
+
+def framed_message(message: str, centre: tuple[float, float], limit: float, lines: int, size: int) -> list:
+    """A framed message in a white box around `centre`; its first item is the box."""
+    rows = wrap_text(drawable(message), limit, lines, measure(size))
+    x, y = round(centre[0]), round(centre[1])
+    half_width = round(max(text_length(row, size) for row in rows) / 2) + 10
+    half_height = len(rows) * leading(size) // 2 + 8
+    first = middle_baseline(y - (len(rows) - 1) * leading(size) / 2, size)
+    frame = Box(x - half_width, y - half_height, x + half_width, y + half_height, WHITE, RED)
+    return [frame, *lines_down(rows, x, first, size)]
+
+
+Note = tuple[str, str]  # a string of the footer and its colour
+
+
+def footer_notes(results: Sequence, words: dict) -> list[Note]:
+    """Where the heatmaps of ImageResults come from and what else their reader must know, but for the sensitivity."""
+    first = results[0]
+    encoder, _, rows, columns = first.source
+    layers = " / ".join(dict.fromkeys(result.layer for result in results))
+    notes = [words["source"].format(drawable(encoder), drawable(layers), rows, columns)]
+    notes += [words["dot product"]] if first.question.similarity == "dot" else []
+    seen = first.geometry.share(*first.pixels.shape[:2])
+    notes += [words["seen"].format(math.floor(100 * seen + 1e-6))] if seen < 1 else []
+    return [(note, GREY) for note in notes]
+
+
+def sensitivity_note(results: Sequence, words: dict) -> list[Note]:
+    """How much the heatmaps of ImageResults depend on the text; red where one hardly does.
+
+    Methods that know no text are left out: their titles say it.
+    """
+    values = [value for result in results if result.knows_text for value in result.sensitivities if value is not None]
+    if not values:
+        return []
+    ends = sorted({two_decimals(min(values)), two_decimals(max(values))}, key=float)
+    ignoring = sum(value >= TEXT_INSENSITIVE for value in values)
+    note = words["sensitivity"].format("–".join(ends)) + (words["insensitive"].format(ignoring) if ignoring else "")
+    return [(note, RED if ignoring else GREY)]
+
+
+def footer_rows(notes: Sequence[Note], room: float, first: float) -> list[list[Note]]:
+    """The notes on as few rows as `room` pixels allow; where that is more than one, the first is at most `first` long.
+
+    A note that is longer than a row ends in an ellipsis.
+    """
+    apart = 2 * BODY
+    if sum(round(text_length(note, BODY)) + apart for note, _ in notes) - apart <= room:
+        return [list(notes)]
+    rows, after = [[]], 0
+    for note, colour in notes:
+        limit = min(room, first) if len(rows) == 1 < len(notes) else room
+        if rows[-1] and after + text_length(note, BODY) > limit:
+            rows.append([])
+            after, limit = 0, room
+        (note,) = wrap_text(note, limit, 1, measure(BODY))
+        rows[-1].append((note, colour))
+        after += round(text_length(note, BODY)) + apart
+    return rows
+
+
+def draw_footer(rows: Sequence[Sequence[Note]], page_height: int) -> list[Text]:
+    """The rows of the footer, the last at the foot of the page."""
+    items = []
+    for row, notes in enumerate(rows):
+        x, baseline = MARGIN, page_height - 22 - (len(rows) - 1 - row) * leading(BODY)
+        for note, colour in notes:
+            items.append(Text(x, baseline, note, BODY, "l", colour))
+            x += round(text_length(note, BODY)) + 2 * BODY
+    return items

@@ -1,0 +1,89 @@
+"""The files that show a result (figure or grid, overlays, arrays), and what the command says of them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from ..explain.heatmap import two_decimals
+from ..writing import write_files
+from .figure import encode_figure
+from .formats import array_path, encode_array, encode_image, figure_file, overlay_path
+from .result import Results, draw_results, file_marks, for_figure
+
+
+class OutputChoice(NamedTuple):
+    """Which files are written of an image."""
+
+    figure: bool = True
+    heatmap: bool = False
+    lang: str = "zh"
+
+
+class OutputFiles(NamedTuple):
+    """The files of an image, whole, in memory."""
+
+    figure: Path | None
+    overlays: list[Path]  # T
+    heatmaps: list[Path]  # T or none: float32 [H, W], and [h, w] at the layer
+    layer_heatmaps: list[Path]
+    contents: dict[Path, bytes]
+
+
+def encode_outputs(results: Results, save_path: str | os.PathLike, choice: OutputChoice) -> OutputFiles:
+    """Draw and encode every file of an image: the figure at `save_path`, the others beside it."""
+    figure_path = figure_file(save_path)
+    marks = file_marks(results)
+    overlays = [overlay_path(figure_path, mark) for mark in marks]
+    files = OutputFiles(figure_path if choice.figure else None, overlays, [], [], {})
+    shown = []
+    for path, (heatmap, overlay) in zip(overlays, results.drawn()):
+        files.contents[path] = encode_image(overlay, path.suffix)
+        shown.append(for_figure(heatmap, overlay, alone=len(overlays) == 1))
+    if choice.heatmap:
+        arrays = ((m, r.maps[t]) for r in results for t, m in zip(r.targets, r.resized_maps()))
+        for mark, (resized, raw_map) in zip(marks, arrays):
+            for kind, paths, array in (
+                ("heatmap", files.heatmaps, resized),
+                ("heatmap_layer", files.layer_heatmaps, np.maximum(raw_map, 0)),
+            ):
+                paths.append(array_path(figure_path, kind, mark))
+                files.contents[paths[-1]] = encode_array(array)
+    if not choice.figure:
+        return files
+    drawn = {figure_path: encode_figure(draw_results(results, shown, choice.lang), figure_path.suffix)}
+    return files._replace(contents={**drawn, **files.contents})
+
+
+def save_results(results: Results, save_path: str | os.PathLike, choice: OutputChoice | None = None) -> list[Path]:
+    """Write the figure at `save_path` and an overlay of each explained text beside it; returns the paths."""
+    contents = encode_outputs(results, save_path, choice or OutputChoice()).contents
+    write_files(contents)
+    return list(contents)
+
+
+def summary(results: Results, files: OutputFiles) -> list[str]:
+    """What the command says of one image: prediction, explained texts, layers, and the path of each file."""
+    first = results[0]
+    names, best = first.question.names, int(first.probabilities.argmax())
+    lines = [f"预测：{names[best]}（{first.probabilities[best]:.1%}）"]
+    for result in results:
+        label = "" if result.method == "gradcam" and len(results) == 1 else f"{result.label}："
+        for target, sensitivity, tested in zip(result.targets, result.sensitivities, result.tested):
+            depends = "" if sensitivity is None else f"，文本敏感度 {two_decimals(sensitivity)}"
+            if tested is not None:
+                depends += f"，删除 {tested.deletion:.3f}、插入 {tested.insertion:.3f}、随机 {tested.random:.3f}"
+            similarity = f"余弦相似度 {result.similarities[target]:.3f}"
+            lines.append(f"{label}目标文本：[{target}] {names[target]}（{similarity}{depends}）")
+    for encoder, layer, rows, columns in dict.fromkeys(result.source for result in results):
+        lines.append(f"图像编码器：{encoder}，目标层：{layer}（{rows}×{columns}）")
+    if first.region is not None:
+        share = first.region.share(*first.pixels.shape[:2])
+        lines.append(f"模型的预处理只保留了图像的 {int(100 * share)}%，其余部分没有着色")
+    kinds = (("可视化图", [files.figure] if files.figure else []), ("叠加图像", files.overlays))
+    for kind, paths in (*kinds, ("热力图", files.heatmaps), ("目标层热力图", files.layer_heatmaps)):
+        lines += [f"{kind}已保存：{path}" for path in paths]
+    return lines

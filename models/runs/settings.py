@@ -1,0 +1,44 @@
+"""What two runs must agree in for the second to go on where the first one stopped, and how a difference is named."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from ..errors import InputError
+
+SETTINGS_IN_CHINESE = {
+    "checkpoint": "检查点",
+    "texts": "类别文本",
+    "targets": "目标文本",
+    "contrast": "--contrast",
+    "layers": "--method、--target-layer 或 --layers",
+    "similarity": "--similarity",
+    "faithfulness": "--faithfulness",
+    "preprocessing": "--img-size 或模型的预处理",
+    "lang": "--lang",
+    "figure": "--no-figure 或 --overlay-only",
+    "heatmap": "--save-heatmap",
+    "root": "图像所在的目录",
+    "packages": "软件包版本",
+}
+
+
+def check_settings(earlier: Mapping, settings: Mapping) -> None:
+    """Raise InputError, naming each setting that is not as it was in the run to be resumed."""
+    settings = json.loads(json.dumps(settings))  # tuples as lists
+    differing = [
+        f"{SETTINGS_IN_CHINESE.get(name, name)}（上次 {_short(earlier.get(name))}，这次 {_short(settings.get(name))}）"
+        for name in {**settings, **earlier}
+        if earlier.get(name) != settings.get(name)
+    ]
+    if differing:
+        raise InputError(
+            f"--resume：与上次运行不同：{'；'.join(differing)}。"
+            "请改回原来的设置，换 --output-dir，或去掉 --resume 重新开始"
+        )
+
+
+def _short(value, limit=60) -> str:
+    text = "无" if value is None else str(value)
+    return text if len(text) <= limit else text[: limit - 1] + "…"

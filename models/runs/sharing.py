@@ -1,0 +1,139 @@
+"""The engine room of a run over many images: who does which chunk, and how a chunk goes through.
+
+Images are worked on in chunks of a fixed size at fixed places in the list, so that an image's numbers do
+not depend on what was finished before, nor on how many processes share the work: convolutions round
+differently with another batch shape or another number of threads. Every model call therefore runs on one
+thread, and several chunks run side by side.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import timedelta
+from typing import NamedTuple
+
+from ..heavy import torch
+
+MOST_THREADS = 8  # beside each other in one process; beyond, Python's own lock is in the way: use more processes
+LONG = timedelta(days=30)  # torchrun ends the waiting when a process dies
+
+
+class Ranks:
+    """The processes that share one run, started by torchrun, and what they tell each other; alone without it.
+
+    `attempt` counts torchrun's restarts of them all.
+    """
+
+    def __init__(self):
+        self.rank = int(os.environ.get("RANK", 0))
+        self.world = int(os.environ.get("WORLD_SIZE", 1))
+        self.local_rank = int(os.environ.get("LOCAL_RANK", 0))
+        self.local_world = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        self.attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+        self._store = None
+        self._alone = itertools.count()
+        self._sums = {"finished": 0, "failed": 0}
+        if self.world > 1:
+            store, _, _ = next(torch.distributed.rendezvous("env://"))
+            prefix = f"clip_gradcam/{self.attempt}"  # one store may serve all attempts
+            self._store = torch.distributed.PrefixStore(prefix, store)
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def claim(self) -> int:
+        """0, 1, 2, ...: each number goes to one process only."""
+        return next(self._alone) if self._store is None else self._store.add("claimed", 1) - 1
+
+    def announce(self, key: str) -> None:
+        """Tell the others that this process has come to a point."""
+        if self._store is not None:
+            self._store.set(f"{key}/{self.rank}", b"")
+
+    def wait_for(self, key: str, ranks: Iterable[int]) -> None:
+        """Wait until each of `ranks` has announced `key`."""
+        others = [f"{key}/{rank}" for rank in ranks if rank != self.rank]
+        if self._store is not None and others:
+            self._store.wait(others, LONG)
+
+    def add(self, key: str, amount: int) -> int:
+        """Add to a sum over all processes ("finished", "failed"); returns the sum."""
+        if self._store is not None:
+            return self._store.add(key, amount)
+        self._sums[key] += amount
+        return self._sums[key]
+
+
+class ChunkSize(NamedTuple):
+    """How much is done at once."""
+
+    batch: int  # images per chunk
+    threads: int  # chunks beside each other
+    num_workers: int  # processes that decode; 0: a thread of this one, which is quicker on few cores
+
+
+def chunk_size(
+    images: int,
+    on_cpu: bool,
+    torch_threads: int,
+    ranks: Ranks,
+    batch: int | None = None,
+    num_workers: int | None = None,
+) -> ChunkSize:
+    """As asked for, else good defaults for a list of images. The batch is the same for any number of processes.
+
+    A short list makes small batches, so that all have work. `torch_threads`: what torch would use for one
+    operation, the cores or OMP_NUM_THREADS; beside a GPU, which draws nothing, all cores are free for drawing.
+    """
+    if batch is None:
+        batch = min(8 if on_cpu else 32, max(1, -(-images // 16)))
+    cores = max(1, (os.cpu_count() or 1) // ranks.local_world)
+    threads = min(MOST_THREADS, torch_threads if on_cpu else cores)
+    if num_workers is None:
+        num_workers = min(4, cores // 2) if cores >= 4 else 0
+    return ChunkSize(batch, threads, num_workers)
+
+
+def chunks_to_do(pending: Sequence[bool], size: int) -> list[int]:
+    """Indices of the chunks of `size` images in which something is still to do."""
+    return [start // size for start in range(0, len(pending), size) if any(pending[start : start + size])]
+
+
+def claimed(chunks: Sequence[int], ranks: Ranks) -> Iterator[int]:
+    """The chunks that this process gets, one by one as it asks: a slow process asks less often."""
+    while (number := ranks.claim()) < len(chunks):
+        yield chunks[number]
+
+
+def run_chunks(
+    chunks: Iterable, start: Callable, finish: Callable, threads: int, prepare_thread: Callable[[], None]
+) -> None:
+    """Threads that take chunks through `start` and each of its results through `finish`, beside each other.
+
+    `start(chunk)` returns a list of results. At most one chunk per thread and one more are under way, so memory stays
+    as it is however many there are. Returns when the last result is finished; an exception ends the run and is raised.
+    """
+    executor = ThreadPoolExecutor(threads, initializer=prepare_thread)
+    under_way: deque[Future] = deque()  # of chunks: each gives the futures of its results
+
+    def begin(chunk):
+        return [executor.submit(finish, result) for result in start(chunk)]
+
+    def settle(chunk: Future):
+        for result in chunk.result():
+            result.result()
+
+    try:
+        for chunk in chunks:
+            under_way.append(executor.submit(begin, chunk))
+            if len(under_way) > threads:
+                settle(under_way.popleft())
+        while under_way:
+            settle(under_way.popleft())
+    finally:
+        executor.shutdown(cancel_futures=True)

@@ -1,0 +1,173 @@
+"""The tables of a run: their columns, the rows of an image, and rows as lines of CSV and JSON."""
+
+from __future__ import annotations
+
+import csv
+import importlib.metadata
+import io
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from itertools import zip_longest
+from pathlib import Path
+
+import numpy as np
+
+from ..explain.heatmap import flatness, is_flat, resize_map
+from ..images.preprocessing import Region
+from ..results.result import ImageResult, Results
+from ..results.saving import OutputFiles
+
+
+def table_rows(results: Results, files: OutputFiles, image: str, folder: Path, run: Mapping) -> list[dict]:
+    """A row of COLUMNS per explained text and method, and the probability of every text.
+
+    `image`: the path as it was found; files are named relative to `folder`; `run`: what is the same in all rows.
+    """
+    paths = zip_longest(files.overlays, files.heatmaps, files.layer_heatmaps)
+    rows = []
+    for (result, index), (overlay, heatmap, layer_heatmap) in zip(results.pairs(), paths):
+        names = {"figure": files.figure, "overlay": overlay, "heatmap": heatmap, "layer_heatmap": layer_heatmap}
+        names = {kind: name_below(folder, path) for kind, path in names.items()}
+        rows.append({"image": image, **_row_of_result(result), **_row_of_text(result, index), **names, **run})
+    return rows
+
+
+def _row_of_result(result: ImageResult) -> dict:
+    """The columns that all texts of a result share."""
+    question = result.question
+    height, width = result.pixels.shape[:2]
+    encoder, layer, rows, columns = result.source
+    return {
+        "width": width,
+        "height": height,
+        "predicted": question.names[result.predicted],
+        "method": result.method,
+        "explained": question.similarity,
+        "contrast": question.contrast,
+        "image_encoder": encoder,
+        "layer": layer,
+        "grid": f"{rows}x{columns}",
+        "seen": rounded(result.geometry.share(height, width)),
+        "names": question.names,
+        "probabilities": [rounded(p) for p in result.probabilities],
+    }
+
+
+def _row_of_text(result: ImageResult, index: int) -> dict:
+    """The columns of one explained text."""
+    target, sensitivity = result.targets[index], result.sensitivities[index]
+    tested = result.tested[index]
+    raw_map, size = result.maps[target], result.pixels.shape[:2]
+    return {
+        "target_text_idx": target,
+        "target": result.question.names[target],
+        "similarity": rounded(result.similarities[target]),
+        "probability": rounded(result.probabilities[target]),
+        **measure_map(raw_map, resize_map(raw_map, size, result.region), result.geometry),
+        "text_sensitivity": None if sensitivity is None else rounded(sensitivity),
+        "warning": result.warnings()[index],
+        **{name: None if tested is None else rounded(getattr(tested, name)) for name in FAITHFULNESS_COLUMNS},
+    }
+
+
+FAITHFULNESS_COLUMNS = ("deletion", "insertion", "deletion_margin", "insertion_margin")
+
+
+def measure_map(raw_map: np.ndarray, resized: np.ndarray, region: Region) -> dict:
+    """Where a map is highest, how wide and how flat it is; `raw_map` [h, w], `resized` the same at [H, W].
+
+    The peak is the centre of the strongest cell, in pixels from the image's upper left corner; `region` is what
+    the map lies on.
+    """
+    flat = is_flat(raw_map)
+    row, column = np.unravel_index(int(raw_map.argmax()), raw_map.shape)
+    (rows, columns), (height, width) = raw_map.shape, resized.shape
+    x = region.left + (column + 0.5) * (region.right - region.left) / columns
+    y = region.top + (row + 0.5) * (region.bottom - region.top) / rows
+    return {
+        "peak_x": None if flat else int(np.clip(x, 0, width - 1)),
+        "peak_y": None if flat else int(np.clip(y, 0, height - 1)),
+        "area_above_half": None if flat else rounded((resized > 0.5 * np.nanmax(resized)).mean()),
+        "flatness": rounded(flatness(raw_map)),
+    }
+
+
+def rounded(value) -> float:
+    """To 6 decimals: what a heatmap's arithmetic in float32 is good for."""
+    return round(float(value), 6)
+
+
+def name_below(folder: Path, path: Path | None) -> str | None:
+    """A file's name relative to the output folder, with forward slashes on every system."""
+    return None if path is None else path.relative_to(folder).as_posix()
+
+
+PACKAGES = ("torch", "torchvision", "transformers", "pillow", "opencv-python", "matplotlib", "numpy")
+INSTEAD = {"opencv-python": ("opencv-python-headless", "opencv-contrib-python", "opencv-contrib-python-headless")}
+
+COLUMNS = (
+    "image",  # path as it was found
+    "width",
+    "height",
+    "predicted",  # short name of the most similar text
+    "target_text_idx",
+    "target",  # short name of the explained text
+    "similarity",  # cosine, of the explained text
+    "probability",
+    "peak_x",  # where the heatmap is highest, in the image's pixels from its upper left corner
+    "peak_y",
+    "area_above_half",  # share of the image where the heatmap is above half of its maximum
+    "text_sensitivity",  # mean correlation with the maps of the other texts; 1: the map ignores the text
+    "flatness",  # lowest / highest value of the map; 1: one colour
+    "warning",
+    "deletion",  # area under the score as the heatmap's pixels are taken away, strongest first; lower is better
+    "insertion",  # the same as they are put in; higher is better
+    "deletion_margin",  # a random map's area minus deletion, positive is better than chance
+    "insertion_margin",  # insertion minus a random map's area
+    "method",
+    "explained",  # cosine or dot
+    "contrast",  # gamma of the contrastive target, 0 for none
+    "image_encoder",
+    "layer",
+    "grid",  # rows x columns of the map at the layer
+    "seen",  # share of the image that the model's preprocessing let it see
+    "figure",
+    "overlay",
+    "heatmap",
+    "layer_heatmap",
+    "checkpoint",  # fingerprint of its content
+    "packages",
+    "error",  # why there is no heatmap; then the probability of each text
+)
+
+
+def package_versions() -> str:
+    """Python and each package that a heatmap depends on, "name version" separated by semicolons."""
+    versions = [f"python {platform.python_version()}"]
+    for package in PACKAGES:
+        for name in (package, *INSTEAD.get(package, ())):
+            try:
+                versions.append(f"{name} {importlib.metadata.version(name)}")
+                break
+            except importlib.metadata.PackageNotFoundError:
+                continue
+    return "; ".join(versions)
+
+
+def csv_cell(value):
+    """A value as a CSV cell: empty for None, and no text that a spreadsheet would take for a formula."""
+    if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return "'" + value
+    return "" if value is None else value
+
+
+def csv_line(cells: Sequence) -> str:
+    buffer = io.StringIO(newline="")
+    csv.writer(buffer).writerow([csv_cell(cell) for cell in cells])
+    return buffer.getvalue()
+
+
+def json_line(value, ensure_ascii: bool = True) -> str:
+    """One line; in ASCII any path comes back as it was, even one that is no valid Unicode."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, separators=(",", ":")) + "\n"

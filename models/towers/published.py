@@ -1,0 +1,230 @@
+"""The two towers of a CLIP that transformers builds, with the interface of `models.clip.CLIPModel`.
+
+What is known of a network is read off its modules, not its name: a new model of the same structure works as the
+ones it was copied from.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ..errors import InputError
+from ..images.preprocessing import Preprocessing
+from .similarity import cosines
+from .text import TextTower
+from .transformer import Transformer
+
+CLASS_TOKEN, POOLED, PATCHED = "clip-vit", "siglip-vit", "siglip2-vit"
+CNN = "clip-resnet"
+
+# What a vision transformer of a family has, as paths of its modules and parameters.
+_BLOCKS = ("encoder.layers.0.layer_norm1", "encoder.layers.0.self_attn.q_proj", "post_layernorm")
+STRUCTURES = {
+    CLASS_TOKEN: ("embeddings.class_embedding", "embeddings.patch_embedding", *_BLOCKS),
+    POOLED: ("head.probe", "head.attention", "embeddings.patch_embedding", *_BLOCKS),
+}
+
+
+def recognise_vision(backbone: nn.Module) -> str | None:
+    """The row of the target-layer table that a vision model's structure belongs to; None where to none."""
+    paths = {name for name, _ in (*backbone.named_modules(), *backbone.named_parameters())}
+    family = next((family for family, needed in STRUCTURES.items() if paths.issuperset(needed)), None)
+    flat = family == POOLED and isinstance(backbone.embeddings.patch_embedding, nn.Linear)
+    return PATCHED if flat else family
+
+
+class ImageTower(nn.Module):
+    """A backbone that gives embeddings by itself, without tokens: images [B, 3, H, W] -> embeddings [B, D]."""
+
+    def __init__(self, backbone: nn.Module):
+        super().__init__()
+        self.backbone = backbone
+
+    def embed(self, images: torch.Tensor) -> torch.Tensor:
+        """[B, 3, H, W] -> [B, D] before the L2 norm."""
+        return self.backbone(images)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return F.normalize(self.embed(images), dim=-1)
+
+    def token_grid(self, height: int, width: int) -> tuple[int, int, int] | None:
+        """(prefix tokens, rows, columns) of the token sequence for an input [., ., height, width]; None for a CNN."""
+        return None
+
+    patch_size: int | None = None  # side of a token's patch in pixels of the input; None for a CNN
+
+    def transformer(self) -> Transformer | None:
+        """What its attention can be explained from; None for a CNN."""
+        return None
+
+
+class VisionTransformerTower(ImageTower):
+    """A vision transformer of transformers, and the projection into the common space where it has one.
+
+    Position codes are interpolated, as the library does it, only where the input's size is not the training's.
+    """
+
+    def __init__(self, backbone: nn.Module, projection: nn.Module):
+        super().__init__(backbone)
+        self.projection = projection
+        self.family, self.patch_size = recognise_vision(backbone), backbone.embeddings.patch_size
+        self.prefix_tokens = 0 if self.family == PATCHED else self._count_prefix_tokens()
+
+    def _count_prefix_tokens(self) -> int:
+        """Class, register and other tokens in front of the patches: what the embeddings give beyond the grid."""
+        embeddings = self.backbone.embeddings
+        side, weight = embeddings.image_size, embeddings.patch_embedding.weight
+        with torch.no_grad():
+            image = torch.zeros(1, 3, side, side, dtype=weight.dtype, device=weight.device)
+            tokens = embeddings(image, interpolate_pos_encoding=True).shape[1]
+        return tokens - (side // self.patch_size) ** 2
+
+    def embed(self, images: torch.Tensor) -> torch.Tensor:
+        if self.family == PATCHED:
+            _, rows, columns = self.token_grid(*images.shape[-2:])
+            shapes = torch.tensor([(rows, columns)] * len(images), device=images.device)
+            output = self.backbone(into_patches(images, self.patch_size), None, shapes)
+        else:
+            output = self.backbone(images, interpolate_pos_encoding=True)
+        return self.projection(output.pooler_output)
+
+    def token_grid(self, height: int, width: int) -> tuple[int, int, int]:
+        if min(height, width) < self.patch_size:
+            side = self.patch_size
+            raise InputError(f"图像大小 {height}×{width} 小于模型的图块 {side}×{side}；请加大 --img-size")
+        return self.prefix_tokens, height // self.patch_size, width // self.patch_size
+
+    def transformer(self) -> Transformer:
+        backbone = self.backbone
+        pool = None if self.family == CLASS_TOKEN else backbone.head
+        return Transformer(backbone.encoder.layers, backbone.config.num_attention_heads, self._embed_last, pool)
+
+    def _embed_last(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Output of the last block -> embedding before the L2 norm; see `Transformer.head`."""
+        normed = self.backbone.post_layernorm(tokens)
+        return self.projection(normed if self.family == CLASS_TOKEN else self.backbone.head(normed))
+
+
+def into_patches(images: torch.Tensor, patch: int) -> torch.Tensor:
+    """[B, 3, H, W] -> [B, rows * columns, patch * patch * 3], row by row, colours last: as SigLIP 2's processor."""
+    batch, channels, height, width = images.shape
+    rows, columns = height // patch, width // patch
+    images = images[..., : rows * patch, : columns * patch]
+    cells = images.reshape(batch, channels, rows, patch, columns, patch)
+    return cells.permute(0, 2, 4, 3, 5, 1).reshape(batch, rows * columns, -1)
+
+
+class PretrainedCLIP(nn.Module):
+    """What `models.clip.CLIPModel` offers, of a model that was published with its own rules.
+
+    Probabilities are the softmax of exp(logit_scale) * cosine or, with a `logit_bias` (SigLIP), for each text
+    by itself the sigmoid of exp(logit_scale) * cosine + logit_bias.
+    """
+
+    def __init__(
+        self,
+        image_encoder_name: str,
+        image_encoder: ImageTower,
+        text_encoder: TextTower | None,
+        logit_scale: torch.Tensor,
+        logit_bias: torch.Tensor | None,
+        preprocessing: Preprocessing,
+    ):
+        super().__init__()
+        self.image_encoder_name = image_encoder_name
+        self.image_encoder, self.text_encoder = image_encoder, text_encoder
+        self.logit_scale = nn.Parameter(logit_scale.detach().clone().float().reshape(()))
+        bias = None if logit_bias is None else nn.Parameter(logit_bias.detach().clone().float().reshape(()))
+        self.register_parameter("logit_bias", bias)
+        self.preprocessing = preprocessing
+        self.class_text_features = None  # [K, D], where the model was loaded with its texts
+        self.img_size = input_side(preprocessing)
+
+    @property
+    def independent_probabilities(self) -> bool:
+        """Whether each text has a probability of its own, so that they need not sum to 1."""
+        return self.logit_bias is not None
+
+    def probabilities(self, similarities: torch.Tensor) -> torch.Tensor:
+        """Cosine [..., K] -> probabilities [..., K], float32."""
+        logits = self._logits(similarities)
+        return logits.sigmoid() if self.independent_probabilities else logits.softmax(dim=-1)
+
+    def _logits(self, similarities: torch.Tensor) -> torch.Tensor:
+        logits = similarities.float() * self.logit_scale.detach().exp().to(similarities.device)
+        return logits if self.logit_bias is None else logits + self.logit_bias.detach().to(logits.device)
+
+    def compute_similarity(self, image_features: torch.Tensor, text_features: torch.Tensor) -> torch.Tensor:
+        """[B, D] and [K, D] -> logits [B, K], the model's own: scaled, and shifted where it has a bias."""
+        return self._logits(cosines(image_features, text_features))
+
+    def forward(self, images, texts) -> torch.Tensor:
+        """Images [B, 3, H, W] and K texts -> logits [B, K]; InputError without a text tower."""
+        return self.compute_similarity(self.image_encoder(images), self.embed_texts(texts))
+
+    def embed_texts(self, texts) -> torch.Tensor:
+        """K texts -> [K, D]; InputError without a text tower."""
+        if self.text_encoder is None:
+            raise InputError("该模型没有文本编码器，不能编码文本；请给出 text_features，或用 load_clip_checkpoint 载入")
+        return self.text_encoder(texts=texts)
+
+    @torch.no_grad()
+    def predict(self, images, class_texts=None, text_features=None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return (index of the most similar text [B], probabilities [B, K]); the texts are `text_features` [K, D],
+        else `class_texts` (a list, or a dict's values), else those that the model was loaded with.
+        """
+        if text_features is None and class_texts is None:
+            text_features = self.class_text_features
+        if text_features is None:
+            text_features = self.embed_texts(list(getattr(class_texts, "values", lambda: class_texts)()))
+        probabilities = self.probabilities(cosines(self.image_encoder(images), text_features))
+        return probabilities.argmax(dim=-1), probabilities
+
+
+def input_side(preprocessing: Preprocessing) -> int | None:
+    """The side of a square input; for free shapes that of the largest square; None where it is no square."""
+    if preprocessing.patches:
+        patch, most = preprocessing.patches
+        return patch * math.isqrt(most)
+    size = preprocessing.crop or preprocessing.resize
+    if isinstance(size, int):
+        return size
+    return size[0] if size[0] == size[1] else None
+
+
+def build_towers(
+    network: nn.Module, preprocessing: Preprocessing, find_tokenizer: Callable | None, first_token: bool = False
+) -> PretrainedCLIP:
+    """The towers of a CLIP of transformers, in eval mode and float32; without the text tower if no tokenizer is given.
+
+    InputError where its vision model has another structure than the known ones.
+    """
+    network = network.float()
+    vision = innermost(network.vision_model, "vision_model")
+    family = recognise_vision(vision)
+    if family is None:
+        raise InputError(f"{type(network).__name__} 的视觉模型 {type(vision).__name__} 的结构不受支持")
+    image_tower = VisionTransformerTower(vision, getattr(network, "visual_projection", nn.Identity()))
+    text_tower = build_text_tower(network, find_tokenizer, family != CLASS_TOKEN, first_token)
+    bias = getattr(network, "logit_bias", None)
+    return PretrainedCLIP(family, image_tower, text_tower, network.logit_scale, bias, preprocessing).eval()
+
+
+def build_text_tower(network, find_tokenizer, padded: bool = False, first_token: bool = False) -> TextTower | None:
+    """The text tower of a CLIP of transformers; None if no tokenizer is given."""
+    if find_tokenizer is None:
+        return None
+    projection = getattr(network, "text_projection", nn.Identity())
+    return TextTower(network.text_model, projection, find_tokenizer, padded, first_token)
+
+
+def innermost(module: nn.Module, name: str) -> nn.Module:
+    """The network itself where transformers 4 wraps it in a module of the same interface."""
+    while hasattr(module, name):
+        module = getattr(module, name)
+    return module

@@ -1,0 +1,187 @@
+"""Text towers, texts -> embeddings on the unit sphere: the BERT of our own checkpoints, CLIP's own, a published one."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ..errors import InputError, InputWarning
+from ..heavy import transformers
+from ..weights.hub import ASSETS, from_pretrained, text_encoder_source
+from ..weights.names import CLIP_TEXT
+from .tokenizers import find_clip_tokenizer
+
+MAX_TOKENS = 128  # of a text of our own checkpoints
+
+
+class TextTower(nn.Module):
+    """A text model of transformers, its pooling and its projection: texts -> unit embeddings [K, D].
+
+    `find_tokenizer` loads the tokenizer when the first text comes. `first_token`: what the text model says at its first
+    token counts, not what it pools itself (Chinese-CLIP). `padded`: every text is filled up to the full length,
+    as SigLIP was trained.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        projection: nn.Module,
+        find_tokenizer: Callable | None = None,
+        padded: bool = False,
+        first_token: bool = False,
+    ):
+        super().__init__()
+        self.backbone, self.projection = backbone, projection
+        self.find_tokenizer, self.padded, self.first_token = find_tokenizer, padded, first_token
+        self._tokenizer = None
+
+    @property
+    def tokenizer(self):
+        """The tokenizer, loaded on first use."""
+        if self._tokenizer is None:
+            self._tokenizer = self.load_tokenizer()
+        return self._tokenizer
+
+    def load_tokenizer(self):
+        return self.find_tokenizer()
+
+    @property
+    def max_tokens(self) -> int:
+        """The longest text in tokens: what the tokenizer says, at most what the model has position codes for."""
+        return min(self.tokenizer.model_max_length, _count_positions(self.backbone))
+
+    def describe_cuts(self, texts: list[str]) -> list[str]:
+        """A message for each text that is cut, for the user: all that embedding the texts warns of."""
+        lengths = [len(self.tokenizer(text, verbose=False)["input_ids"]) for text in texts]
+        return [
+            f"文本“{text[:20]}…”有 {length} 个词元，超过 {self.max_tokens} 的部分被截去"
+            for text, length in zip(texts, lengths)
+            if length > self.max_tokens
+        ]
+
+    def tokenize(self, texts: list[str]) -> dict[str, torch.Tensor]:
+        """Texts -> what the text model takes, int64 [K, T]. Warns of each text that is cut.
+
+        InputError where the tokenizer gives a token that the model does not know.
+        """
+        for message in self.describe_cuts(texts):
+            warnings.warn(message, InputWarning, stacklevel=3)
+        padding = "max_length" if self.padded else True
+        tokens = self.tokenizer(
+            texts, padding=padding, truncation=True, max_length=self.max_tokens, return_tensors="pt", verbose=False
+        )
+        words, most = _embedding(self.backbone, "token_embedding", "word_embeddings"), int(tokens["input_ids"].max())
+        if most >= words.num_embeddings:
+            raise InputError(f"分词器给出词元 {most}，模型只有 {words.num_embeddings} 个：分词器与模型不是一套文件")
+        parameters = inspect.signature(self.backbone.forward).parameters
+        return {name: ids.to(words.weight.device) for name, ids in tokens.items() if name in parameters}
+
+    def forward(self, texts=None, input_ids=None, attention_mask=None) -> torch.Tensor:
+        """Embed `texts` (a list of K strings) or token ids and mask, each [K, T]."""
+        if texts is None:
+            tokens = {"input_ids": input_ids, "attention_mask": attention_mask}
+        else:
+            tokens = self.tokenize([texts] if isinstance(texts, str) else list(texts))
+        output = self.backbone(**tokens)
+        pooled = output.last_hidden_state[:, 0] if self.first_token else output.pooler_output
+        return F.normalize(self.projection(pooled).float(), dim=-1)
+
+
+def _count_positions(text_model: nn.Module) -> int:
+    """How many tokens a text model has position codes for; RoBERTa's begin behind those of the padding."""
+    table = _embedding(text_model, "position_embedding", "position_embeddings")
+    return table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
+
+
+def _embedding(text_model: nn.Module, *names: str) -> nn.Embedding:
+    """The embedding of a text model that has one of these names; InputError where it has none."""
+    for path, module in text_model.named_modules():
+        if isinstance(module, nn.Embedding) and path.rpartition(".")[2] in names:
+            return module
+    raise InputError(f"文本模型 {type(text_model).__name__} 没有 {names[0]}，其结构不受支持")
+
+
+class TextEncoder(TextTower):
+    """BERT, `[CLS]` of its last hidden state, linear projection, L2 norm: texts -> embeddings [K, embed_dim].
+
+    `model_name`: bert-base-chinese (shipped), a local folder, or a hub name of a BERT. `text_config`
+    overrides sizes in the names of BertConfig. Weights are random until a checkpoint brings them.
+    """
+
+    def __init__(self, model_name: str = "bert-base-chinese", embed_dim: int = 512, text_config: Mapping | None = None):
+        backbone = transformers.BertModel(_bert_config(model_name, text_config or {}), add_pooling_layer=False)
+        projection = nn.Linear(backbone.config.hidden_size, embed_dim)
+        super().__init__(backbone, projection, first_token=True)
+        self.model_name = model_name
+
+    def load_tokenizer(self):
+        """The tokenizer that belongs to `model_name`; InputError where it has more words than the weights."""
+        tokenizer = from_pretrained(transformers.BertTokenizer, self.model_name)
+        vocab_size = self.backbone.config.vocab_size
+        if len(tokenizer) > vocab_size:
+            raise InputError(
+                f"文本编码器 {self.model_name!r} 的词表有 {len(tokenizer)} 个词，"
+                f"检查点的词嵌入只有 {vocab_size} 个；请用 --text-encoder 指定训练时的文本编码器"
+            )
+        return tokenizer
+
+    @property
+    def max_tokens(self) -> int:
+        return min(MAX_TOKENS, self.backbone.config.max_position_embeddings)
+
+    def tokenize(self, texts: list[str]) -> dict[str, torch.Tensor]:
+        """Texts -> {"input_ids", "attention_mask"}, int64 [K, T], T <= 128. Warns of each text that is cut."""
+        tokens = super().tokenize(texts)
+        return {name: tokens[name] for name in ("input_ids", "attention_mask")}
+
+
+def _bert_config(name: str, sizes: Mapping):
+    """BertConfig of the encoder `name`, with the `sizes` read off a checkpoint in place of its own."""
+    shipped = Path(text_encoder_source(name)) / "config.json"
+    if shipped.is_relative_to(ASSETS):
+        settings = json.loads(shipped.read_text(encoding="utf-8"))
+    else:
+        settings = from_pretrained(transformers.AutoConfig, name).to_dict()
+    if settings.get("model_type") != "bert":
+        raise InputError(f"文本编码器 {name!r} 是 {settings.get('model_type')} 模型；本工具只支持 BERT")
+    hidden_size = sizes.get("hidden_size", settings["hidden_size"])
+    if hidden_size != settings["hidden_size"]:  # heads are in no shape: 64 wide in nearly every BERT, else 12 of them
+        settings["num_attention_heads"] = hidden_size // 64 if hidden_size % 64 == 0 else 12
+    return transformers.BertConfig(**{**settings, **sizes})
+
+
+class ClipTextEncoder(TextTower):
+    """CLIP's text transformer, its state at the end of the text, linear projection, L2 norm: [K, embed_dim].
+
+    The text tower `clip:ViT-B/32` and the like of a checkpoint of our own. Sizes are those of `text_config`, in the
+    names of CLIPTextConfig, else ViT-B/32's; `model_name` may be a folder with the tokenizer's files.
+    """
+
+    def __init__(self, model_name: str, embed_dim: int = 512, text_config: Mapping | None = None):
+        sizes = {key: value for key, value in (text_config or {}).items() if key != "model_type"}
+        width, words = sizes.get("hidden_size", 512), sizes.get("vocab_size", 49408)
+        usual = {"num_attention_heads": max(1, width // 64), "bos_token_id": words - 2, "eos_token_id": words - 1}
+        backbone = transformers.CLIPTextModel(transformers.CLIPTextConfig(**{**usual, **sizes}))
+        backbone = getattr(backbone, "text_model", backbone)  # transformers 4 wraps it
+        folder = model_name if os.path.isdir(model_name) else None
+        super().__init__(backbone, nn.Linear(width, embed_dim), lambda: find_clip_tokenizer(folder)())
+        self.model_name = model_name
+
+
+def is_clip_text(name: str, text_config: Mapping | None) -> bool:
+    """Whether a text encoder is CLIP's own: by its name, `clip:ViT-B/32` say, or by what its weights were read as."""
+    return str(name).startswith("clip:") or (text_config or {}).get("model_type") == CLIP_TEXT
+
+
+def build_text_encoder(name: str, embed_dim: int, text_config: Mapping | None) -> TextTower:
+    """The text tower `name`: a BERT, or CLIP's own."""
+    encoder = ClipTextEncoder if is_clip_text(name, text_config) else TextEncoder
+    return encoder(name, embed_dim, text_config)

@@ -1,0 +1,90 @@
+"""Modules and their weights: fitted in strictly, given to a network that has no memory yet, let go of again."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+
+from ..errors import CheckpointError
+from ..heavy import torch
+from .names import BATCH_COUNTER
+
+
+@contextlib.contextmanager
+def evaluating(module: torch.nn.Module):
+    """Put a module and all below it in eval mode; afterwards each is in the mode it was in."""
+    training = [m for m in module.modules() if m.training]
+    for m in training:
+        m.training = False
+    try:
+        yield
+    finally:
+        for m in training:
+            m.training = True
+
+
+def fit_weights(
+    own: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor], network: str, strict: bool = True
+) -> dict[str, torch.Tensor]:
+    """The weights that a network has a place for, in float32 and in its shapes; `own`: its state dict.
+
+    A batch counter may be missing. CheckpointError names weights that are missing (if `strict`), have no place in the
+    `network`, or have another shape.
+    """
+    weights = {**{key: torch.zeros((), dtype=torch.long) for key in own if key.endswith(BATCH_COUNTER)}, **weights}
+    missing = [key for key in own if key not in weights]
+    unexpected = [key for key in weights if key not in own]
+    if strict and missing:
+        raise CheckpointError(f"检查点缺少 {len(missing)} 个权重：{first_names(missing)}")
+    if unexpected:
+        raise CheckpointError(f"检查点中有 {len(unexpected)} 个权重在 {network} 中没有位置：{first_names(unexpected)}")
+    fitted = {key: _fit(weights[key], own[key].shape) for key in own if key in weights}
+    wrong = [
+        f"{key}（检查点 {list(tensor.shape)}，模型 {list(own[key].shape)}）"
+        for key, tensor in fitted.items()
+        if tensor.shape != own[key].shape
+    ]
+    if wrong:
+        raise CheckpointError(f"检查点中有 {len(wrong)} 个权重的形状与模型不符：{first_names(wrong)}")
+    return fitted
+
+
+def _fit(tensor: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """In float32; a scalar that is kept as [1], a layer scale as [C] or [C, 1, 1], in the shape of its place."""
+    tensor = tensor.float() if tensor.is_floating_point() else tensor
+    same_size = tensor.numel() == shape.numel() and min(tensor.ndim, len(shape)) <= 1
+    return tensor.reshape(shape) if same_size and tensor.shape != shape else tensor
+
+
+def first_names(names: list[str], count: int = 3) -> str:
+    return "、".join(names[:count]) + ("……" if len(names) > count else "")
+
+
+def assign_weights(module: torch.nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
+    """Make these tensors the module's own, without a copy where they are float32; CheckpointError as `fit_weights`."""
+    module.load_state_dict(fit_weights(module.state_dict(), weights, type(module).__name__), assign=True)
+
+
+def give_buffers_values(model: torch.nn.Module) -> None:
+    """Replace the buffers that a model built on the meta device keeps out of its state dict.
+
+    BERT has two: positions that count up, and token types that are all zero.
+    """
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if buffer.is_meta:
+                row = {"position_ids": torch.arange, "token_type_ids": torch.zeros}[name](buffer.shape[-1])
+                setattr(module, name, row.to(torch.long).expand(buffer.shape).clone())
+
+
+def release_text_tower(model: torch.nn.Module) -> None:
+    """Let go of the text tower and of the mapped file: most of the memory, and not needed again.
+
+    The file is mapped as one piece, so what stays is copied out of it.
+    """
+    if model.text_encoder is not None:
+        for tensor in (*model.text_encoder.parameters(), *model.text_encoder.buffers()):
+            tensor.data = tensor.data.new_empty(0)
+        model.text_encoder = None
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = tensor.data.clone()
