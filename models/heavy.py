@@ -34,7 +34,8 @@ class HeavyModule(ModuleType):
 torch, functional = HeavyModule("torch"), HeavyModule("torch.nn.functional")
 torchvision, transformers = HeavyModule("torchvision"), HeavyModule("transformers")
 huggingface_hub, safetensors = HeavyModule("huggingface_hub"), HeavyModule("safetensors")
-tqdm = HeavyModule("tqdm")
+tqdm, Image, ImageOps = HeavyModule("tqdm"), HeavyModule("PIL.Image"), HeavyModule("PIL.ImageOps")
+ImageDraw, ImageFont = HeavyModule("PIL.ImageDraw"), HeavyModule("PIL.ImageFont")
 cv2 = HeavyModule(
     "cv2",
     "无法载入 OpenCV（{}）；若缺少 libGL，"

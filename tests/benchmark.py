@@ -259,7 +259,7 @@ def measure_call(repetitions: int) -> None:
             return cam(images, text_features, 0)
 
         def nine_texts(images=images, every_text=every_text):
-            return cam.explain(images, text_features, every_text)
+            return cam.text_maps(images, text_features, every_text)
 
         runs = max(5, repetitions * (4 if batch == 1 else 1))
         ratio = median_ratio(one_text, lambda images=images: forward(images), runs)
@@ -297,14 +297,14 @@ def measure_methods(repetitions: int) -> None:
     import torch
 
     from clip_gradcam_visualization import CLIPGradCAM, get_target_layer_for_clip
-    from models.explain.methods import SCORECAM_BATCH, SCORECAM_CHANNELS
+    from models.explain.needs import SCORECAM_BATCH, SCORECAM_CHANNELS
 
     model, texts, forward = tower_and_texts("vit")
     image, every = torch.randn(1, 3, 224, 224), torch.arange(9)[None]
     for method, demanded in (("legrad", 2.0), ("grad-eclip", 2.0), ("rollout", ""), ("gradcam", "")):
         cam = CLIPGradCAM(model, None if method != "gradcam" else get_target_layer_for_clip(model), False, method)
         ratio = median_ratio(
-            lambda cam=cam: cam.explain(image, texts, every), lambda: forward(image), max(5, 2 * repetitions)
+            lambda cam=cam: cam.text_maps(image, texts, every), lambda: forward(image), max(5, 2 * repetitions)
         )
         row(f"{method}, ViT-B/16, nine texts", f"{ratio:.2f} forward passes", demanded)
     model, texts, forward = tower_and_texts("resnet50")
@@ -317,7 +317,7 @@ def measure_methods(repetitions: int) -> None:
             forward(batch)
         forward(batch[:rest])
 
-    ratio = median_ratio(lambda: cam.explain(image, texts, 0), channels, max(3, repetitions // 2))
+    ratio = median_ratio(lambda: cam.text_maps(image, texts, 0), channels, max(3, repetitions // 2))
     row(f"scorecam, resnet50, {SCORECAM_CHANNELS} channels", f"{ratio:.2f} x as many batched forward passes", 1.1)
 
 

@@ -210,7 +210,7 @@ class Subject:
             pixels = self.pixels(cases.images[start : start + BATCH])
             every = torch.arange(len(self.texts)).expand(len(pixels), -1)
             asked = every if targets is None else torch.from_numpy(targets[start : start + BATCH])
-            batches.append(self.explain(group, pixels, asked, model))
+            batches.append(self.text_maps(group, pixels, asked, model))
         return {setting: np.concatenate([batch[setting] for batch in batches]) for setting in group}
 
     def explain(self, group, pixels, targets, model=None) -> dict[Setting, np.ndarray]:
@@ -228,7 +228,7 @@ class Subject:
         )
         with mock.patch.dict(METHODS, {group[0].method: row}), done if len(group) > 1 else contextlib.nullcontext():
             cam = CLIPGradCAM(model, modules, use_cuda=False, method=group[0].method, similarity=similarity)
-            maps = cam.explain(pixels, self.texts, targets).maps.cpu().numpy()
+            maps = cam.text_maps(pixels, self.texts, targets).maps.cpu().numpy()
         return dict(zip(group, maps.reshape(len(group), len(pixels), *maps.shape[1:])))
 
     def modules(self, layer: str, method: str, model=None) -> list | None:
@@ -637,7 +637,7 @@ def part_time(subject: Subject, sizes) -> Iterator[dict]:
 
 
 def _explain_texts(subject, setting, pixels, texts):
-    return subject.explain([setting], pixels, torch.tensor([texts]))
+    return subject.text_maps([setting], pixels, torch.tensor([texts]))
 
 
 def measure_time(subject: Subject, call: Callable, repetitions: int = 7) -> dict:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from clip_gradcam_visualization import CLIPGradCAM, get_target_layer_for_clip
 from models.errors import InputError
-from models.explain.attention import LEGRAD_BLOCKS, captured
+from models.explain.attention import LEGRAD_BLOCKS, captured_attention
 from models.explain.methods import SIMILARITIES
 
 METHODS = ["legrad", "grad-eclip", "rollout"]
@@ -35,10 +35,10 @@ def tower(tmp_path_factory):
     def make(family):
         if family == "vit":
             return small_vit(3)
-        from models.loading.folder import load_pretrained
+        from models.loading.load import load_clip_checkpoint
 
         folder, _ = save_pretrained(tmp_path_factory.mktemp(family), family)
-        return load_pretrained(folder, text_tower=False)
+        return load_clip_checkpoint(folder, text_tower=False)
 
     return make
 
@@ -239,7 +239,7 @@ def test_equals_the_formula(method, family, similarity, gamma, tower):
     model = tower(family)
     images, features = asked_of(family)
     cam = CLIPGradCAM(model, None, method=method, similarity=similarity)
-    explanation = cam.explain(images, features, TARGETS, contrast=gamma)
+    explanation = cam.text_maps(images, features, TARGETS, contrast=gamma)
     patch = PATCH.get(family, 8)
     assert explanation.maps.shape == (2, 2, images.shape[2] // patch, images.shape[3] // patch)
     assert explanation.maps.dtype == torch.float32 and (explanation.gradient_peaks > 0).all()
@@ -262,7 +262,7 @@ def test_legrad_of_chosen_blocks(family, numbers, similarity, tower):
     blocks = our_blocks(model)
     for chosen in (numbers, numbers[::-1]):
         cam = CLIPGradCAM(model, [blocks[number] for number in chosen], method="legrad", similarity=similarity)
-        maps = cam.explain(images, features, TARGETS).maps
+        maps = cam.text_maps(images, features, TARGETS).maps
         for number, row in enumerate(TARGETS.tolist()):
             for place, target in enumerate(row):
                 expected = expected_map("legrad", model, family, number, target, similarity, blocks=numbers)
@@ -272,8 +272,8 @@ def test_legrad_of_chosen_blocks(family, numbers, similarity, tower):
 def test_legrad_takes_the_last_blocks_by_default(tower):
     model = tower("vit")
     images, features = asked_of("vit")
-    last = CLIPGradCAM(model, our_blocks(model)[-LEGRAD_BLOCKS:], method="legrad").explain(images, features, TARGETS)
-    assert_close(CLIPGradCAM(model, None, method="legrad").explain(images, features, TARGETS).maps, last.maps, 1e-6)
+    last = CLIPGradCAM(model, our_blocks(model)[-LEGRAD_BLOCKS:], method="legrad").text_maps(images, features, TARGETS)
+    assert_close(CLIPGradCAM(model, None, method="legrad").text_maps(images, features, TARGETS).maps, last.maps, 1e-6)
 
 
 @pytest.mark.parametrize("family", ["vit", "siglip"])
@@ -283,7 +283,7 @@ def test_the_methods_and_texts_are_told_apart(family, tower):
     images, features = asked_of(family)
     every = torch.arange(3).expand(2, 3)
     cams = [CLIPGradCAM(model, None, method=method) for method in METHODS]
-    legrads, eclips, rollouts = (cam.explain(images, features, every).maps[0].flatten(1) for cam in cams)
+    legrads, eclips, rollouts = (cam.text_maps(images, features, every).maps[0].flatten(1) for cam in cams)
     assert np.corrcoef(torch.cat([legrads, eclips, rollouts[:1]]))[~np.eye(7, dtype=bool)].max() < 0.99
     assert torch.equal(rollouts[0], rollouts[1]) and torch.equal(rollouts[0], rollouts[2])
 
@@ -292,7 +292,7 @@ def test_the_methods_and_texts_are_told_apart(family, tower):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_maps_are_not_negative_and_touch_zero(method, family, tower):
     images, features = asked_of(family)
-    maps = CLIPGradCAM(tower(family), None, method=method).explain(images, features, TARGETS).maps
+    maps = CLIPGradCAM(tower(family), None, method=method).text_maps(images, features, TARGETS).maps
     assert (maps.amin((2, 3)) == 0).all() and (maps.amax((2, 3)) > 0).all()
 
 
@@ -300,7 +300,7 @@ def test_maps_are_not_negative_and_touch_zero(method, family, tower):
 @pytest.mark.parametrize("height, width", [(64, 96), (16, 48), (64, 64)])
 def test_the_grid_is_the_models(method, height, width, tower):
     model = tower("vit")
-    maps = CLIPGradCAM(model, None, method=method).explain(pictures(1, height, width), texts(2, 32), 0).maps
+    maps = CLIPGradCAM(model, None, method=method).text_maps(pictures(1, height, width), texts(2, 32), 0).maps
     assert maps.shape == (1, 1, height // 16, width // 16)
 
 
@@ -315,7 +315,7 @@ def test_rows_and_columns_are_not_exchanged(method, tower):
     cells[:, :, 0, 1], cells[:, :, 2, 3] = cells[:, :, 2, 3].clone(), cells[:, :, 0, 1].clone()
     exchanged = cells.permute(0, 1, 2, 4, 3, 5).reshape(1, 3, 48, 64)
     cam = CLIPGradCAM(model, None, method=method)
-    one, other = (cam.explain(each, features, 0).maps[0, 0] for each in (images, exchanged))
+    one, other = (cam.text_maps(each, features, 0).maps[0, 0] for each in (images, exchanged))
     one[0, 1], one[2, 3] = one[2, 3].clone(), one[0, 1].clone()
     assert_close(other, one, 1e-4)
     assert one.unique().numel() > 3
@@ -336,7 +336,7 @@ def test_the_kernel_of_the_attention_makes_no_difference(method, family, tower):
     for kernel in ("sdpa", "eager"):
         backbone.set_attn_implementation(kernel)
         assert backbone.config._attn_implementation == kernel
-        maps.append(CLIPGradCAM(model, None, method=method).explain(images, features, TARGETS).maps)
+        maps.append(CLIPGradCAM(model, None, method=method).text_maps(images, features, TARGETS).maps)
     assert_close(maps[0], maps[1], 1e-5)
 
 
@@ -345,10 +345,10 @@ def test_the_kernel_of_the_attention_makes_no_difference(method, family, tower):
 def test_a_batch_equals_its_images_and_many_texts_equal_one(method, family, tower):
     images, features = asked_of(family)
     cam = CLIPGradCAM(tower(family), None, method=method)
-    together = cam.explain(images, features, TARGETS)
+    together = cam.text_maps(images, features, TARGETS)
     for number in range(2):
         for place, target in enumerate(TARGETS[number].tolist()):
-            alone = cam.explain(images[number : number + 1], features, target)
+            alone = cam.text_maps(images[number : number + 1], features, target)
             assert_close(together.maps[number, place], alone.maps[0, 0], 1e-5)
             assert together.gradient_peaks[number, place].item() == pytest.approx(alone.gradient_peaks.item(), rel=1e-4)
 
@@ -361,11 +361,11 @@ def test_frozen_weights_and_grad_modes_make_no_difference(family, method, frozen
     model = copy.deepcopy(tower(family)).requires_grad_(not frozen)
     images, features = asked_of(family)
     cam = CLIPGradCAM(model, None, method=method)
-    expected = CLIPGradCAM(tower(family), None, method=method).explain(images, features, TARGETS).maps
+    expected = CLIPGradCAM(tower(family), None, method=method).text_maps(images, features, TARGETS).maps
     before = state_of(model)
     with surrounding():
         inside = surrounding is torch.inference_mode
-        explanation = cam.explain(images.clone(), features.clone(), TARGETS)
+        explanation = cam.text_maps(images.clone(), features.clone(), TARGETS)
         assert torch.is_inference_mode_enabled() == inside
     assert_same_state(before, state_of(model))
     assert explanation.maps.grad_fn is None and not explanation.maps.requires_grad
@@ -383,7 +383,7 @@ def test_gradients_flags_and_modes_of_the_caller_stay(family, method, tower):
     (model.image_encoder(images) @ features.T).sum().backward()
     images, features = images.requires_grad_(), features.requires_grad_()
     before = state_of(model)
-    CLIPGradCAM(model, None, method=method).explain(images, features, TARGETS)
+    CLIPGradCAM(model, None, method=method).text_maps(images, features, TARGETS)
     assert_same_state(before, state_of(model))
     assert images.grad is None and features.grad is None
 
@@ -409,7 +409,7 @@ def test_an_exception_inside_leaves_no_hook(family, method, where, tower):
         encoder.backbone.head.mlp = Fails()
     before = state_of(model)
     with pytest.raises(ZeroDivisionError), torch.no_grad():
-        CLIPGradCAM(model, None, method=method).explain(images, features)
+        CLIPGradCAM(model, None, method=method).text_maps(images, features)
     assert_same_state(before, state_of(model))
     assert hook_count(model) == 0
 
@@ -419,9 +419,9 @@ def test_an_exception_inside_leaves_no_hook(family, method, where, tower):
 def test_other_peoples_hooks_stay_and_run(family, method, tower):
     model, seen = copy.deepcopy(tower(family)), []
     images, features = asked_of(family)
-    plain = CLIPGradCAM(model, None, method=method).explain(images, features, TARGETS).maps
+    plain = CLIPGradCAM(model, None, method=method).text_maps(images, features, TARGETS).maps
     handle = our_blocks(model)[-1].register_forward_hook(lambda module, inputs, output: seen.append(1) and None)
-    maps = CLIPGradCAM(model, None, method=method).explain(images, features, TARGETS).maps
+    maps = CLIPGradCAM(model, None, method=method).text_maps(images, features, TARGETS).maps
     assert seen == [1] and hook_count(model) == 1
     handle.remove()
     assert torch.equal(maps, plain)
@@ -433,7 +433,7 @@ def test_the_image_runs_once_whatever_the_number_of_texts(family, method, tower)
     model, runs = copy.deepcopy(tower(family)), []
     images, _ = asked_of(family)
     our_blocks(model)[0].register_forward_hook(lambda module, inputs, output: runs.append(1) and None)
-    CLIPGradCAM(model, None, method=method).explain(images, texts(9, 32), torch.arange(9).expand(2, 9))
+    CLIPGradCAM(model, None, method=method).text_maps(images, texts(9, 32), torch.arange(9).expand(2, 9))
     assert runs == [1]
 
 
@@ -446,11 +446,11 @@ def test_calls_leave_no_tensor(tower):
     model = tower("siglip")
     images, features = asked_of("siglip")
     cams = [CLIPGradCAM(model, None, method=method) for method in METHODS]
-    kept = [cam.explain(images, features) for cam in cams]
+    kept = [cam.text_maps(images, features) for cam in cams]
     before = live_tensors()
     for _ in range(10):
         for cam in cams:
-            cam.explain(images, features)
+            cam.text_maps(images, features)
     assert live_tensors() == before
     assert all(explanation.maps.grad_fn is None for explanation in kept)
 
@@ -460,16 +460,16 @@ def test_calls_leave_no_tensor(tower):
 @pytest.mark.parametrize("family", ["vit", "siglip"])
 def test_other_precisions(family, method, dtype, tolerance, tower):
     images, features = asked_of(family)
-    expected = CLIPGradCAM(tower(family), None, method=method).explain(images, features, TARGETS).maps
+    expected = CLIPGradCAM(tower(family), None, method=method).text_maps(images, features, TARGETS).maps
     model = copy.deepcopy(tower(family)).to(dtype)
-    maps = CLIPGradCAM(model, None, method=method).explain(images, features, TARGETS).maps
+    maps = CLIPGradCAM(model, None, method=method).text_maps(images, features, TARGETS).maps
     assert maps.dtype == torch.float32
     assert_close(maps, expected, tolerance)
 
 
 def test_capture_of_a_foreign_block_says_what_is_missing(tower):
     transformer = tower("vit").image_encoder.transformer()
-    with pytest.raises(InputError, match="query.*--method"), captured(transformer, [nn.Sequential(nn.Linear(3, 3))]):
+    with pytest.raises(InputError, match="query.*--method"), captured_attention(transformer, [nn.Sequential(nn.Linear(3, 3))]):
         pass
 
 
@@ -480,7 +480,7 @@ def test_capture_of_a_foreign_block_says_what_is_missing(tower):
 def test_a_cnn_has_no_attention(method):
     model = built("resnet18")
     with pytest.raises(InputError, match=f"{method}.*ViT.*--method"):
-        CLIPGradCAM(model, None, method=method).explain(pictures(1, 64, 64), texts(2, 32))
+        CLIPGradCAM(model, None, method=method).text_maps(pictures(1, 64, 64), texts(2, 32))
     assert hook_count(model) == 0
 
 
@@ -490,7 +490,7 @@ def test_legrad_takes_whole_blocks_only(family, tower):
     images, features = asked_of(family)
     for layers in (get_target_layer_for_clip(model), [our_blocks(model)[0], get_target_layer_for_clip(model)]):
         with pytest.raises(InputError, match="块"):
-            CLIPGradCAM(model, layers, method="legrad").explain(images, features)
+            CLIPGradCAM(model, layers, method="legrad").text_maps(images, features)
     assert hook_count(model) == 0
 
 
@@ -499,7 +499,7 @@ def test_the_others_take_no_layer(method, tower):
     model = tower("vit")
     images, features = asked_of("vit")
     with pytest.raises(InputError, match="--target-layer|--layers"):
-        CLIPGradCAM(model, our_blocks(model)[-1], method=method).explain(images, features)
+        CLIPGradCAM(model, our_blocks(model)[-1], method=method).text_maps(images, features)
 
 
 # -- the authors' program ---------------------------------------------------------------------
@@ -508,7 +508,7 @@ def test_the_others_take_no_layer(method, tower):
 def openai_clip_pair(folder, layers=4):
     """(open_clip's model, ours of the same weights): a tiny ViT with the activation of OpenAI's."""
     open_clip = pytest.importorskip("open_clip")
-    from models.loading.openai import load_openai
+    from models.loading.load import load_clip_checkpoint
 
     torch.manual_seed(0)
     vision = {"layers": layers, "width": 128, "patch_size": 16, "image_size": 64, "head_width": 64}
@@ -523,7 +523,7 @@ def openai_clip_pair(folder, layers=4):
         '{"model_cfg": {"embed_dim": 32, "quick_gelu": true, "vision_cfg": {"head_width": 64}, "text_cfg": {}}}'
     )
     torch.save(theirs.state_dict(), folder / "model.pt")
-    return theirs, load_openai(folder / "model.pt", text_tower=False)
+    return theirs, load_clip_checkpoint(folder / "model.pt", text_tower=False)
 
 
 def authors_heatmaps(package, theirs, first, image, features):
@@ -547,7 +547,7 @@ def test_legrad_equals_the_authors(first, tmp_path):
         embedding = F.normalize(theirs.encode_image(image), dim=-1)
         torch.testing.assert_close(ours.image_encoder(image), embedding, rtol=0, atol=1e-5)
     cam = CLIPGradCAM(ours, our_blocks(ours)[first:], method="legrad")
-    maps = cam.explain(image, features, torch.arange(3)[None]).maps[0]
+    maps = cam.text_maps(image, features, torch.arange(3)[None]).maps[0]
     # It hands the blocks [N, B, D], as the open_clip that it asks for (up to 2.23) does; later ones take [B, N, D].
     for block in theirs.visual.transformer.resblocks:
         block.attn.batch_first = False

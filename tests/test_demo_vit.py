@@ -78,9 +78,9 @@ def test_seeds_of_training_and_measuring_are_apart():
 
 @pytest.fixture(scope="module")
 def shipped():
-    from models.loading.folder import load_pretrained
+    from models.loading.load import load_clip_checkpoint
 
-    return load_pretrained(demo_vit.ASSETS)
+    return load_clip_checkpoint(demo_vit.ASSETS)
 
 
 @pytest.fixture(scope="module")

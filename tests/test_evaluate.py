@@ -164,7 +164,7 @@ def test_one_pass_for_many_formulas_gives_each_methods_own_map(subject):
             modules = subject.modules(setting.layer, setting.method)
             cam = CLIPGradCAM(subject.model, modules, False, setting.method, setting.similarity)
             every = torch.arange(len(KINDS)).expand(len(cases.images), -1)
-            alone = cam.explain(subject.pixels(cases.images), subject.texts, every).maps.numpy()
+            alone = cam.text_maps(subject.pixels(cases.images), subject.texts, every).maps.numpy()
             assert np.array_equal(found[setting], alone), setting
 
 

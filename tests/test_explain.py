@@ -38,7 +38,7 @@ def test_the_result_holds_what_was_computed(clip, picture):
     with torch.no_grad():
         features = clip.text_encoder(texts=TEXTS)
     layer = get_target_layer_for_clip(clip)
-    expected = CLIPGradCAM(clip, layer).explain(script.preprocess(pixels, 64), features, 1)
+    expected = CLIPGradCAM(clip, layer).text_maps(script.preprocess(pixels, 64), features, 1)
     np.testing.assert_allclose(result.layer_map, expected.maps[0, 0].relu(), atol=1e-6)
     np.testing.assert_allclose(result.similarities, expected.similarities[0], atol=1e-6)
     np.testing.assert_allclose(result.probabilities, clip.probabilities(expected.similarities[0]).detach(), atol=1e-6)
@@ -117,7 +117,7 @@ def test_each_method_explains_as_its_call_does(clip, picture, method):
     cam = CLIPGradCAM(clip, get_target_layer_for_clip(clip), method=method)
     with torch.no_grad():
         features = clip.text_encoder(texts=TEXTS)
-    explanation = cam.explain(script.preprocess(read_image(picture), 64), features, torch.arange(3)[None])
+    explanation = cam.text_maps(script.preprocess(read_image(picture), 64), features, torch.arange(3)[None])
     np.testing.assert_allclose(result.maps, explanation.maps[0], atol=1e-6)
     assert result.method == method
 
@@ -185,7 +185,7 @@ def test_what_does_not_go_together_is_refused(clip, picture, options, message):
 def test_a_tower_without_raw_embeddings_has_no_dot_product():
     net = PooledNet()
     with pytest.raises(InputError, match="点积"):
-        CLIPGradCAM(Clip(net), net.conv, similarity="dot").explain(torch.randn(1, 3, 32, 32), torch.randn(2, 5))
+        CLIPGradCAM(Clip(net), net.conv, similarity="dot").text_maps(torch.randn(1, 3, 32, 32), torch.randn(2, 5))
 
 
 def test_the_defaults_of_a_family_are_its_row(monkeypatch, clip, picture):

@@ -45,7 +45,7 @@ def plain_gradient(encoder, layer, images, text):
 def test_equals_the_chain_rule_written_out(bias, target):
     """y = cos(P a, t), a = mean A: dy/da = P' (t - y u) / |z| with u = z / |z|; <g> = dy/da / HW."""
     net, images, features = PooledNet(bias=bias), pictures(1), texts()
-    maps = CLIPGradCAM(Clip(net), net.conv).explain(images, features, target).maps[0, 0]
+    maps = CLIPGradCAM(Clip(net), net.conv).text_maps(images, features, target).maps[0, 0]
     with torch.no_grad():
         A = net.conv(images)[0]
         z = net.projection(A.mean((1, 2)))
@@ -73,7 +73,7 @@ def test_equals_finite_differences(activation):
             rise[:, k] = step
             weight = (cosine(A + rise) - cosine(A - rise)) / (2 * step) / A[0, 0].numel()
             expected += weight * A[0, k]
-    maps = CLIPGradCAM(Clip(net), net.conv).explain(images, text[None], 0).maps[0, 0]
+    maps = CLIPGradCAM(Clip(net), net.conv).text_maps(images, text[None], 0).maps[0, 0]
     torch.testing.assert_close(maps, expected.float(), rtol=1e-3, atol=1e-6)
 
 
@@ -81,7 +81,7 @@ def test_equals_finite_differences(activation):
 def test_equals_a_full_backward_pass(resnet_clip, path):
     encoder, images, features = resnet_clip.image_encoder, pictures(2, 64, 64), texts(2, 32)
     layer = encoder.backbone.get_submodule(path)
-    explanation = CLIPGradCAM(resnet_clip, layer).explain(images, features, 1)
+    explanation = CLIPGradCAM(resnet_clip, layer).text_maps(images, features, 1)
     A, g = plain_gradient(encoder, layer, images, features[1])
     expected = torch.einsum("bc,bchw->bhw", g.mean((2, 3)), A)
     torch.testing.assert_close(explanation.maps[:, 0], expected, rtol=1e-3, atol=1e-6 * expected.abs().max().item())
@@ -90,7 +90,7 @@ def test_equals_a_full_backward_pass(resnet_clip, path):
 
 def test_equals_hirescam_and_xgradcam_before_pooling(resnet_clip):
     layer, images, features = resnet_clip.image_encoder.backbone.layer4, pictures(2, 96, 64), texts(1, 32)
-    maps = CLIPGradCAM(resnet_clip, layer).explain(images, features, 0).maps[:, 0]
+    maps = CLIPGradCAM(resnet_clip, layer).text_maps(images, features, 0).maps[:, 0]
     A, g = plain_gradient(resnet_clip.image_encoder, layer, images, features[0])
     hirescam = (g * A).sum(1)
     xgradcam = torch.einsum("bc,bchw->bhw", (g * A).sum((2, 3)) / A.sum((2, 3)).where(A.sum((2, 3)) != 0, 1), A)
@@ -103,7 +103,7 @@ def test_without_bias_the_map_sums_to_zero():
     """The cosine does not change with the length of the pooled vector, so sum_k <g_k> sum A_k = 0."""
     biased, free = PooledNet(bias=True), PooledNet(bias=False)
     for net, is_zero in ((free, True), (biased, False)):
-        maps = CLIPGradCAM(Clip(net), net.conv).explain(pictures(), texts(), 0).maps
+        maps = CLIPGradCAM(Clip(net), net.conv).text_maps(pictures(), texts(), 0).maps
         assert (maps.sum((2, 3)).abs().max() < 1e-5 * maps.abs().sum()) == is_zero
 
 
@@ -115,7 +115,7 @@ def test_vit_gradient_stops_at_the_class_token():
     with pytest.warns(UserWarning, match="梯度为零.*--target-layer"):
         heatmap = CLIPGradCAM(model, blocks[-1])(images, features)
     assert heatmap.shape == (64, 96) and not heatmap.any()
-    explanation = CLIPGradCAM(model, get_target_layer_for_clip(model)).explain(images, features)
+    explanation = CLIPGradCAM(model, get_target_layer_for_clip(model)).text_maps(images, features)
     assert explanation.maps.shape == (1, 1, 4, 6) and explanation.gradient_peaks.min() > 0
 
 
@@ -131,7 +131,7 @@ def test_vit_grid_is_the_models_and_the_class_token_is_dropped(height, width):
     model, features = tiny_vit(), texts(1, 32)
     images = pictures(1, height, width)
     layer = get_target_layer_for_clip(model)
-    maps = CLIPGradCAM(model, layer).explain(images, features, 0).maps[0, 0]
+    maps = CLIPGradCAM(model, layer).text_maps(images, features, 0).maps[0, 0]
     A, g = plain_gradient(model.image_encoder, layer, images, features[0])
     rows, columns = height // 16, width // 16
     assert A.shape[1] == 1 + rows * columns
@@ -159,7 +159,7 @@ def test_every_layout_gives_its_embedding_and_its_map(layout, tmp_path):
     with torch.no_grad():
         embedding = model.image_encoder(image)[0].numpy()
     np.testing.assert_allclose(embedding, record["embedding"], rtol=0, atol=1e-4)
-    explanation = CLIPGradCAM(model, get_target_layer_for_clip(model)).explain(image, text)
+    explanation = CLIPGradCAM(model, get_target_layer_for_clip(model)).text_maps(image, text)
     assert explanation.similarities.item() == pytest.approx(record["score"], abs=1e-4)
     maps, expected = explanation.maps[0, 0].numpy(), np.array(record["cam_before_relu"])
     assert maps.shape == expected.shape
@@ -199,7 +199,7 @@ def test_none_is_the_most_similar_text_of_each_image():
     with torch.no_grad():
         best = (net(images) @ features.T).argmax(1)
     assert len(set(best.tolist())) > 1
-    explanation = cam.explain(images, features)
+    explanation = cam.text_maps(images, features)
     assert explanation.targets[:, 0].tolist() == best.tolist()
     assert_same_map(cam(images, features), cam(images, features, best.tolist()))
 
@@ -214,10 +214,10 @@ def test_targets_in_every_form(target):
 def test_several_texts_of_each_image_in_one_pass():
     net, images, features = PooledNet(), pictures(2), texts()
     cam = CLIPGradCAM(Clip(net), net.conv)
-    several = cam.explain(images, features, [[0, 1, 2], [2, 1, 0]])
+    several = cam.text_maps(images, features, [[0, 1, 2], [2, 1, 0]])
     assert several.maps.shape[:2] == (2, 3)
-    torch.testing.assert_close(several.maps[0, 1], cam.explain(images, features, 1).maps[0, 0])
-    torch.testing.assert_close(several.maps[1, 0], cam.explain(images, features, 2).maps[1, 0])
+    torch.testing.assert_close(several.maps[0, 1], cam.text_maps(images, features, 1).maps[0, 0])
+    torch.testing.assert_close(several.maps[1, 0], cam.text_maps(images, features, 2).maps[1, 0])
 
 
 @pytest.mark.parametrize(
@@ -241,7 +241,7 @@ def test_a_target_that_cannot_be_is_refused(target, message):
 def test_the_length_of_a_text_vector_does_not_matter(factor):
     net, images = PooledNet(), pictures(1)
     cam = CLIPGradCAM(Clip(net), net.conv)
-    one, other = (cam.explain(images, features, 0) for features in (texts(), factor * texts()))
+    one, other = (cam.text_maps(images, features, 0) for features in (texts(), factor * texts()))
     torch.testing.assert_close(one.similarities, other.similarities)
     torch.testing.assert_close(one.maps, other.maps)
 
@@ -250,7 +250,7 @@ def test_the_map_of_a_text_knows_nothing_of_the_other_texts():
     """The similarity is explained, not a softmax: one text alone gives the same map as among nine."""
     net, images, features = PooledNet(), pictures(1), texts(9)
     cam = CLIPGradCAM(Clip(net), net.conv)
-    torch.testing.assert_close(cam.explain(images, features, 4).maps, cam.explain(images, features[4:5], 0).maps)
+    torch.testing.assert_close(cam.text_maps(images, features, 4).maps, cam.text_maps(images, features[4:5], 0).maps)
 
 
 def test_channels_last_maps_are_read_as_such():
@@ -267,8 +267,8 @@ def test_channels_last_maps_are_read_as_such():
 
     net.activation = nn.Sequential(ChannelsLast(), Back())
     images = pictures(1, 128, 96)  # a grid of 32 x 24: no mistaking 6 channels for a side
-    expected = CLIPGradCAM(Clip(net), net.conv).explain(images, texts(), 0).maps
-    torch.testing.assert_close(CLIPGradCAM(Clip(net), net.activation[0]).explain(images, texts(), 0).maps, expected)
+    expected = CLIPGradCAM(Clip(net), net.conv).text_maps(images, texts(), 0).maps
+    torch.testing.assert_close(CLIPGradCAM(Clip(net), net.activation[0]).text_maps(images, texts(), 0).maps, expected)
 
 
 @pytest.mark.parametrize("layer, message", [("projection", "空间特征图"), ("unused", "没有参与")])
@@ -371,8 +371,8 @@ def test_an_activation_in_place_after_the_layer(in_place):
     net = PooledNet(activation=in_place)
     twin = PooledNet(activation=type(in_place)())
     images, features = pictures(), texts()
-    expected = CLIPGradCAM(Clip(twin), twin.conv).explain(images, features, 0)
-    explanation = CLIPGradCAM(Clip(net), net.conv).explain(images, features, 0)
+    expected = CLIPGradCAM(Clip(twin), twin.conv).text_maps(images, features, 0)
+    explanation = CLIPGradCAM(Clip(net), net.conv).text_maps(images, features, 0)
     torch.testing.assert_close(explanation.maps, expected.maps)
     assert expected.maps.min() < 0
 
@@ -380,8 +380,8 @@ def test_an_activation_in_place_after_the_layer(in_place):
 @pytest.mark.parametrize("dtype, least", [(torch.float16, 0.99), (torch.bfloat16, 0.97), (torch.float64, 0.9999)])
 def test_other_precisions(dtype, least):
     net, images, features = PooledNet(activation=nn.GELU()), pictures(), texts()
-    expected = CLIPGradCAM(Clip(net), net.conv).explain(images, features, 0)
-    explanation = CLIPGradCAM(Clip(net.to(dtype)), net.conv).explain(images, features, 0)
+    expected = CLIPGradCAM(Clip(net), net.conv).text_maps(images, features, 0)
+    explanation = CLIPGradCAM(Clip(net.to(dtype)), net.conv).text_maps(images, features, 0)
     assert explanation.maps.dtype == torch.float32 and explanation.gradient_peaks.dtype == torch.float32
     for mine, theirs in zip(explanation.maps, expected.maps, strict=True):
         assert correlation(mine, theirs) > least
@@ -393,9 +393,9 @@ def test_gradients_below_the_smallest_float16_are_kept():
     with torch.no_grad():
         for parameter in net.conv.parameters():
             parameter *= 500  # a long vector before it is normalised
-    expected = CLIPGradCAM(Clip(net), net.conv).explain(images, features, 0)
+    expected = CLIPGradCAM(Clip(net), net.conv).text_maps(images, features, 0)
     assert expected.gradient_peaks.item() < 2e-7  # float16 has steps of 6e-8 there
-    explanation = CLIPGradCAM(Clip(net.half()), net.conv).explain(images, features, 0)
+    explanation = CLIPGradCAM(Clip(net.half()), net.conv).text_maps(images, features, 0)
     assert correlation(explanation.maps, expected.maps) > 0.99
 
 
@@ -443,7 +443,7 @@ def test_a_thousand_calls_leave_no_tensor_and_no_hook():
     net, images, features = PooledNet(activation=nn.ReLU(inplace=True)), pictures(1, 8, 8), texts()
     model = Clip(net)
     cam = CLIPGradCAM(model, net.conv)
-    kept = cam.explain(images, features)
+    kept = cam.text_maps(images, features)
     assert kept.maps.grad_fn is None and kept.similarities.grad_fn is None
     before = live_tensors()
     with warnings.catch_warnings():
@@ -468,7 +468,7 @@ def test_the_graph_is_gone_when_the_call_returns():
     packed = []
     net = PooledNet(activation=nn.GELU())
     with torch.autograd.graph.saved_tensors_hooks(lambda t: packed.append(1) or Saved(t), lambda saved: saved.tensor):
-        explanation = CLIPGradCAM(Clip(net), net.conv).explain(pictures(), texts())
+        explanation = CLIPGradCAM(Clip(net), net.conv).text_maps(pictures(), texts())
     assert packed and explanation.maps.shape[0] == 2
     gc.collect()
     assert not alive
@@ -542,7 +542,7 @@ def test_a_flat_image_of_a_batch_is_warned_about_and_the_rest_is_drawn():
 def test_contrast_is_the_gradient_of_the_written_out_target(gamma):
     """y = cos(image, t) - gamma * mean cos(image, others), by a backward pass through the whole net."""
     net, images, features = PooledNet(activation=nn.ReLU(inplace=True)), pictures(1), texts(4)
-    maps = CLIPGradCAM(Clip(net), net.conv).explain(images, features, 2, contrast=gamma).maps[0, 0]
+    maps = CLIPGradCAM(Clip(net), net.conv).text_maps(images, features, 2, contrast=gamma).maps[0, 0]
     A = net.conv(images).detach().requires_grad_()
     z = F.normalize(net.projection(net.activation(A.clone()).mean((2, 3))), dim=-1)
     cosines = (z @ F.normalize(features, dim=-1).T)[0]
@@ -556,7 +556,7 @@ def test_contrast_of_grad_cam_is_the_difference_of_the_maps(clip):
     cam = CLIPGradCAM(clip, get_target_layer_for_clip(clip))
     images, features = pictures(2, 64, 64), texts(3, 32)
     every = torch.arange(3).expand(2, 3)
-    plain, contrast = (cam.explain(images, features, every, contrast=gamma) for gamma in (0.0, 0.6))
+    plain, contrast = (cam.text_maps(images, features, every, contrast=gamma) for gamma in (0.0, 0.6))
     expected = torch.stack([plain.maps[:, k] - 0.3 * (plain.maps.sum(1) - plain.maps[:, k]) for k in range(3)], 1)
     torch.testing.assert_close(contrast.maps, expected, rtol=1e-3, atol=1e-6 * float(plain.maps.abs().max()))
     torch.testing.assert_close(contrast.similarities, plain.similarities, rtol=0, atol=0)
@@ -565,7 +565,7 @@ def test_contrast_of_grad_cam_is_the_difference_of_the_maps(clip):
 def test_contrast_needs_another_text():
     net = PooledNet()
     with pytest.raises(InputError, match="至少需要两个"):
-        CLIPGradCAM(Clip(net), net.conv).explain(pictures(1), texts(1), 0, contrast=0.6)
+        CLIPGradCAM(Clip(net), net.conv).text_maps(pictures(1), texts(1), 0, contrast=0.6)
 
 
 # -- several texts: sensitivity, one scale ----------------------------------------------------

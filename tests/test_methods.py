@@ -210,7 +210,7 @@ def assert_close(maps, expected, tolerance=1e-4):
 def test_equals_the_formula(method, place, similarity, gamma):
     model, layer, images, features = setting(place)
     cam = CLIPGradCAM(model, layer, method=method, similarity=similarity)
-    explanation = cam.explain(images, features, TARGETS, contrast=gamma)
+    explanation = cam.text_maps(images, features, TARGETS, contrast=gamma)
     assert explanation.maps.dtype == torch.float32
     for image, row in enumerate(TARGETS.tolist()):
         for place_in_row, target in enumerate(row):
@@ -230,7 +230,7 @@ def test_scorecam_equals_the_formula(place, similarity, gamma, monkeypatch):
     monkeypatch.setattr(script, "SCORECAM_CHANNELS", 4)
     model, layer, images, features = setting(place)
     cam = CLIPGradCAM(model, layer, method="scorecam", similarity=similarity)
-    maps = cam.explain(images, features, TARGETS, contrast=gamma).maps
+    maps = cam.text_maps(images, features, TARGETS, contrast=gamma).maps
     exact, _, exact_images, exact_features = setting(place, double=True)
     for image, row in enumerate(TARGETS.tolist()):
         for place_in_row, target in enumerate(row):
@@ -244,7 +244,7 @@ def test_the_methods_are_told_apart(monkeypatch):
     monkeypatch.setattr(script, "SCORECAM_CHANNELS", 20)
     model, layer, images, features = setting("layer3")
     maps = [
-        CLIPGradCAM(model, layer, method=method).explain(images, features, 0).maps.flatten() for method in LAYER_METHODS
+        CLIPGradCAM(model, layer, method=method).text_maps(images, features, 0).maps.flatten() for method in LAYER_METHODS
     ]
     alike = np.corrcoef(np.stack(maps)) - np.eye(len(maps))
     assert alike.max() < 0.999
@@ -256,10 +256,10 @@ def test_a_batch_equals_its_images_and_many_texts_equal_one(method, place, monke
     monkeypatch.setattr(script, "SCORECAM_CHANNELS", 3)
     model, layer, images, features = setting(place)
     cam = CLIPGradCAM(model, layer, method=method)
-    together = cam.explain(images, features, TARGETS).maps
+    together = cam.text_maps(images, features, TARGETS).maps
     for image in range(2):
         for place_in_row, target in enumerate(TARGETS[image].tolist()):
-            alone = cam.explain(images[image : image + 1], features, target).maps[0, 0]
+            alone = cam.text_maps(images[image : image + 1], features, target).maps[0, 0]
             assert_close(together[image, place_in_row], alone, 1e-4)
 
 
@@ -267,7 +267,7 @@ def test_a_batch_equals_its_images_and_many_texts_equal_one(method, place, monke
 def test_the_heatmap_is_the_map_after_the_relu(method):
     model, layer, images, features = setting("pooled")
     cam = CLIPGradCAM(model, layer, method=method)
-    raw = cam.explain(images, features, 1).maps[:, 0]
+    raw = cam.text_maps(images, features, 1).maps[:, 0]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a map without positive parts is told of
         heatmaps = cam(images, features, 1)
@@ -284,9 +284,9 @@ def test_frozen_weights_and_grad_modes_make_no_difference(method, surrounding):
     model = Clip(Pooled(activation=nn.ReLU(inplace=True))).requires_grad_(False)
     images, features = pictures(), texts()
     cam = CLIPGradCAM(model, model.image_encoder.conv, method=method)
-    expected = cam.explain(images, features).maps
+    expected = cam.text_maps(images, features).maps
     with surrounding():
-        maps = cam.explain(images.clone(), features.clone()).maps
+        maps = cam.text_maps(images.clone(), features.clone()).maps
     assert_close(maps.clone(), expected, 1e-5)
     assert hook_count(model) == 0 and not any(p.requires_grad or p.grad is not None for p in model.parameters())
 
@@ -307,7 +307,7 @@ def test_dead_channels_count_for_nothing(method):
         setattr(smaller.conv, name, nn.Parameter(getattr(net.conv, name)[2:]))
     smaller.projection.weight = nn.Parameter(net.projection.weight[:, 2:])
     maps, expected = (
-        CLIPGradCAM(Clip(each), each.conv, method=method).explain(images, features, TARGETS).maps
+        CLIPGradCAM(Clip(each), each.conv, method=method).text_maps(images, features, TARGETS).maps
         for each in (net, smaller)
     )
     assert torch.isfinite(maps).all()
@@ -322,12 +322,12 @@ def test_gradcam_plus_plus_keeps_its_ratio_for_gradients_of_any_size():
     """g^2 and g^3 underflow in float32; the fraction, which needs neither, does not."""
     net = Pooled()
     images, features = pictures(1), texts()
-    ordinary = CLIPGradCAM(Clip(net), net.conv, method="gradcam++").explain(images, features, 0)
+    ordinary = CLIPGradCAM(Clip(net), net.conv, method="gradcam++").text_maps(images, features, 0)
     large = copy.deepcopy(net)
     with torch.no_grad():
         large.conv.weight *= 2.0**60  # A times c, dy/dA by c: S g is the same, L = sum w_k A_k too
         large.conv.bias *= 2.0**60
-    tiny = CLIPGradCAM(Clip(large), large.conv, method="gradcam++").explain(images, features, 0)
+    tiny = CLIPGradCAM(Clip(large), large.conv, method="gradcam++").text_maps(images, features, 0)
     assert tiny.gradient_peaks.item() ** 2 < 1e-36 and tiny.gradient_peaks.item() ** 3 < torch.finfo(torch.float32).tiny
     assert_close(tiny.maps, ordinary.maps, 1e-5)
 
@@ -349,14 +349,14 @@ def test_eigencam_does_not_depend_on_the_sign_of_the_activations():
         negated.conv.weight.neg_()
         negated.conv.bias.neg_()
     cams = [CLIPGradCAM(Clip(each), each.conv, method="eigencam") for each in (net, negated)]
-    one, other = (cam.explain(images, texts(), 0).maps for cam in cams)
+    one, other = (cam.text_maps(images, texts(), 0).maps for cam in cams)
     assert_close(one, other, 1e-5)
     assert (one.amax((2, 3)) >= -one.amin((2, 3))).all()
 
 
 def test_eigencam_knows_no_text():
     model, layer, images, features = setting("layer3")
-    maps = CLIPGradCAM(model, layer, method="eigencam").explain(images, features, TARGETS).maps
+    maps = CLIPGradCAM(model, layer, method="eigencam").text_maps(images, features, TARGETS).maps
     assert torch.equal(maps[:, 0], maps[:, 1]) and not METHODS["eigencam"].knows_text
 
 
@@ -365,7 +365,7 @@ def test_constant_activations_give_a_flat_map_and_no_nan(method):
     net = Pooled()
     with torch.no_grad():
         net.conv.weight.zero_()
-    maps = CLIPGradCAM(Clip(net), net.conv, method=method).explain(pictures(), texts(), TARGETS).maps
+    maps = CLIPGradCAM(Clip(net), net.conv, method=method).text_maps(pictures(), texts(), TARGETS).maps
     assert torch.isfinite(maps).all()
     assert (maps.flatten(2).std(-1) < 1e-5).all()
 
@@ -390,7 +390,7 @@ class Counting(nn.Module):
 
 def counted(net, images, features, targets):
     encoder = Counting(net)
-    maps = CLIPGradCAM(Clip(encoder), net.conv, method="scorecam").explain(images, features, targets).maps
+    maps = CLIPGradCAM(Clip(encoder), net.conv, method="scorecam").text_maps(images, features, targets).maps
     return maps, encoder.batches
 
 
@@ -417,7 +417,7 @@ def test_scorecam_runs_a_channel_once_for_all_its_texts(count, monkeypatch):
 def test_scorecam_keeps_no_graph_of_the_masked_images():
     net, with_graph = Pooled(channels=12), []
     net.projection.register_forward_hook(lambda module, inputs, output: with_graph.append(output.requires_grad))
-    CLIPGradCAM(Clip(net), net.conv, method="scorecam").explain(pictures(2), texts(), TARGETS)
+    CLIPGradCAM(Clip(net), net.conv, method="scorecam").text_maps(pictures(2), texts(), TARGETS)
     assert with_graph == [True, False, False]
 
 
@@ -452,7 +452,7 @@ def test_a_constant_channel_masks_the_whole_image():
     with torch.no_grad():
         net.conv.weight[:3] = 0
         net.conv.bias[:3] = torch.tensor([0.0, 2.0, -1.0])
-    maps = CLIPGradCAM(Clip(net), net.conv, method="scorecam").explain(images, features, 1).maps[0, 0]
+    maps = CLIPGradCAM(Clip(net), net.conv, method="scorecam").text_maps(images, features, 1).maps[0, 0]
     double = copy.deepcopy(net).double()
     y = written_out(double, "cosine", features.double(), 1)
     A, g = full_backward(double.conv, y, images.double())
@@ -463,7 +463,7 @@ def test_a_constant_channel_masks_the_whole_image():
 
 
 def raw_maps(model, layer, images, features, method, similarity="cosine", targets=TARGETS):
-    return CLIPGradCAM(model, layer, method=method, similarity=similarity).explain(images, features, targets).maps
+    return CLIPGradCAM(model, layer, method=method, similarity=similarity).text_maps(images, features, targets).maps
 
 
 @pytest.mark.parametrize("similarity", SIMILARITIES)
@@ -513,7 +513,7 @@ def test_no_gradient_reaches_the_patches_of_the_last_output(method, similarity):
     model, images, features = built("vit"), pictures(1, 64, 96), texts(1, 32)
     block = vit_blocks(model)[-1]
     output, norm = (
-        CLIPGradCAM(model, layer, method=method, similarity=similarity).explain(images, features)
+        CLIPGradCAM(model, layer, method=method, similarity=similarity).text_maps(images, features)
         for layer in (block, block.layernorm_before)
     )
     assert not output.maps.any() and not output.gradient_peaks.any()
@@ -535,7 +535,7 @@ def test_the_dot_map_of_the_contrast_is_the_difference_of_the_maps(method):
     model, layer, images, features = setting("layer3")
     every = torch.arange(3).expand(2, 3)
     cam = CLIPGradCAM(model, layer, method=method, similarity="dot")
-    plain, contrast = (cam.explain(images, features, every, contrast=gamma).maps for gamma in (0.0, 0.6))
+    plain, contrast = (cam.text_maps(images, features, every, contrast=gamma).maps for gamma in (0.0, 0.6))
     assert_close(contrast, plain - 0.3 * (plain.sum(1, keepdim=True) - plain), 1e-5)
 
 
@@ -588,7 +588,7 @@ def test_nested_layers_have_the_gradients_of_a_full_backward(method, similarity,
     places = [("layer3", "layer4")[index] for index in order]
     model, _, images, features = setting("layer4")
     layers = [setting(place)[1] for place in places]
-    explanation = CLIPGradCAM(model, layers, method=method, similarity=similarity).explain(images, features, TARGETS)
+    explanation = CLIPGradCAM(model, layers, method=method, similarity=similarity).text_maps(images, features, TARGETS)
     for image, row in enumerate(TARGETS.tolist()):
         for place_in_row, target in enumerate(row):
             maps = [
@@ -606,8 +606,8 @@ def test_a_layer_inside_another_and_one_before_a_relu_in_place(method, monkeypat
     model, _, images, features = setting("layer4")
     paths = ("layer3.0", "layer3.0.bn2", "layer3.0.bn1")
     layers = [model.image_encoder.backbone.get_submodule(path) for path in paths]
-    together = CLIPGradCAM(model, layers, method=method).explain(images, features, 1).maps[:, 0]
-    apart = [CLIPGradCAM(model, layer, method=method).explain(images, features, 1).maps[:, 0] for layer in layers]
+    together = CLIPGradCAM(model, layers, method=method).text_maps(images, features, 1).maps[:, 0]
+    apart = [CLIPGradCAM(model, layer, method=method).text_maps(images, features, 1).maps[:, 0] for layer in layers]
     for image in range(2):
         assert_close(together[image], fused([maps[image].numpy() for maps in apart]))
 
@@ -617,7 +617,7 @@ def test_layers_of_a_transformer(method):
     model, _, images, features = setting("last norm")
     places = ("first block", "last norm")
     layers = [setting(place)[1] for place in places]
-    maps = CLIPGradCAM(model, layers, method=method).explain(images, features, 2).maps[:, 0]
+    maps = CLIPGradCAM(model, layers, method=method).text_maps(images, features, 2).maps[:, 0]
     for image in range(2):
         apart = [FORMULAS[method](*(t[image] for t in oracle_gradients(p, "cosine", 0.0, 2))) for p in places]
         assert_close(maps[image], fused(apart), TOLERANCES.get(method, 1e-4))
@@ -824,7 +824,7 @@ def test_gradcam_plus_plus_of_torchcam_has_no_denominator():
 
 @pytest.mark.parametrize("library", ["grad-cam", "torchcam"])
 def test_the_libraries_read_a_layer_after_the_relu_that_overwrites_it(library):
-    """Asked for the norm before a ReLU in place, ours explains the norm, theirs what the ReLU left of it."""
+    """TargetScores for the norm before a ReLU in place, ours explains the norm, theirs what the ReLU left of it."""
     place, targets = "before ReLU in place", torch.tensor([0, 0])
     model, layer, images, features = setting(place)
     ours = raw_maps(model, layer, images, features, "gradcam", targets=targets)[:, 0]

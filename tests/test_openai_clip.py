@@ -19,14 +19,14 @@ from collections import OrderedDict
 import pytest
 import torch
 from safetensors.torch import save_file
-from tiny import TINY_BERT, gradient_picture, tiny_clip
+from tiny import TINY_BERT, gradient_picture, load_with_text_features, tiny_clip
 from tiny_pretrained import CLIP_MERGES, TEXTS, make_network, randomise, write_clip_bpe
 from torch import nn
 from torch.nn import functional as F
 
 from clip_gradcam_visualization import CLIPGradCAM
 from models.errors import InputError, InputWarning
-from models.loading.load import embed_texts, load_clip_checkpoint, load_with_text_features
+from models.loading.load import embed_texts, load_clip_checkpoint
 from models.loading.processors import CLIP_MEAN, CLIP_STD
 from models.towers.tokenizers import BPE_FILE, find_clip_tokenizer
 from models.weights.layouts import translate_checkpoint
@@ -522,7 +522,7 @@ def test_the_heatmap_is_that_of_a_plain_backward(vocabulary, write_checkpoint, k
     expected = torch.einsum("bc,bchw->bhw", g.mean((2, 3)), A)[0]
     layer = model.image_encoder.backbone.get_submodule(paths[1])
     cam = CLIPGradCAM(model, layer, use_cuda=False)
-    maps = cam.explain(images, embed_texts(model, TEXTS), 1).maps[0, 0]
+    maps = cam.text_maps(images, embed_texts(model, TEXTS), 1).maps[0, 0]
     # in float64 the two are one; in float32 the random ResNet's gradients cancel to a thousandth
     atol = (1e-3 if kind == "resnet" else 1e-5) * expected.abs().max().item()
     torch.testing.assert_close(maps, expected, rtol=1e-4, atol=atol)

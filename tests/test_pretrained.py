@@ -13,16 +13,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from models.loading.fingerprint.fingerprint import fingerprint
 from safetensors.torch import load_file, save_file
-from tiny import corner_square, gradient_picture
+from tiny import corner_square, gradient_picture, load_with_text_features
 from tiny_pretrained import FAMILIES, TEXTS, library_outputs, library_pixels, make_network, save_pretrained
 from torch.nn import functional as F
 
 from clip_gradcam_visualization import CLIPGradCAM
 from models.errors import InputError, InputWarning
-from models.loading.folder import load_pretrained
-from models.loading.load import embed_texts, load_clip_checkpoint, load_with_text_features
+from models.loading.fingerprint import fingerprint
+from models.loading.load import embed_texts, load_clip_checkpoint
 from models.loading.processors import read_preprocessing
 from models.towers.published import VisionTransformerTower, into_patches
 from models.weights.hub import is_pretrained
@@ -73,7 +72,7 @@ def assert_like_the_library(model, folder, network, pixels=None, atol=1e-5):
 
 def test_as_the_library_computes_it(published):
     folder, network = published
-    model = load_pretrained(folder)
+    model = load_clip_checkpoint(folder)
     assert_like_the_library(model, folder, network)
     family = network.config.model_type
     assert model.image_encoder_name == ENCODERS.get(family, "clip-vit")
@@ -84,7 +83,7 @@ def test_as_the_library_computes_it(published):
 
 def test_logits_and_predictions_are_the_librarys(published):
     folder, network = published
-    model, pixels = load_pretrained(folder), gradient_picture()
+    model, pixels = load_clip_checkpoint(folder), gradient_picture()
     expected = library_outputs(folder, network, pixels).logits_per_image
     images = model.preprocessing(pixels)
     with torch.no_grad():
@@ -97,7 +96,7 @@ def test_logits_and_predictions_are_the_librarys(published):
 
 def test_the_texts_and_the_image_matter(published):
     """A comparison of two constants would prove nothing."""
-    model = load_pretrained(published[0])
+    model = load_clip_checkpoint(published[0])
     pictures = gradient_picture(), corner_square(60, 90, 30, True, False)[0]
     with torch.no_grad():
         texts = model.text_encoder(texts=TEXTS)
@@ -137,9 +136,9 @@ def library_heatmap(folder, network, model, target):
 
 def test_the_heatmap_is_that_of_a_plain_backward(published):
     folder, network = published
-    model = load_pretrained(folder)
+    model = load_clip_checkpoint(folder)
     cam = CLIPGradCAM(model, target_layer(model), use_cuda=False)
-    maps = cam.explain(model.preprocessing(gradient_picture()), embed_texts(model, TEXTS), 1).maps[0, 0]
+    maps = cam.text_maps(model.preprocessing(gradient_picture()), embed_texts(model, TEXTS), 1).maps[0, 0]
     expected = library_heatmap(folder, network, model, 1)
     assert maps.shape == ((4, 5) if model.image_encoder_name == "siglip2-vit" else (4, 4))
     torch.testing.assert_close(maps, expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
@@ -149,7 +148,7 @@ def test_the_heatmap_is_that_of_a_plain_backward(published):
 def test_the_transformer_that_it_speaks_of(published):
     """The head turns the output of the last block into the embedding; blocks and heads are the library's."""
     folder, network = published
-    tower = load_pretrained(folder).image_encoder
+    tower = load_clip_checkpoint(folder).image_encoder
     transformer, images = tower.transformer(), torch.randn(2, 3, 32, 32)
     outputs = []
     handle = transformer.blocks[-1].register_forward_hook(lambda *hook: outputs.append(hook[2]))
@@ -165,19 +164,19 @@ def test_the_transformer_that_it_speaks_of(published):
 
 
 def test_the_text_tower_can_go(published):
-    model = load_pretrained(published[0])
+    model = load_clip_checkpoint(published[0])
     features = embed_texts(model, TEXTS)
     tower = model.text_encoder
     images = model.preprocessing(gradient_picture())
-    before = CLIPGradCAM(model, target_layer(model), use_cuda=False).explain(images, features, 0).maps
+    before = CLIPGradCAM(model, target_layer(model), use_cuda=False).text_maps(images, features, 0).maps
     release_text_tower(model)
     assert model.text_encoder is None and all(p.numel() == 0 for p in tower.parameters())
-    after = CLIPGradCAM(model, target_layer(model), use_cuda=False).explain(images, features, 0).maps
+    after = CLIPGradCAM(model, target_layer(model), use_cuda=False).text_maps(images, features, 0).maps
     torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-7)  # the last bits differ with the alignment
 
 
 def test_a_twin_has_modules_of_its_own_over_the_same_weights(published):
-    model = load_pretrained(published[0], text_tower=False)
+    model = load_clip_checkpoint(published[0], text_tower=False)
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     twin, layer = copy.deepcopy([model, target_layer(model)], shared)
     assert all(a is b for a, b in zip(model.parameters(), twin.parameters()))
@@ -263,7 +262,7 @@ def test_without_a_preprocessor_the_familys_usual_one_is_taken_and_said(tmp_path
     folder, _ = save_pretrained(tmp_path, family)
     (folder / "preprocessor_config.json").unlink()
     with pytest.warns(InputWarning, match="preprocessor_config.json"):
-        preprocessing = load_pretrained(folder).preprocessing
+        preprocessing = load_clip_checkpoint(folder).preprocessing
     if family == "siglip2":
         assert preprocessing.patches == (8, 16)
     else:
@@ -278,7 +277,7 @@ def test_a_size_that_is_not_understood(clip_folder, settings):
     folder, _ = clip_folder
     (folder / "preprocessor_config.json").write_text(json.dumps(settings))
     with pytest.raises(InputError, match="图像大小"):
-        load_pretrained(folder)
+        load_clip_checkpoint(folder)
 
 
 # -- other sizes ------------------------------------------------------------------------------
@@ -288,7 +287,7 @@ def test_a_size_that_is_not_understood(clip_folder, settings):
 @pytest.mark.parametrize("side", [48, 36, 16])
 def test_another_image_size_interpolates_as_the_library_does(tmp_path, family, side):
     folder, network = save_pretrained(tmp_path, family)
-    model = load_pretrained(folder, img_size=side)
+    model = load_clip_checkpoint(folder, img_size=side)
     assert model.img_size == side
     images = model.preprocessing(gradient_picture())
     assert images.shape == (1, 3, side, side)
@@ -296,20 +295,20 @@ def test_another_image_size_interpolates_as_the_library_does(tmp_path, family, s
         output = network.vision_model(images, interpolate_pos_encoding=True).pooler_output
         expected = network.visual_projection(output) if hasattr(network, "visual_projection") else output
         torch.testing.assert_close(model.image_encoder.embed(images), expected, rtol=0, atol=1e-5)
-    maps = CLIPGradCAM(model, target_layer(model), use_cuda=False).explain(images, embed_texts(model, TEXTS), 0).maps
+    maps = CLIPGradCAM(model, target_layer(model), use_cuda=False).text_maps(images, embed_texts(model, TEXTS), 0).maps
     assert maps.shape[-2:] == (side // 8, side // 8)
 
 
 def test_the_preprocessing_keeps_its_proportions_at_another_size(clip_folder):
     folder, _ = clip_folder
-    assert load_pretrained(folder, img_size=64).preprocessing[:2] == (72, (64, 64))
-    assert load_pretrained(folder, img_size=32).preprocessing == load_pretrained(folder).preprocessing
+    assert load_clip_checkpoint(folder, img_size=64).preprocessing[:2] == (72, (64, 64))
+    assert load_clip_checkpoint(folder, img_size=32).preprocessing == load_clip_checkpoint(folder).preprocessing
 
 
 @pytest.mark.skipif("siglip2" not in FAMILIES, reason="transformers is older than SigLIP 2")
 def test_free_shapes_take_an_image_size_as_an_area(tmp_path):
     folder, _ = save_pretrained(tmp_path, "siglip2")
-    model = load_pretrained(folder, img_size=48)
+    model = load_clip_checkpoint(folder, img_size=48)
     assert model.preprocessing.patches == (8, 36) and model.img_size == 48
 
 
@@ -318,7 +317,7 @@ def test_free_shapes_take_an_image_size_as_an_area(tmp_path):
 def test_other_patches(tmp_path, family, patch, side):
     pixels = {"size": {"height": side, "width": side}, "do_center_crop": False}
     folder, network = save_pretrained(tmp_path, family, pixels=pixels, patch_size=patch, image_size=side)
-    model = load_pretrained(folder)
+    model = load_clip_checkpoint(folder)
     assert_like_the_library(model, folder, network)
     prefix = 0 if family == "siglip" else 1
     assert model.image_encoder.token_grid(side, side) == (prefix, side // patch, side // patch)
@@ -327,7 +326,7 @@ def test_other_patches(tmp_path, family, patch, side):
 
 def test_an_image_smaller_than_a_patch(clip_folder):
     with pytest.raises(InputError, match="图块 8×8.*--img-size"):
-        load_pretrained(clip_folder[0], img_size=7)
+        load_clip_checkpoint(clip_folder[0], img_size=7)
 
 
 def test_register_tokens_are_counted(clip_folder):
@@ -343,10 +342,10 @@ def test_register_tokens_are_counted(clip_folder):
     backbone.embeddings.__class__ = Embeddings
     tower = VisionTransformerTower(backbone, torch.nn.Identity())
     assert tower.token_grid(32, 40) == (3, 4, 5)
-    model = load_pretrained(clip_folder[0])
+    model = load_clip_checkpoint(clip_folder[0])
     model.image_encoder = tower
     images, features = model.preprocessing(gradient_picture()), torch.randn(1, 32)
-    assert CLIPGradCAM(model, target_layer(model), use_cuda=False).explain(images, features).maps.shape[-2:] == (4, 4)
+    assert CLIPGradCAM(model, target_layer(model), use_cuda=False).text_maps(images, features).maps.shape[-2:] == (4, 4)
 
 
 # -- every way to save ------------------------------------------------------------------------
@@ -382,7 +381,7 @@ def save_bin_shards(network, folder):
 @pytest.mark.parametrize("save", [save_half, save_shards, save_bin, save_bin_shards])
 def test_every_way_to_save_weights(tmp_path, save):
     folder, network = save_pretrained(tmp_path, "clip", save=save)
-    model = load_pretrained(folder)
+    model = load_clip_checkpoint(folder)
     if save is save_half:
         network = network.half().float()
     assert_like_the_library(model, folder, network)
@@ -394,7 +393,7 @@ def test_position_ids_of_old_files_are_no_weights(clip_folder):
     weights = load_file(folder / "model.safetensors")
     weights["vision_model.embeddings.position_ids"] = torch.arange(17)[None]
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    assert_like_the_library(load_pretrained(folder), folder, network)
+    assert_like_the_library(load_clip_checkpoint(folder), folder, network)
 
 
 def test_a_structure_under_another_name(tmp_path):
@@ -409,7 +408,7 @@ def test_a_structure_under_another_name(tmp_path):
     dual.save_pretrained(folder)
     settings = json.dumps(FAMILIES["clip"][-1])
     (folder / "preprocessor_config.json").write_text(settings)
-    model = load_pretrained(folder)
+    model = load_clip_checkpoint(folder)
     assert model.image_encoder_name == "clip-vit"
     assert_like_the_library(model, folder, dual)
 
@@ -418,7 +417,7 @@ def test_a_structure_under_another_name(tmp_path):
 
 
 def test_a_text_that_is_cut_is_said(published):
-    model = load_pretrained(published[0])
+    model = load_clip_checkpoint(published[0])
     long = "two dogs on the loose hip"
     messages = model.text_encoder.describe_cuts(["a", long])
     most = 20 if published[1].config.model_type == "chinese_clip" else 16
@@ -433,14 +432,14 @@ def test_the_position_codes_limit_a_text_where_the_tokenizer_does_not(tmp_path):
     folder, _ = save_pretrained(tmp_path, "altclip")
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "model_max_length": 10**30}))
-    model = load_pretrained(folder)
+    model = load_clip_checkpoint(folder)
     assert model.text_encoder.max_tokens == 16
     with pytest.warns(InputWarning, match="超过 16 的部分被截去"):
         assert torch.isfinite(embed_texts(model, ["two dogs on the loose hip"])).all()
 
 
 def test_one_text_alone_is_the_same_as_among_others(published):
-    model = load_pretrained(published[0])
+    model = load_clip_checkpoint(published[0])
     for index, text in enumerate(TEXTS):
         torch.testing.assert_close(embed_texts(model, [text])[0], embed_texts(model, TEXTS)[index], rtol=0, atol=1e-5)
 
@@ -452,10 +451,10 @@ def test_no_tokenizer(clip_folder, tmp_path):
     for name in ("vocab.json", "merges.txt", "tokenizer_config.json"):
         shutil.move(folder / name, elsewhere / name)
     with pytest.raises(InputError, match="tokenizer.json.*vocab.json 和 merges.txt"):
-        load_pretrained(folder)
-    assert load_pretrained(folder, text_tower=False).text_encoder is None
+        load_clip_checkpoint(folder)
+    assert load_clip_checkpoint(folder, text_tower=False).text_encoder is None
     with pytest.raises(InputError, match="没有文本编码器"):
-        embed_texts(load_pretrained(folder, text_tower=False), TEXTS)
+        embed_texts(load_clip_checkpoint(folder, text_tower=False), TEXTS)
     shutil.copy(folder / "config.json", elsewhere)
     model = load_clip_checkpoint(folder, text_encoder=str(elsewhere))
     assert model.text_encoder(texts=["a cat"]).shape == (1, 28)
@@ -468,7 +467,7 @@ def test_a_tokenizer_that_needs_a_library_says_which(tmp_path):
     (folder / "spiece.model").write_bytes(b"no model")
     missing = importlib.util.find_spec("sentencepiece") is None
     with pytest.raises(InputError, match="无法读取.*分词器" + ".*pip install sentencepiece" * missing) as caught:
-        load_pretrained(folder).text_encoder(texts=["a"])
+        load_clip_checkpoint(folder).text_encoder(texts=["a"])
     assert "\n" not in str(caught.value)
 
 
@@ -477,10 +476,10 @@ def test_the_bare_vocabulary_is_enough(tmp_path, family, kept):
     """As older repositories have it: no tokenizer.json, no tokenizer_config.json."""
     folder, _ = save_pretrained(tmp_path, family)
     texts = ["a cat", "正常"]
-    expected = embed_texts(load_pretrained(folder), texts)
+    expected = embed_texts(load_clip_checkpoint(folder), texts)
     for name in {"vocab.json", "merges.txt", "vocab.txt", "tokenizer.json", "tokenizer_config.json"} - kept:
         (folder / name).unlink(missing_ok=True)
-    torch.testing.assert_close(embed_texts(load_pretrained(folder), texts), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(embed_texts(load_clip_checkpoint(folder), texts), expected, rtol=0, atol=1e-5)
 
 
 def test_a_tokenizer_of_another_model(clip_folder):
@@ -489,7 +488,7 @@ def test_a_tokenizer_of_another_model(clip_folder):
     words = {word: index + 900 for word, index in words.items()}
     (folder / "vocab.json").write_text(json.dumps(words, ensure_ascii=False), encoding="utf-8")
     with pytest.raises(InputError, match="不是一套文件"):
-        load_pretrained(folder).text_encoder(texts=["a cat"])
+        load_clip_checkpoint(folder).text_encoder(texts=["a cat"])
 
 
 # -- what cannot be used ----------------------------------------------------------------------
@@ -506,7 +505,7 @@ def test_a_model_of_another_kind(clip_folder):
     folder, _ = clip_folder
     edit_config(folder, model_type="bert", vision_config=None)
     with pytest.raises(InputError, match="bert.*CLIPModel.*SiglipModel"):
-        load_pretrained(folder)
+        load_clip_checkpoint(folder)
 
 
 def test_a_model_of_an_unknown_structure(tmp_path):
@@ -517,7 +516,7 @@ def test_a_model_of_an_unknown_structure(tmp_path):
     bert = transformers.BertModel(transformers.BertConfig(**FAMILIES["chinese_clip"][2](60)))
     transformers.VisionTextDualEncoderModel(vision_model=vision, text_model=bert).save_pretrained(folder)
     with pytest.raises(InputError, match="ViTModel.*不受支持.*支持：CLIPModel"):
-        load_pretrained(folder)
+        load_clip_checkpoint(folder)
 
 
 def test_code_of_a_folder_is_not_executed(clip_folder, tmp_path):
@@ -525,7 +524,7 @@ def test_code_of_a_folder_is_not_executed(clip_folder, tmp_path):
     (folder / "modeling_own.py").write_text(f"open({str(tmp_path / 'executed')!r}, 'w')\nclass Own: pass\n")
     edit_config(folder, model_type="own", auto_map={"AutoConfig": "modeling_own.Own", "AutoModel": "modeling_own.Own"})
     with pytest.raises(InputError):
-        load_pretrained(folder)
+        load_clip_checkpoint(folder)
     assert not (tmp_path / "executed").exists()
 
 
@@ -542,7 +541,7 @@ def test_a_malicious_bin_is_refused(tmp_path):
     weights = torch.load(folder / "pytorch_model.bin")
     torch.save({**weights, "extra": Payload(tmp_path / "executed")}, folder / "pytorch_model.bin")
     with pytest.raises(InputError, match="无法读取.*clip"):
-        load_pretrained(folder)
+        load_clip_checkpoint(folder)
     assert not (tmp_path / "executed").exists()
 
 
@@ -552,7 +551,7 @@ def test_missing_weights_are_an_error(clip_folder):
     del weights["vision_model.post_layernorm.weight"]
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(InputError, match="缺少 1 个.*post_layernorm.weight"):
-        load_pretrained(folder)
+        load_clip_checkpoint(folder)
 
 
 @pytest.mark.parametrize(
@@ -570,7 +569,7 @@ def test_a_damaged_folder(clip_folder, harm, message):
     folder, _ = clip_folder
     harm(folder)
     with pytest.raises(InputError, match=message) as caught:
-        load_pretrained(folder)
+        load_clip_checkpoint(folder)
     assert "\n" not in str(caught.value)
 
 
@@ -579,7 +578,7 @@ def test_a_shard_that_is_not_there(tmp_path):
     shard = sorted(folder.glob("model-*.safetensors"))[1]
     shard.unlink()
     with pytest.raises(InputError, match=f"不完整.*{shard.name}"):
-        load_pretrained(folder)
+        load_clip_checkpoint(folder)
 
 
 def test_flags_that_mean_nothing_here_are_said(clip_folder):
@@ -631,7 +630,7 @@ def test_a_name_in_the_local_cache(hub_cache):
 def test_a_cache_without_the_weights_is_none(hub_cache):
     (hub_cache[0] / "model.safetensors").unlink()
     with pytest.raises(InputError, match="org/tiny-clip.*不在本地缓存中"):
-        load_pretrained("org/tiny-clip")
+        load_clip_checkpoint("org/tiny-clip")
 
 
 def test_what_is_downloaded_is_one_set_of_weights_and_the_small_files(monkeypatch, clip_folder):
@@ -648,7 +647,7 @@ def test_what_is_downloaded_is_one_set_of_weights_and_the_small_files(monkeypatc
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", lambda self, name: there)
     monkeypatch.setattr("models.weights.hub._hub_is_reachable", lambda: True)
-    assert load_pretrained("org/other").image_encoder_name == "clip-vit"
+    assert load_clip_checkpoint("org/other").image_encoder_name == "clip-vit"
     assert "model.safetensors" in asked["org/other"] and "*.json" in asked["org/other"]
     assert not {"pytorch_model.bin", "flax_model.msgpack"} & set(asked["org/other"])
 
@@ -698,13 +697,13 @@ def test_a_typo_is_answered_without_the_heavy_libraries():
 def test_nothing_is_said_that_is_not_for_the_user(clip_folder, capfd):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        load_pretrained(clip_folder[0]).text_encoder(texts=["a cat"])
+        load_clip_checkpoint(clip_folder[0]).text_encoder(texts=["a cat"])
     assert capfd.readouterr() == ("", "")
 
 
 def test_the_input_shows_what_its_region_says(clip_folder):
     """White left of the region changes nothing, white inside it does."""
-    model = load_pretrained(clip_folder[0])
+    model = load_clip_checkpoint(clip_folder[0])
     region = model.preprocessing.region(60, 90)
     outside, inside = np.zeros((60, 90, 3), np.uint8), np.zeros((60, 90, 3), np.uint8)
     outside[:, : int(region.left) - 4] = 255

@@ -12,7 +12,7 @@ import pytest
 
 from models.errors import InputError
 from models.runs.settings import check_settings
-from models.runs.state import Part, RunFolder
+from models.runs.state import Part, RunState
 from models.runs.tables import COLUMNS, csv_cell, csv_line, package_versions
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -23,7 +23,7 @@ IMAGES = [(f"图/{i}.png", f"图/clip_gradcam_{i}") for i in range(4)]
 @pytest.fixture
 def run(tmp_path):
     """A run of four images that has just begun."""
-    folder = RunFolder(tmp_path / "结果")
+    folder = RunState(tmp_path / "结果")
     folder.lock().close()
     folder.begin(SETTINGS, IMAGES, resume=False)
     return folder
@@ -215,7 +215,7 @@ def test_paths_that_are_no_unicode_go_through(run):
 
 
 def test_many_failures_are_counted_and_the_first_are_named(tmp_path):
-    run = RunFolder(tmp_path)
+    run = RunState(tmp_path)
     run.lock().close()
     images = [(f"{i}.png", str(i)) for i in range(50)]
     run.begin(SETTINGS, images, resume=False)
@@ -257,8 +257,8 @@ def test_versions_name_what_a_heatmap_depends_on():
 
 HOLD = """
 import sys
-from models.results import RunFolder
-lock = RunFolder(sys.argv[1]).lock()
+from models.results import RunState
+lock = RunState(sys.argv[1]).lock()
 print("locked", flush=True)
 sys.stdin.read()
 """
@@ -274,13 +274,13 @@ def test_a_second_run_into_one_folder_is_refused(tmp_path):
     )
     assert holder.stdout.readline() == "locked\n"
     with pytest.raises(InputError, match=f"另一次运行.*进程 {holder.pid}"):
-        RunFolder(tmp_path).lock()
+        RunState(tmp_path).lock()
     holder.kill()
     holder.communicate()
-    RunFolder(tmp_path).lock().close()  # a killed run holds nothing
+    RunState(tmp_path).lock().close()  # a killed run holds nothing
 
 
 def test_an_output_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="无法写入输出目录"):
-        RunFolder(tmp_path / "file" / "deep").lock()
+        RunState(tmp_path / "file" / "deep").lock()

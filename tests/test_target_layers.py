@@ -62,7 +62,7 @@ def test_the_default_layer_gives_a_map_that_shows_something(encoder):
     model = tiny_clip(encoder)
     images = torch.randn(1, 3, 96, 64, generator=torch.Generator().manual_seed(0))
     features = torch.randn(2, 32, generator=torch.Generator().manual_seed(1))
-    explanation = CLIPGradCAM(model, get_target_layer_for_clip(model)).explain(images, features)
+    explanation = CLIPGradCAM(model, get_target_layer_for_clip(model)).text_maps(images, features)
     assert explanation.maps.shape == (1, 1, 3, 2)
     assert explanation.maps.std() > 0 and explanation.gradient_peaks.item() > 0
 
@@ -112,7 +112,7 @@ def test_listed_layers_are_those_that_give_a_map(clip):
     assert shapes["stem"] == (32, 32, 32) and shapes["stages.1"] == (48, 8, 8) and shapes["norm"] == (192, 2, 2)
     images, features = torch.randn(1, 3, 64, 64), torch.randn(1, 32)
     for name, (_, rows, columns) in layers[:: len(layers) // 6]:
-        assert CLIPGradCAM(clip, find_layer(clip, name)).explain(images, features).maps.shape[-2:] == (rows, columns)
+        assert CLIPGradCAM(clip, find_layer(clip, name)).text_maps(images, features).maps.shape[-2:] == (rows, columns)
 
 
 def test_listing_leaves_no_hook_and_no_mode_behind():

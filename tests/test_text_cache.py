@@ -15,10 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from models.loading.fingerprint.fingerprint import checkpoint_fingerprint
 from safetensors.torch import save_file
 from test_command_line import flags, home  # noqa: F401 (fixtures)
-from tiny import TINY_BERT, tiny_clip
+from tiny import TINY_BERT, load_with_text_features, tiny_clip
 
 import clip_gradcam_visualization as script
 import models.clip
@@ -26,7 +25,8 @@ from clip_gradcam_visualization import main
 from models.errors import CheckpointError, InputError, InputWarning
 from models.loading import load as loading
 from models.loading import text_cache
-from models.loading.load import load_clip_checkpoint, load_with_text_features
+from models.loading.fingerprint import checkpoint_fingerprint
+from models.loading.load import load_clip_checkpoint
 from models.loading.text_cache import load_entry, store_entry, text_features_key
 from models.weights.files import read_torch_file
 

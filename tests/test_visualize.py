@@ -100,7 +100,7 @@ def test_the_overlay_is_the_cams(clip, picture, target):
     pixels = read_image(picture)
     with torch.no_grad():
         features = clip.text_encoder(texts=TEXTS)
-    explanation = CLIPGradCAM(clip, get_target_layer_for_clip(clip)).explain(preprocess(pixels, 96), features, target)
+    explanation = CLIPGradCAM(clip, get_target_layer_for_clip(clip)).text_maps(preprocess(pixels, 96), features, target)
     heatmap = to_heatmap(explanation.maps[0, 0], (60, 90))
     assert heatmap.max() == 1 and heatmap.std() > 0.05
     expected = show_cam_on_image(pixels, heatmap)

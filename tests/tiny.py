@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from models.clip import CLIPModel
 from models.explain.question import Question
+from models.loading.load import load_clip_checkpoint
 from models.results.result import ImageResult
 from models.towers.text import TextEncoder
 
@@ -145,3 +146,9 @@ def tiny_result(targets=(0,), names=("正常", "松动", "感染"), size=(60, 90
         flaws=[None] * len(targets),
         sensitivities=[0.1] * len(targets),
     )
+
+
+def load_with_text_features(path, texts, **options):
+    """(model without its text tower, its texts' features [K, D])."""
+    model = load_clip_checkpoint(path, texts=texts, **options)
+    return model, model.class_text_features

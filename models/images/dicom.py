@@ -11,9 +11,9 @@ from collections.abc import Callable, MutableSequence
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from ..errors import InputError
+from ..heavy import Image
 from .grey import scale_over_own_range
 
 DECODERS = "pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg"

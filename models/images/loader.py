@@ -16,10 +16,9 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from ..errors import InputError
-from ..heavy import torch
+from ..heavy import Image, torch
 from .preprocessing import Preprocessing
 from .reading import read_image
 

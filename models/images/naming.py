@@ -23,7 +23,8 @@ class ImageFile(NamedTuple):
 
 
 # What ends the names of an image's results beside the figure's own: <name>_overlay_2, <name>_heatmap_layer, ...
-_RESULT_ENDING = re.compile(r"_(overlay|heatmap)(_\d+|_[a-z][a-z+-]*)*$")  # a text's index, a method, "layer"
+# What follows is a text's index, "layer", or the name of a method, whichever methods there are.
+_RESULT_ENDING = re.compile(r"_(overlay|heatmap)(_\d+|_(?!overlay|heatmap)[a-z][a-z+-]*)*$")
 LONGEST_NAME = 200  # bytes: file systems take 255, endings and suffixes of results need theirs
 
 

@@ -13,13 +13,12 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
-from ..heavy import torch
+from ..heavy import Image, torch
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-BILINEAR = int(Image.Resampling.BILINEAR)
+BILINEAR = 2  # PIL.Image.Resampling.BILINEAR, by value: Pillow is imported when an image is read
 
 
 class Region(NamedTuple):

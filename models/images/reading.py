@@ -6,9 +6,9 @@ import os
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..errors import InputError, reason
+from ..heavy import Image, ImageOps
 from .dicom import read_dicom
 from .grey import grey_to_rgb, scale_over_own_range
 
@@ -30,7 +30,7 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
         raise
     except FileNotFoundError as error:
         raise InputError(f"找不到图像文件：{path}") from error
-    except UnidentifiedImageError as error:  # its text names Python's object, not the file
+    except Image.UnidentifiedImageError as error:  # its text names Python's object, not the file
         raise InputError(f"无法读取图像 {path}：不是支持的图像格式，或文件已损坏") from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError(f"无法读取图像 {path}：不是支持的图像格式，或文件已损坏（{reason(error)}）") from error

@@ -17,7 +17,8 @@ class Content(NamedTuple):
     """A checkpoint and the file that it was read from; or a folder of transformers, which reads its files itself."""
 
     path: Path
-    checkpoint: MutableMapping | None  # None for a folder
+    checkpoint: MutableMapping | None = None
+    is_folder: bool = False
 
 
 def read_content(path: str | os.PathLike, mapped: bool | None = None) -> Content:
@@ -28,7 +29,7 @@ def read_content(path: str | os.PathLike, mapped: bool | None = None) -> Content
     if not os.path.isfile(path) and is_pretrained(path):
         folder = local_folder(path)
         if (folder / "config.json").is_file():
-            return Content(folder, None)
+            return Content(folder, is_folder=True)
         path = weight_files(folder)[0]  # of open_clip, beside its open_clip_config.json
     return Content(Path(path), read_checkpoint_file(path, mapped))
 

@@ -31,7 +31,7 @@ FIRST_TOKEN = ("chinese_clip",)  # their text embedding is the first token's
 
 def recognises(content: Content) -> bool:
     """Whether it is a folder, which transformers reads."""
-    return content.checkpoint is None
+    return content.is_folder
 
 
 def load(content: Content, request: Request, cached=None) -> PretrainedCLIP:

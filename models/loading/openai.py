@@ -51,7 +51,7 @@ def openai_weights(checkpoint: Mapping) -> dict[str, torch.Tensor]:
 
 def recognises(content: Content) -> bool:
     """Whether a checkpoint has an image tower under OpenAI's name, be it one that we can build or not."""
-    weights = {} if content.checkpoint is None else split_checkpoint(content.checkpoint)[0]
+    weights = {} if content.is_folder else split_checkpoint(content.checkpoint)[0]
     return any(isinstance(key, str) and WRAPPER_PREFIX.sub("", key).startswith("visual.") for key in weights)
 
 

@@ -19,7 +19,7 @@ from .text_cache import CachedFeatures
 
 def recognises(content: Content) -> bool:
     """Whether a checkpoint has an image encoder under our name."""
-    return content.checkpoint is not None and any(BACKBONE in str(k) for k in split_checkpoint(content.checkpoint)[0])
+    return not content.is_folder and any(BACKBONE in str(key) for key in split_checkpoint(content.checkpoint)[0])
 
 
 def load(content: Content, request: Request, cached: CachedFeatures | None = None) -> CLIPModel:

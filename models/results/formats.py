@@ -7,9 +7,8 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from ..heavy import cv2
+from ..heavy import Image, cv2
 
 RASTER_FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".tif": "tiff", ".tiff": "tiff", ".webp": "webp"}
 VECTOR_FORMATS = {".pdf": "pdf", ".svg": "svg"}
