@@ -1,7 +1,5 @@
 """argparse in Chinese: errors of one line, and the flag that a typo was meant for."""
 
-from __future__ import annotations
-
 import argparse
 import re
 

@@ -1,7 +1,5 @@
 """The class texts that an image is held against."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -8,19 +8,18 @@ Building a model never downloads anything: the vocabulary and the sizes of bert-
 `models/assets/`, and the weights come from the checkpoint.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Mapping
 
 import torch
 from torch import nn
 
-from .errors import CheckpointError, InputError, InputWarning
+from .errors import CheckpointError, InputWarning
 from .heavy import torchvision, transformers
 from .towers.image import CONVNEXTS, EFFICIENTNETS, RESNETS, ImageEncoder
-from .towers.similarity import cosines, softmax_probabilities
+from .towers.similarity import softmax_probabilities
 from .towers.text import TextEncoder, build_text_encoder, is_clip_text
+from .towers.two_towers import TwoTowers
 from .weights.files import allow_safe_globals
 from .weights.layouts import (
     VIT_INTO_TRANSFORMERS_4,
@@ -37,7 +36,7 @@ __all__ = ["CLIPModel", "ImageEncoder", "TextEncoder", "build_on_meta", "create_
 allow_safe_globals()  # `torch.load` of our users' checkpoints: numpy scalars, argparse.Namespace, paths
 
 
-class CLIPModel(nn.Module):
+class CLIPModel(TwoTowers):
     """Image tower, text tower, and a temperature that divides their cosine similarity.
 
     The checkpoint's preprocessing travels with the model: `img_size`, the side in pixels of the square
@@ -63,48 +62,14 @@ class CLIPModel(nn.Module):
         self.image_encoder = ImageEncoder(image_encoder_name, embed_dim)
         self.text_encoder = build_text_encoder(text_encoder_name, embed_dim, text_config) if text_tower else None
         self.temperature = nn.Parameter(torch.tensor(float(temperature)))
-        self.class_text_features = None  # [K, embed_dim], see precompute_class_text_features
 
-    def forward(self, images, texts=None, input_ids=None, attention_mask=None) -> torch.Tensor:
-        """Images [B, 3, H, W] and K texts -> logits [B, K]."""
-        text_features = self.embed_texts(texts, input_ids, attention_mask)
-        return self.compute_similarity(self.image_encoder(images), text_features)
-
-    def embed_texts(self, texts=None, input_ids=None, attention_mask=None) -> torch.Tensor:
-        """K texts, or their token ids and mask [K, T] -> [K, embed_dim]; InputError without a text tower."""
-        if self.text_encoder is None:
-            raise InputError("该模型没有文本编码器，不能编码文本；请给出 text_features，或用 load_clip_checkpoint 载入")
-        return self.text_encoder(texts, input_ids, attention_mask)
-
-    def compute_similarity(self, image_features: torch.Tensor, text_features: torch.Tensor) -> torch.Tensor:
-        """Cosine similarity divided by the temperature: [B, D] and [K, D] -> logits [B, K]."""
-        return cosines(image_features, text_features) / self.temperature
+    def logits(self, similarities: torch.Tensor) -> torch.Tensor:
+        """Cosines [..., K] divided by the temperature."""
+        return similarities / self.temperature
 
     def probabilities(self, similarities: torch.Tensor) -> torch.Tensor:
         """Cosines [..., K] -> probabilities [..., K] in float32: softmax over the texts."""
         return softmax_probabilities(similarities, self.temperature)
-
-    @torch.no_grad()
-    def precompute_class_text_features(self, class_texts) -> torch.Tensor:
-        """Embed the class texts (a list, or a dict's values) once, [K, D]; `predict` uses them from then on."""
-        texts = list(class_texts.values()) if isinstance(class_texts, Mapping) else list(class_texts)
-        self.class_text_features = self.embed_texts(texts)
-        return self.class_text_features
-
-    @torch.no_grad()
-    def predict(self, images, class_texts=None, text_features=None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return (predicted text index [B], probabilities [B, K], each row summing to 1).
-
-        The texts are `text_features` [K, D], else `class_texts`, else those precomputed before.
-        """
-        if text_features is None and class_texts is not None:
-            text_features = self.precompute_class_text_features(class_texts)
-        if text_features is None:
-            text_features = self.class_text_features
-        if text_features is None:
-            raise InputError("predict 需要 class_texts 或 text_features，或先调用 precompute_class_text_features")
-        probabilities = self.probabilities(cosines(self.image_encoder(images), text_features))
-        return probabilities.argmax(dim=-1), probabilities
 
     # -- weights ------------------------------------------------------------------------------
 

@@ -9,8 +9,6 @@ of the block's activations A, so it is trained as such (`cosine_cam`). None of t
 about real radiographs.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import math

@@ -16,8 +16,6 @@ with the lysis around it (wear), the cement body (spacer). `native` and `normal`
 no mask. The same seed with `findings=()` gives the same hip, view and noise without the finding.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 import cv2

@@ -18,8 +18,6 @@ validation seeds 90 % of 270 images are named rightly among the nine texts. Retr
 numbers, not the same bits.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import math

@@ -4,8 +4,6 @@ A formula makes maps [B, h, w] before the ReLU from a layer's activations A and 
 <.> is the mean over positions. Those of attention stand in `models.explain.attention`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import NamedTuple
 

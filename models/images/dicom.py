@@ -5,8 +5,6 @@ intercept -> VOI LUT or window -> 0..255, inverted for MONOCHROME1. All of it ac
 it is worked out once per level that the frame can hold, not once per pixel. pydicom is an optional extra.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, MutableSequence
 from typing import BinaryIO, NamedTuple
 

@@ -3,8 +3,6 @@
 find_images(["data/train", "more/*.dcm"]) -> ImageList
 """
 
-from __future__ import annotations
-
 import fnmatch
 import os
 import re

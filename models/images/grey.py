@@ -1,7 +1,5 @@
 """Grey levels of any range -> 8 bits."""
 
-from __future__ import annotations
-
 import numpy as np
 
 

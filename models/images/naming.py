@@ -1,7 +1,5 @@
 """What the results of each image of a list are called, so that none of them meets another."""
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 import os

@@ -1,7 +1,5 @@
 """From a path, a PIL image or an array to pixels, RGB uint8 [H, W, 3]."""
 
-from __future__ import annotations
-
 import os
 from typing import BinaryIO
 

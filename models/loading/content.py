@@ -1,7 +1,5 @@
 """What stands at a path, read once, and what the user says of it: all that a reader is given."""
 
-from __future__ import annotations
-
 import os
 import warnings
 from collections.abc import MutableMapping

@@ -1,7 +1,5 @@
 """Which model it was: digits that stand for the content of a checkpoint or folder, whatever its name and place."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -4,8 +4,6 @@ What comes back offers what `models.clip.CLIPModel` offers, with the model's own
 for probabilities. Nothing of a folder is executed: code of its own is refused, pickles hold tensors only.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from ..errors import CheckpointError, InputError

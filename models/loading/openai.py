@@ -5,8 +5,6 @@ becomes a `ClipResNet` of models.towers.clip_resnet. The architecture is read of
 shows (activation, width of the heads) is said by an open_clip_config.json beside the file, or by `read_settings`.
 """
 
-from __future__ import annotations
-
 import re
 import warnings
 from collections.abc import Callable, Mapping

@@ -1,7 +1,5 @@
 """Our users' checkpoints: a CLIPModel in any layout of `models.weights.layouts`, wrapped or bare."""
 
-from __future__ import annotations
-
 import os
 import warnings
 from collections.abc import Mapping

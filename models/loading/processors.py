@@ -1,7 +1,5 @@
 """How published models prepare images: the settings of a folder's image processor as our `Preprocessing`."""
 
-from __future__ import annotations
-
 import math
 import re
 import warnings

@@ -12,8 +12,6 @@ is executed, and an entry that is not whole counts as absent. A cache that canno
 no function here raises for it.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import io

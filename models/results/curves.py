@@ -1,28 +1,14 @@
 """The fifth panel of the figure: a heatmap's deletion and insertion curves, and the areas below them."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np
 
 from ..explain.faithfulness import Faithfulness
 from ..explain.question import Question
+from . import parts
 from .page import BLACK, Box, Line, Text, text_length, wrap_text
-from .parts import (
-    BODY,
-    GREY,
-    RED,
-    TICK,
-    TICK_LENGTH,
-    TITLE,
-    in_language,
-    leading,
-    lines_down,
-    measure,
-    middle_baseline,
-    three_decimals,
-)
+from .parts import BODY, GREY, RED, TICK, TICK_LENGTH, TITLE
 
 CURVE_WORDS = {
     "title": ("忠实度：删除与插入曲线", "Faithfulness: deletion and insertion"),
@@ -59,7 +45,7 @@ def draw_curves(
 
     What stands below the axis reaches 46 pixels further down.
     """
-    words = in_language(CURVE_WORDS, lang)
+    words = parts.in_language(CURVE_WORDS, lang)
     left, right, bottom = columns[0] + 76, columns[1] - 60, top + height
     curves = {"deletion": tested.deletion_curve, "insertion": tested.insertion_curve}
     ticks = nice_ticks(*_range([*curves.values(), tested.random_curve]))
@@ -138,7 +124,7 @@ def _axes(place: _Place, ticks, x_label: str, y_label: str) -> list:
     for tick in ticks:
         y = math.floor(place.y(tick))
         items += [Box(left, y, right, y + 1, GRID_LINE), Box(left - TICK_LENGTH, y, left, y + 1, BLACK)]
-        items.append(Text(left - 10, middle_baseline(y, TICK), f"{tick:.{decimals}f}", TICK, "r"))
+        items.append(Text(left - 10, parts.middle_baseline(y, TICK), f"{tick:.{decimals}f}", TICK, "r"))
     for percent in range(0, 101, 20):
         x = math.floor(place.x(percent / 100))
         items.append(Box(x, bottom, x + 1, bottom + TICK_LENGTH, BLACK))
@@ -169,8 +155,10 @@ def _table(tested, left: int, top: int, width: int, words) -> list:
         strokes = dashes(sample, *DASH) if kind == "random" else [sample]
         items += [Line(stroke, COLOURS[kind], 2 if kind == "random" else STROKE) for stroke in strokes]
         items.append(Text(left + 44, baseline, words[kind], BODY))
-        items.append(Text(areas, baseline, three_decimals(area), BODY, "r"))
+        items.append(Text(areas, baseline, parts.three_decimals(area), BODY, "r"))
         if margin is not None:
-            items.append(Text(right, baseline, three_decimals(margin, "+"), BODY, "r", RED if margin < 0 else BLACK))
-    note = wrap_text(words["note"], width, 5, measure(BODY))
-    return [*items, *lines_down(note, left, baseline + pitch + leading(BODY) // 2, BODY, "l", GREY)]
+            items.append(
+                Text(right, baseline, parts.three_decimals(margin, "+"), BODY, "r", RED if margin < 0 else BLACK)
+            )
+    note = wrap_text(words["note"], width, 5, parts.measure(BODY))
+    return [*items, *parts.lines_down(note, left, baseline + pitch + parts.leading(BODY) // 2, BODY, "l", GREY)]

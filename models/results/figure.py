@@ -3,40 +3,14 @@
 Knows nothing of models: it reads an ImageResult of `models.results.result`. May be called from several threads at once.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from ..explain.heatmap import jet
+from . import parts
 from .curves import draw_curves
 from .formats import VECTOR_FORMATS, encode_image
 from .page import BLACK, Box, Drawing, Picture, Text, draw_pixels, drawable, text_length, wrap_text
-from .parts import (
-    BODY,
-    FOOTER_WORDS,
-    HEADING,
-    MARGIN,
-    RED,
-    TICK,
-    TICK_LENGTH,
-    TITLE,
-    WARNING,
-    bar_below,
-    bar_beside,
-    draw_footer,
-    fitted,
-    footer_notes,
-    footer_rows,
-    framed_message,
-    in_language,
-    leading,
-    lines_down,
-    lines_up,
-    measure,
-    middle_baseline,
-    resized,
-    sensitivity_note,
-)
+from .parts import BODY, FOOTER_WORDS, HEADING, MARGIN, RED, TICK, TICK_LENGTH, TITLE, WARNING
 
 FIGURE_WORDS = {
     **FOOTER_WORDS,
@@ -82,7 +56,7 @@ def draw_figure(result, heatmap: np.ndarray, overlay: np.ndarray, lang: str = "z
     `heatmap` [H, W] in [0, 1], NaN where the model saw nothing; `overlay` RGB uint8 [H, W, 3]; `lang` ("zh", "en") is
     the figure's own language; texts and names stay as they are.
     """
-    words = in_language(FIGURE_WORDS, lang)
+    words = parts.in_language(FIGURE_WORDS, lang)
     (height, width), (tested,) = result.pixels.shape[:2], result.tested
     panel_height = round(float(np.clip(PANEL_WIDTH * height / width, 408, 768)))
     page_width, page_height = 2 * PANEL_WIDTH + 264, 2 * panel_height + HEAD + GUTTER + FOOT
@@ -97,17 +71,19 @@ def draw_figure(result, heatmap: np.ndarray, overlay: np.ndarray, lang: str = "z
         top = lower + panel_height + GUTTER
         items += draw_curves(tested, result.question, (MARGIN, right + 252), top, CURVES_HEIGHT, page_width, lang)
         page_height += CURVES_HEIGHT + GUTTER + 16
-    notes = footer_notes([result], words) + sensitivity_note([result], words)
+    notes = parts.footer_notes([result], words) + parts.sensitivity_note([result], words)
     alone = tested is not None or result.independent  # a wide label stands where a first row would
-    rows = footer_rows(notes, page_width - 2 * MARGIN, page_width if alone else 1000)  # 1000: left of the axis' label
-    page_height += max(0, len(rows) - (1 if alone else 2)) * leading(BODY)
-    return Drawing(page_width, page_height, [*items, *draw_footer(rows, page_height)])
+    rows = parts.footer_rows(
+        notes, page_width - 2 * MARGIN, page_width if alone else 1000
+    )  # 1000: left of the axis' label
+    page_height += max(0, len(rows) - (1 if alone else 2)) * parts.leading(BODY)
+    return Drawing(page_width, page_height, [*items, *parts.draw_footer(rows, page_height)])
 
 
 def _panel_picture(left, top, panel_height, image, proportions) -> Picture:
     """`image` as large as the panel allows at the proportions (height, width), in the panel's middle."""
-    width, height = fitted(proportions[1], proportions[0], PANEL_WIDTH, panel_height)
-    pixels = resized(image, width, height)
+    width, height = parts.fitted(proportions[1], proportions[0], PANEL_WIDTH, panel_height)
+    pixels = parts.resized(image, width, height)
     pixels = pixels if pixels.ndim == 3 else _coloured(pixels)
     return Picture(left + (PANEL_WIDTH - width) // 2, top + (panel_height - height) // 2, pixels)
 
@@ -135,17 +111,17 @@ def _heatmap_panel(left, top, panel_height, result, heatmap, words) -> list:
     target = words["contrast" if result.question.contrast > 0 else "target"].format(target)
     heading = words["heatmap"].format(result.label)
     heading += "" if result.knows_text else words["text-free"]
-    title = [heading, *wrap_text(target, PANEL_WIDTH - 20, 2, measure(HEADING))]
+    title = [heading, *wrap_text(target, PANEL_WIDTH - 20, 2, parts.measure(HEADING))]
     centre, message = left + PANEL_WIDTH // 2, []
     upper, lower = picture.top, picture.bottom
     if result.flaws[0]:
         limit = min(max(picture.right - picture.left - 60, 150), 500)
-        message = framed_message(result.flaws[0], (centre, (upper + lower) / 2), limit, 12, WARNING)
+        message = parts.framed_message(result.flaws[0], (centre, (upper + lower) / 2), limit, 12, WARNING)
         upper, lower = min(upper, message[0].top), max(lower, message[0].bottom)
     width, height = picture.right - picture.left, picture.bottom - picture.top
-    bar = bar_below(picture.left, lower + 18, width, [words["scale"]]) if width > 2 * height else ()
-    bar = bar or bar_beside(picture, words["scale"])
-    return [picture, *bar, *lines_up(title, centre, upper - 16, HEADING), *message]
+    bar = parts.bar_below(picture.left, lower + 18, width, [words["scale"]]) if width > 2 * height else ()
+    bar = bar or parts.bar_beside(picture, words["scale"])
+    return [picture, *bar, *parts.lines_up(title, centre, upper - 16, HEADING), *message]
 
 
 def _bars(result) -> list[int]:
@@ -177,10 +153,10 @@ def _probability_panel(left, top, height, result, words) -> list:
         items.append(Box(left, round(centre - 0.3 * pitch), end, round(centre + 0.3 * pitch), colour))
         items.append(Box(left - TICK_LENGTH, round(centre), left, round(centre) + 1, BLACK))
         value = f"{percent:.1f}%"
-        items.append(Text(left + round((percent + 1.5) * PERCENT), middle_baseline(centre, BODY), value, BODY))
-        label = wrap_text(drawable(result.names[index]), 225, 2, measure(BODY))
-        first = middle_baseline(centre - (len(label) - 1) * leading(BODY) / 2, BODY)
-        items += lines_down(label, left - 11, first, BODY, "r")
+        items.append(Text(left + round((percent + 1.5) * PERCENT), parts.middle_baseline(centre, BODY), value, BODY))
+        label = wrap_text(drawable(result.names[index]), 225, 2, parts.measure(BODY))
+        first = parts.middle_baseline(centre - (len(label) - 1) * parts.leading(BODY) / 2, BODY)
+        items += parts.lines_down(label, left - 11, first, BODY, "r")
     cut = words["top"].format(len(bars), len(result.names)) if len(bars) < len(result.names) else ""
     items.append(Text(left + AXIS_WIDTH // 2, top - 47, words["probabilities"] + cut, TITLE, "m"))
     kinds = {_bar_kind(result, index) for index in bars}

@@ -1,7 +1,5 @@
 """Result files: their names, and pixels and arrays as their bytes."""
 
-from __future__ import annotations
-
 import os
 from io import BytesIO
 from pathlib import Path

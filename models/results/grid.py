@@ -3,37 +3,15 @@
 Like the figure it reads the result itself: Results of `models.results.result`.
 """
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 
 import numpy as np
 
 from ..explain.faithfulness import Faithfulness
+from . import parts
 from .page import ASCENT, DESCENT, Box, Drawing, Picture, Text, drawable, text_length, wrap_text
-from .parts import (
-    BODY,
-    FOOTER_WORDS,
-    GREY,
-    HEADING,
-    MARGIN,
-    TITLE,
-    WARNING,
-    bar_below,
-    draw_footer,
-    fitted,
-    footer_notes,
-    footer_rows,
-    framed_message,
-    in_language,
-    leading,
-    lines_down,
-    measure,
-    resized,
-    sensitivity_note,
-    three_decimals,
-)
+from .parts import BODY, FOOTER_WORDS, GREY, HEADING, MARGIN, TITLE, WARNING
 
 GRID_WORDS = {
     **FOOTER_WORDS,
@@ -100,11 +78,11 @@ def arrange_tiles(count: int, image_width: int, image_height: int, details: int 
     for columns in range(1, min(count, room // (LEAST_TILE[0] + GAP)) + 1):
         rows, width = math.ceil(count / columns), room // columns - GAP
         large, small = _caption_sizes(width)
-        caption = 8 + 2 * leading(large) + details * leading(small)
+        caption = 8 + 2 * parts.leading(large) + details * parts.leading(small)
         height = (GRID_HEIGHT - GRID_HEAD - GRID_FOOT) / rows - GAP - caption
         height = max(height, LEAST_TILE[1], LEAST_TILE[0] * min(1, image_height / image_width))
         box = min(width, LARGEST_PICTURE[0]), min(height, LARGEST_PICTURE[1])
-        width, height = fitted(image_width, image_height, *box)
+        width, height = parts.fitted(image_width, image_height, *box)
         tile = max(width, LEAST_TILE[0]), max(height, LEAST_TILE[1])
         best[width, height, -rows, -columns] = Tiles(columns, (width, height), *tile)
     return best[max(best)]  # the largest pictures; of these the fewest rows, of these the fewest columns
@@ -115,7 +93,7 @@ def draw_grid(results, overlays: list[np.ndarray], lang: str = "zh") -> Drawing:
 
     `overlays`: RGB uint8 [h, w, 3] of the image's proportions, each; `lang`: "zh" or "en".
     """
-    words, first = in_language(GRID_WORDS, lang), results[0]
+    words, first = parts.in_language(GRID_WORDS, lang), results[0]
     image_height, image_width = first.pixels.shape[:2]
     is_tested = any(tested is not None for result in results for tested in result.tested)
     tiles = arrange_tiles(1 + len(overlays), image_width, image_height, 4 if is_tested else 2)
@@ -124,9 +102,9 @@ def draw_grid(results, overlays: list[np.ndarray], lang: str = "zh") -> Drawing:
     deepest = max(caption[-1].y for caption in captions)
     page_width = max(GRID_LEAST_WIDTH, 2 * MARGIN + tiles.columns * (tiles.width + GAP) - GAP)
     left, room = (page_width - tiles.columns * (tiles.width + GAP) + GAP) // 2, page_width - 2 * MARGIN
-    title = wrap_text(_grid_title(results, words), room, 2, measure(TITLE))
-    items = lines_down(title, page_width // 2, 46, TITLE)
-    head = GRID_HEAD + (len(title) - 1) * leading(TITLE)
+    title = wrap_text(_grid_title(results, words), room, 2, parts.measure(TITLE))
+    items = parts.lines_down(title, page_width // 2, 46, TITLE)
+    head = GRID_HEAD + (len(title) - 1) * parts.leading(TITLE)
     pitch = tiles.height + deepest + GAP
     pairs = zip([None, *results.pairs()], [first.pixels, *overlays], captions)
     for number, (pair, pixels, caption) in enumerate(pairs):
@@ -136,11 +114,11 @@ def draw_grid(results, overlays: list[np.ndarray], lang: str = "zh") -> Drawing:
         items += [picture] if pair is None else _tile(results, pair, picture, words)
         items += [_moved(item, corner[0] + tiles.width // 2, corner[1] + tiles.height) for item in caption]
     bottom = head + 12 + math.ceil(len(captions) / tiles.columns) * pitch
-    label = wrap_text(words["own scale" if _by_method(results) else "scale"], room, 2, measure(BODY))
-    items += bar_below(page_width // 2 - 300, bottom, 600, label)
-    rows = footer_rows(_grid_notes(results, is_tested, words), room, 1000)
-    page_height = bottom + GRID_FOOT + (len(label) - 2 + max(0, len(rows) - 2)) * leading(BODY)
-    return Drawing(page_width, page_height, [*items, *draw_footer(rows, page_height)])
+    label = wrap_text(words["own scale" if _by_method(results) else "scale"], room, 2, parts.measure(BODY))
+    items += parts.bar_below(page_width // 2 - 300, bottom, 600, label)
+    rows = parts.footer_rows(_grid_notes(results, is_tested, words), room, 1000)
+    page_height = bottom + GRID_FOOT + (len(label) - 2 + max(0, len(rows) - 2)) * parts.leading(BODY)
+    return Drawing(page_width, page_height, [*items, *parts.draw_footer(rows, page_height)])
 
 
 def _by_method(results) -> bool:
@@ -173,9 +151,9 @@ def _caption_sizes(width: int) -> tuple[int, int]:
 def _caption(name, details, width) -> list[Text]:
     """Lines below a picture, around x = 0, y = 0 the picture's lower edge: a name on at most two lines and details."""
     large, small = _caption_sizes(width)
-    rows = wrap_text(drawable(name), width, 2, measure(large))
-    lines = lines_down(rows, 0, 10 + round(ASCENT * large), large)
-    return [*lines, *lines_down(details, 0, lines[-1].y + leading(large), small)]
+    rows = wrap_text(drawable(name), width, 2, parts.measure(large))
+    lines = parts.lines_down(rows, 0, 10 + round(ASCENT * large), large)
+    return [*lines, *parts.lines_down(details, 0, lines[-1].y + parts.leading(large), small)]
 
 
 def _original_caption(results, width, words) -> list[Text]:
@@ -184,7 +162,7 @@ def _original_caption(results, width, words) -> list[Text]:
     best = first.predicted
     predicted = words["predicted"].format(first.probabilities[best], drawable(first.names[best]))
     numbers = _numbers_of(first, first.target, words) if _by_method(results) else []
-    return _caption(words["image"], [*wrap_text(predicted, width, 2, measure(size)), *numbers], width)
+    return _caption(words["image"], [*wrap_text(predicted, width, 2, parts.measure(size)), *numbers], width)
 
 
 def _numbers_of(result, target, words) -> list[str]:
@@ -203,7 +181,7 @@ def _tile_caption(results, pair, width, words) -> list:
     target = result.targets[index]
     caption = _caption(result.names[target], _numbers_of(result, target, words), width)
     small = _caption_sizes(width)[1]
-    below = lines_down(areas, 0, caption[-1].y + leading(small), small)
+    below = parts.lines_down(areas, 0, caption[-1].y + parts.leading(small), small)
     if target != result.predicted:
         return [*caption, *below]
     return [*caption[:-1], *_marked(caption[-1], words["prediction"]), *below]
@@ -215,7 +193,10 @@ def _areas_of(tested: Faithfulness, words) -> list[str]:
         "deletion": (tested.deletion, tested.deletion_margin),
         "insertion": (tested.insertion, tested.insertion_margin),
     }
-    return [words[kind].format(three_decimals(area), three_decimals(m, "+")) for kind, (area, m) in numbers.items()]
+    return [
+        words[kind].format(parts.three_decimals(area), parts.three_decimals(m, "+"))
+        for kind, (area, m) in numbers.items()
+    ]
 
 
 def _marked(line: Text, mark: str) -> list:
@@ -231,7 +212,7 @@ def _tile_picture(pixels, corner, tiles) -> Picture:
     """An image in the middle of the tile whose upper left corner this is."""
     width, height = tiles.picture
     left, top = corner[0] + (tiles.width - width) // 2, corner[1] + (tiles.height - height) // 2
-    return Picture(left, top, resized(pixels, width, height))
+    return Picture(left, top, parts.resized(pixels, width, height))
 
 
 def _tile(results, pair, picture, words) -> list:
@@ -243,15 +224,15 @@ def _tile(results, pair, picture, words) -> list:
     if result.flaws[index]:
         width = picture.right - picture.left
         centre = picture.left + width / 2, picture.top + (picture.bottom - picture.top) / 2
-        items += framed_message(words["empty"], centre, max(width, LEAST_TILE[0]) - 40, 2, BODY)
+        items += parts.framed_message(words["empty"], centre, max(width, LEAST_TILE[0]) - 40, 2, BODY)
     return items
 
 
 def _grid_notes(results, is_tested: bool, words) -> list:
     """What the footer says: the source, what else the reader must know, and the range of the text sensitivities."""
-    notes = footer_notes(results, words)
+    notes = parts.footer_notes(results, words)
     notes += [(words["independent"], GREY)] if results[0].independent else []
     notes += [(words["margins"], GREY)] if is_tested else []
     if _by_method(results):
         words = {**words, "insensitive": words["insensitive methods"]}
-    return notes + sensitivity_note(results, words)
+    return notes + parts.sensitivity_note(results, words)

@@ -6,8 +6,6 @@ comes from DejaVu Sans, a part of matplotlib's package; what both lack becomes a
 Pixels are drawn by Pillow, from any number of threads at once.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import math
 import re

@@ -1,7 +1,5 @@
 """The parts that the figure and the grid are made of: lines of text, colour bars, framed messages, the footer."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

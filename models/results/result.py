@@ -1,7 +1,5 @@
 """What is known of one image: an ImageResult for each method, and Results of several over the same image."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import NamedTuple
 

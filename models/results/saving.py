@@ -1,7 +1,5 @@
 """The files that show a result (figure or grid, overlays, arrays), and what the command says of them."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import NamedTuple

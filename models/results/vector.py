@@ -1,7 +1,5 @@
 """A page as a file of PDF or SVG, by matplotlib; this file is imported where such a file is asked for."""
 
-from __future__ import annotations
-
 import threading
 from io import BytesIO
 

@@ -1,7 +1,5 @@
 """What two runs must agree in for the second to go on where the first one stopped, and how a difference is named."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 

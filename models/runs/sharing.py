@@ -6,8 +6,6 @@ differently with another batch shape or another number of threads. Every model c
 thread, and several chunks run side by side.
 """
 
-from __future__ import annotations
-
 import itertools
 import os
 from collections import deque

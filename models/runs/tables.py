@@ -1,7 +1,5 @@
 """The tables of a run: their columns, the rows of an image, and rows as lines of CSV and JSON."""
 
-from __future__ import annotations
-
 import csv
 import importlib.metadata
 import io

@@ -4,8 +4,6 @@ Unlike torchvision's: a stem of three convolutions, an average pool before each 
 stride, and one attention over all cells, asked by their mean, in place of the global average.
 """
 
-from __future__ import annotations
-
 import re
 from collections import OrderedDict
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """The image tower of our own checkpoints: a backbone of the user's choice, a projection, the unit sphere."""
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 from torch.nn import functional as F

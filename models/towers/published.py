@@ -4,8 +4,6 @@ What is known of a network is read off its modules, not its name: a new model of
 ones it was copied from.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 
@@ -15,9 +13,9 @@ from torch.nn import functional as F
 
 from ..errors import InputError
 from ..images.preprocessing import Preprocessing
-from .similarity import cosines
 from .text import TextTower
 from .transformer import Transformer
+from .two_towers import TwoTowers
 
 CLASS_TOKEN, POOLED, PATCHED = "clip-vit", "siglip-vit", "siglip2-vit"
 CNN = "clip-resnet"
@@ -119,8 +117,8 @@ def into_patches(images: torch.Tensor, patch: int) -> torch.Tensor:
     return cells.permute(0, 2, 4, 3, 5, 1).reshape(batch, rows * columns, -1)
 
 
-class PretrainedCLIP(nn.Module):
-    """What `models.clip.CLIPModel` offers, of a model that was published with its own rules.
+class PretrainedCLIP(TwoTowers):
+    """A model that was published with its own rules.
 
     Probabilities are the softmax of exp(logit_scale) * cosine or, with a `logit_bias` (SigLIP), for each text
     by itself the sigmoid of exp(logit_scale) * cosine + logit_bias.
@@ -142,7 +140,6 @@ class PretrainedCLIP(nn.Module):
         bias = None if logit_bias is None else nn.Parameter(logit_bias.detach().clone().float().reshape(()))
         self.register_parameter("logit_bias", bias)
         self.preprocessing = preprocessing
-        self.class_text_features = None  # [K, D], where the model was loaded with its texts
         self.img_size = input_side(preprocessing)
 
     @property
@@ -152,38 +149,13 @@ class PretrainedCLIP(nn.Module):
 
     def probabilities(self, similarities: torch.Tensor) -> torch.Tensor:
         """Cosine [..., K] -> probabilities [..., K], float32."""
-        logits = self._logits(similarities)
+        logits = self.logits(similarities)
         return logits.sigmoid() if self.independent_probabilities else logits.softmax(dim=-1)
 
-    def _logits(self, similarities: torch.Tensor) -> torch.Tensor:
+    def logits(self, similarities: torch.Tensor) -> torch.Tensor:
+        """Cosines [..., K], scaled and, where the model has a bias, shifted."""
         logits = similarities.float() * self.logit_scale.detach().exp().to(similarities.device)
         return logits if self.logit_bias is None else logits + self.logit_bias.detach().to(logits.device)
-
-    def compute_similarity(self, image_features: torch.Tensor, text_features: torch.Tensor) -> torch.Tensor:
-        """[B, D] and [K, D] -> logits [B, K], the model's own: scaled, and shifted where it has a bias."""
-        return self._logits(cosines(image_features, text_features))
-
-    def forward(self, images, texts) -> torch.Tensor:
-        """Images [B, 3, H, W] and K texts -> logits [B, K]; InputError without a text tower."""
-        return self.compute_similarity(self.image_encoder(images), self.embed_texts(texts))
-
-    def embed_texts(self, texts) -> torch.Tensor:
-        """K texts -> [K, D]; InputError without a text tower."""
-        if self.text_encoder is None:
-            raise InputError("该模型没有文本编码器，不能编码文本；请给出 text_features，或用 load_clip_checkpoint 载入")
-        return self.text_encoder(texts=texts)
-
-    @torch.no_grad()
-    def predict(self, images, class_texts=None, text_features=None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return (index of the most similar text [B], probabilities [B, K]); the texts are `text_features` [K, D],
-        else `class_texts` (a list, or a dict's values), else those that the model was loaded with.
-        """
-        if text_features is None and class_texts is None:
-            text_features = self.class_text_features
-        if text_features is None:
-            text_features = self.embed_texts(list(getattr(class_texts, "values", lambda: class_texts)()))
-        probabilities = self.probabilities(cosines(self.image_encoder(images), text_features))
-        return probabilities.argmax(dim=-1), probabilities
 
 
 def input_side(preprocessing: Preprocessing) -> int | None:

@@ -5,8 +5,6 @@ that published and user-trained weights load key by key. The classification head
 network ends with the pooled features.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 

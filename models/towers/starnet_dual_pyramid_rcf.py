@@ -6,8 +6,6 @@ stage. Module names are those of checkpoints in the wild. Unlike the published S
 of the local pyramid have no bias, ReLU stands in place of ReLU6, and GELU follows each downsampling.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 

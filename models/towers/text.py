@@ -1,7 +1,5 @@
 """Text towers, texts -> embeddings on the unit sphere: the BERT of our own checkpoints, CLIP's own, a published one."""
 
-from __future__ import annotations
-
 import inspect
 import json
 import os

@@ -4,8 +4,6 @@ CLIP's byte-pair vocabulary is no part of a weight file. It is looked for in the
 the file, in the local cache of the model hub, in an installed openai/CLIP or open_clip, and last on the hub.
 """
 
-from __future__ import annotations
-
 import gzip
 import importlib.util
 import json

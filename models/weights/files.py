@@ -3,8 +3,6 @@
 read_checkpoint_file("clip_model.pth") -> {"model_state_dict": {...}, "config": {...}}
 """
 
-from __future__ import annotations
-
 import argparse
 import collections
 import contextlib

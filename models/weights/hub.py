@@ -1,7 +1,5 @@
 """Where a name leads: shipped folders, the user's folders, the local cache of the model hub, and the hub itself."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -1,7 +1,5 @@
 """Names of weights that more than one file speaks of: of the towers, of wrappers, and rules that rename."""
 
-from __future__ import annotations
-
 import re
 
 Rules = tuple[tuple[str, str], ...]  # (pattern, replacement), each tried once per key, in order

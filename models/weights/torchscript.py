@@ -5,8 +5,6 @@ reader takes the pickle of the zip, turns every `__torch__.*` object into a bag 
 whatever is no tensor and no plain data.
 """
 
-from __future__ import annotations
-
 import os
 import pickle
 import re

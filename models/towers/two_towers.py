@@ -1,0 +1,55 @@
+"""What every CLIP offers, whoever trained it: images and texts embedded, compared, and turned into probabilities."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from ..errors import InputError
+from .similarity import cosines
+
+
+class TwoTowers(nn.Module):
+    """An `image_encoder` and a `text_encoder`, None once its texts are embedded; subclasses bring the two rules.
+
+    `logits(cosines [..., K])` is what training compares, `probabilities(cosines [..., K])` in float32 what is said.
+    """
+
+    class_text_features: torch.Tensor | None = None  # [K, D], computed before or loaded with the model
+
+    def forward(self, images, texts=None, input_ids=None, attention_mask=None) -> torch.Tensor:
+        """Images [B, 3, H, W] and K texts -> logits [B, K]."""
+        text_features = self.embed_texts(texts, input_ids, attention_mask)
+        return self.compute_similarity(self.image_encoder(images), text_features)
+
+    def embed_texts(self, texts=None, input_ids=None, attention_mask=None) -> torch.Tensor:
+        """K texts, or their token ids and mask [K, T] -> [K, D]; InputError without a text tower."""
+        if self.text_encoder is None:
+            raise InputError("该模型没有文本编码器，不能编码文本；请给出 text_features，或用 load_clip_checkpoint 载入")
+        return self.text_encoder(texts, input_ids, attention_mask)
+
+    def compute_similarity(self, image_features: torch.Tensor, text_features: torch.Tensor) -> torch.Tensor:
+        """[B, D] and [K, D] -> logits [B, K]."""
+        return self.logits(cosines(image_features, text_features))
+
+    @torch.no_grad()
+    def precompute_class_text_features(self, class_texts) -> torch.Tensor:
+        """Embed the class texts (a list, or a dict's values) once, [K, D]; `predict` uses them from then on."""
+        texts = list(class_texts.values()) if isinstance(class_texts, Mapping) else list(class_texts)
+        self.class_text_features = self.embed_texts(texts)
+        return self.class_text_features
+
+    @torch.no_grad()
+    def predict(self, images, class_texts=None, text_features=None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return (index of the most similar text [B], probabilities [B, K]).
+
+        The texts are `text_features` [K, D], else `class_texts`, else those whose features the model has.
+        """
+        if text_features is None and class_texts is not None:
+            text_features = self.precompute_class_text_features(class_texts)
+        if text_features is None:
+            text_features = self.class_text_features
+        if text_features is None:
+            raise InputError("predict 需要 class_texts 或 text_features，或先调用 precompute_class_text_features")
+        probabilities = self.probabilities(cosines(self.image_encoder(images), text_features))
+        return probabilities.argmax(dim=-1), probabilities
