@@ -68,6 +68,7 @@ from models.images.preprocessing import DEFAULT_IMG_SIZE, Region, preprocessing_
 from models.images.reading import read_image, to_pixels
 from models.loading.fingerprint import fingerprint
 from models.loading.load import choose_device, embed_texts, load_clip_checkpoint
+from models.results.formats import OVERLAY_FORMATS
 from models.results.parts import LANGUAGES
 from models.results.result import ImageResult, Results
 from models.results.saving import OutputChoice, encode_outputs, save_results, summary
@@ -121,6 +122,7 @@ FLAGS = (
     ("--save-heatmap", SWITCH, "另存未归一化的热力图（.npy，float32）：原图大小和目标层大小各一份"),
     ("--no-figure", SWITCH, "不写可视化图"),
     ("--overlay-only", SWITCH, "只写叠加图像"),
+    ("--overlay-format", {"choices": OVERLAY_FORMATS}, "叠加图像的格式（默认：与可视化图相同；jpg 写得最快）"),
     ("--resume", SWITCH, "接着上次没有做完的运行，只做缺少的图像"),
     ("--batch-size", INT, "多张图像时一次前向的图像数（默认：CPU 至多 8，GPU 至多 32）"),
     ("--num-workers", INT, "多张图像时读取图像的进程数（默认：核数的一半，至多 4；不足 4 核时为 0）"),
@@ -193,7 +195,8 @@ def question_of(args) -> Question:
 
 
 def output_choice(args) -> OutputChoice:
-    return OutputChoice(not (args.no_figure or args.overlay_only), args.save_heatmap, args.lang)
+    has_figure = not (args.no_figure or args.overlay_only)
+    return OutputChoice(has_figure, args.save_heatmap, args.lang, args.overlay_format)
 
 
 # ---------------------------------------------------------------------------------------------

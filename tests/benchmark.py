@@ -3,6 +3,7 @@
     python tests/benchmark.py                  # everything, about 30 minutes
     python tests/benchmark.py --quick          # fewer repetitions
     python tests/benchmark.py --only folder    # one part: command, call, methods, faithfulness, folder, memory, ranks
+    python tests/benchmark.py --against OLD    # whole commands against those of another checkout, pair by pair
 
 The command is measured as a whole process against its floor, `python -c "import torch"`, without and with
 text features in the cache; the CAM call against a plain forward pass under `no_grad`, and against grad-cam,
@@ -99,6 +100,63 @@ def measure_command(folder: Path, repetitions: int) -> None:
         peak = max(ours[1] for _, ours in pairs)
         row(f"command {label}", f"{ratio:.2f} x `import torch` ({ours:.2f} s / {base:.2f} s)", demanded)
         row(f"command {label}: peak memory", f"{peak:.2f} GB", gigabytes)
+
+
+CALL = """
+import statistics, sys, time
+sys.path.insert(0, {project!r})
+import torch
+from clip_gradcam_visualization import CLIPGradCAM, get_target_layer_for_clip
+from models.clip import CLIPModel
+torch.manual_seed(0)
+model = CLIPModel("resnet50", text_tower=False).eval()
+cam, seconds = CLIPGradCAM(model, get_target_layer_for_clip(model), use_cuda=False), []
+images, texts = torch.randn(1, 3, 224, 224), torch.randn(9, 512)
+for _ in range(60):
+    start = time.perf_counter()
+    cam(images, texts, 0)
+    seconds.append(time.perf_counter() - start)
+print(statistics.median(seconds[10:]))
+"""
+
+
+def measure_against(folder: Path, other: Path, repetitions: int, count: int) -> None:
+    """This checkout's commands against those of another one, in turn: time and peak memory."""
+    write_photos_apart(folder / "photos", count)
+    images = {"one": [str(folder / IMAGE)], "folder": [str(folder / "photos")]}
+    variants = (  # label, encoder, images, flags
+        ("cold, resnet50", "resnet50", "one", ["--no-text-cache"]),
+        ("warm, resnet50", "resnet50", "one", []),
+        ("warm, starnet_s1", "starnet_s1", "one", []),
+        (f"{count} photos, both files", "resnet50", "folder", []),
+        (f"{count} photos, --overlay-only", "resnet50", "folder", ["--overlay-only"]),
+    )
+    scripts = [project / "clip_gradcam_visualization.py" for project in (PROJECT, other)]
+    for label, encoder, which, flags in variants:
+        tail = ["--model-path", str(folder / f"{encoder}.pth"), *NINE, "--image-path", *images[which], *flags]
+        commands = [
+            [sys.executable, str(script), "--cpu", *tail, "--output-dir", str(folder / f"out_{number}")]
+            for number, script in enumerate(scripts)
+        ]
+        repeated = repetitions if which == "one" else max(3, repetitions // 2)
+        for command in commands:
+            run_process(command)
+        pairs = [[run_process(command) for command in commands] for _ in range(repeated)]
+        ratio = statistics.median(ours[0] / theirs[0] for ours, theirs in pairs)
+        ours, theirs = (statistics.median(pair[i][0] for pair in pairs) for i in (0, 1))
+        peaks = [max(pair[i][1] for pair in pairs) for i in (0, 1)]
+        row(f"{label}: time", f"{ratio:.3f} ({ours:.2f} s / {theirs:.2f} s)", 1.03)
+        row(f"{label}: peak memory", f"{peaks[0] / peaks[1]:.3f} ({peaks[0]:.2f} GB / {peaks[1]:.2f} GB)", 1.0)
+    calls = [[sys.executable, "-c", CALL.format(project=str(script.parent))] for script in scripts]
+    seconds = [[float(subprocess.check_output(call)) for call in calls] for _ in range(max(3, repetitions // 2))]
+    ratio = statistics.median(ours / theirs for ours, theirs in seconds)
+    row("CAM call, batch 1", f"{ratio:.3f} ({1000 * seconds[0][0]:.1f} ms / {1000 * seconds[0][1]:.1f} ms)", 1.03)
+
+
+def write_photos_apart(folder: Path, count: int) -> None:
+    """`write_photos` in a process of its own: a child's peak counts what its parent held when it was started."""
+    code = f"import sys; sys.path[:0] = [{str(PROJECT)!r}, {str(PROJECT / 'tests')!r}]; import benchmark, pathlib;"
+    run_process([sys.executable, "-c", f"{code} benchmark.write_photos(pathlib.Path({str(folder)!r}), {count})"])
 
 
 def row(what: str, measured: str, demanded="") -> None:
@@ -350,6 +408,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="fewer repetitions")
     parser.add_argument("--only", choices=PARTS, help="measure one part")
+    parser.add_argument("--against", metavar="FOLDER", type=Path, help="compare with another checkout, no more")
     parser.add_argument("--write-inputs", metavar="FOLDER", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.write_inputs:
@@ -370,6 +429,9 @@ def main() -> None:
         os.environ["XDG_CACHE_HOME"] = str(Path(name) / "cache")
         # in a process of its own: a child's peak counts what its parent held when it was started
         run_process([sys.executable, __file__, "--write-inputs", name])
+        if arguments.against:
+            measure_against(Path(name), arguments.against.resolve(), repetitions, 40 if quick else 100)
+            return
         for part in parts if arguments.only is None else [arguments.only]:
             parts[part](Path(name))
 

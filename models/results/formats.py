@@ -10,6 +10,7 @@ from ..heavy import Image, cv2
 
 RASTER_FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".tif": "tiff", ".tiff": "tiff", ".webp": "webp"}
 VECTOR_FORMATS = {".pdf": "pdf", ".svg": "svg"}
+OVERLAY_FORMATS = ("png", "jpg", "webp")
 
 
 def figure_file(path: str | os.PathLike) -> Path:
@@ -20,15 +21,13 @@ def figure_file(path: str | os.PathLike) -> Path:
     return figure
 
 
-def output_paths(path: str | os.PathLike) -> tuple[Path, Path]:
-    """(figure, overlay) of one explained text; a vector figure's overlay is PNG."""
-    figure = figure_file(path)
-    return figure, overlay_path(figure)
+def overlay_path(figure: Path, mark: str | int | None = None, kind: str | None = None) -> Path:
+    """Where the overlay of a figure at `figure` goes: `<stem>_overlay<suffix>`, `<stem>_overlay_<mark><suffix>`.
 
-
-def overlay_path(figure: Path, mark: str | int | None = None) -> Path:
-    """Where the overlay of a figure at `figure` goes: `<stem>_overlay<suffix>`, `<stem>_overlay_<mark><suffix>`."""
+    `kind`: "png", "jpg" or "webp"; None for the figure's own, PNG beside a vector figure.
+    """
     suffix = figure.suffix if figure.suffix.lower() in RASTER_FORMATS else ".png"
+    suffix = f".{kind}" if kind else suffix
     return figure.with_name(f"{figure.stem}_overlay{'' if mark is None else f'_{mark}'}{suffix}")
 
 
@@ -54,28 +53,20 @@ def thin(pixels: np.ndarray, side: int) -> np.ndarray:
     return cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
 
 
-_PILLOW_OPTIONS = {"jpeg": {"quality": 95}, "webp": {"lossless": True}}
-
-
 def encode_image(pixels: np.ndarray, suffix: str, png_strategy: str = "RLE") -> bytes:
-    """RGB uint8 [H, W, 3] as a file's bytes. zlib's "RLE" suits photographs, "DEFAULT" pages of text."""
+    """RGB uint8 [H, W, 3] as a file's bytes. zlib's "RLE" suits photographs, "DEFAULT" pages of text.
+
+    PNG and JPEG by OpenCV: a third and a fifth of Pillow's time for files of about the same size.
+    """
     kind = RASTER_FORMATS[suffix.lower()]
+    if kind not in ("png", "jpeg"):
+        buffer = BytesIO()
+        Image.fromarray(pixels).save(buffer, format=kind, **({"lossless": True} if kind == "webp" else {}))
+        return buffer.getvalue()
+    options = [cv2.IMWRITE_JPEG_QUALITY, 95]
     if kind == "png":
-        return _encode_png(pixels, png_strategy)
-
-    buffer = BytesIO()
-    Image.fromarray(pixels).save(buffer, format=kind, **_PILLOW_OPTIONS.get(kind, {}))
-    return buffer.getvalue()
-
-
-def _encode_png(pixels, strategy) -> bytes:
-    """By OpenCV: a third of Pillow's time for a file of about the same size."""
-    options = [
-        cv2.IMWRITE_PNG_COMPRESSION,
-        1,
-        cv2.IMWRITE_PNG_STRATEGY,
-        getattr(cv2, f"IMWRITE_PNG_STRATEGY_{strategy}"),
-    ]
-    if hasattr(cv2, "IMWRITE_PNG_FILTER"):  # since OpenCV 4.11
-        options += [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP]
-    return cv2.imencode(".png", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), options)[1].tobytes()
+        strategy = getattr(cv2, f"IMWRITE_PNG_STRATEGY_{png_strategy}")
+        options = [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, strategy]
+        if hasattr(cv2, "IMWRITE_PNG_FILTER"):  # since OpenCV 4.11
+            options += [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP]
+    return cv2.imencode(f".{kind}", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), options)[1].tobytes()

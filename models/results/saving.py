@@ -19,6 +19,7 @@ class OutputChoice(NamedTuple):
     figure: bool = True
     heatmap: bool = False
     lang: str = "zh"
+    overlay_format: str | None = None  # of OVERLAY_FORMATS; None: the figure's own
 
 
 class OutputFiles(NamedTuple):
@@ -35,7 +36,7 @@ def encode_outputs(results: Results, save_path: str | os.PathLike, choice: Outpu
     """Draw and encode every file of an image: the figure at `save_path`, the others beside it."""
     figure_path = figure_file(save_path)
     marks = file_marks(results)
-    overlays = [overlay_path(figure_path, mark) for mark in marks]
+    overlays = [overlay_path(figure_path, mark, choice.overlay_format) for mark in marks]
     files = OutputFiles(figure_path if choice.figure else None, overlays, [], [], {})
     shown = []
     for path, (heatmap, overlay) in zip(overlays, results.drawn()):
@@ -66,7 +67,7 @@ def save_results(results: Results, save_path: str | os.PathLike, choice: OutputC
 def summary(results: Results, files: OutputFiles) -> list[str]:
     """What the command says of one image: prediction, explained texts, layers, and the path of each file."""
     first = results[0]
-    names, best = first.question.names, int(first.probabilities.argmax())
+    names, best = first.question.names, first.predicted
     lines = [f"预测：{names[best]}（{first.probabilities[best]:.1%}）"]
     for result in results:
         label = "" if result.method == "gradcam" and len(results) == 1 else f"{result.label}："

@@ -15,6 +15,7 @@ SETTINGS_IN_CHINESE = {
     "faithfulness": "--faithfulness",
     "preprocessing": "--img-size 或模型的预处理",
     "lang": "--lang",
+    "overlay_format": "--overlay-format",
     "figure": "--no-figure 或 --overlay-only",
     "heatmap": "--save-heatmap",
     "root": "图像所在的目录",

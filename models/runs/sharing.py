@@ -127,10 +127,10 @@ def run_chunks(
             result.result()
 
     try:
-        for chunk in chunks:
-            under_way.append(executor.submit(begin, chunk))
+        for chunk in chunks:  # the next one is decoded while the others are under way
             if len(under_way) > threads:
                 settle(under_way.popleft())
+            under_way.append(executor.submit(begin, chunk))
         while under_way:
             settle(under_way.popleft())
     finally:
