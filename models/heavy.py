@@ -8,7 +8,7 @@ and a warm command never imports what it does not use. Files that define network
 is loaded, import torch itself.
 """
 
-import importlib
+import sys
 from types import ModuleType
 
 from .errors import InputError
@@ -23,12 +23,12 @@ class HeavyModule(ModuleType):
 
     def __getattr__(self, name):
         try:
-            module = importlib.import_module(self.__name__)
+            __import__(self.__name__)
         except ImportError as error:
             if self._advice is None:
                 raise
             raise InputError(self._advice.format(error)) from error
-        return getattr(module, name)
+        return getattr(sys.modules[self.__name__], name)
 
 
 torch, functional = HeavyModule("torch"), HeavyModule("torch.nn.functional")
