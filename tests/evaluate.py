@@ -48,7 +48,7 @@ from models.explain import attention
 from models.explain.faithfulness import measure_faithfulness
 from models.explain.heatmap import blend, is_flat, text_sensitivity, to_heatmap
 from models.explain.layers import as_maps, layers_name, token_grid_of, without_rounding
-from models.explain.methods import METHOD_LABELS, METHODS, SIMILARITIES, TEXT_FREE, Method, methods_for
+from models.explain.methods import METHODS, SIMILARITIES, Method, methods_for
 from models.images.preprocessing import preprocessing_of
 from models.loading.load import load_clip_checkpoint
 from models.results.page import Drawing, Picture, Text, draw_pixels
@@ -800,9 +800,9 @@ def _encoder_rows(found: dict, default: str) -> list[str]:
         star = "" if key != chosen.get(method) else "★★" if key == found["winner"] else "★"
         star += "，**默认**" if key == default else ""
         if star or row["guide"]:
-            similarity = [] if method in TEXT_FREE else [SIMILARITY_LABELS[row["similarity"]]]
+            similarity = [] if not METHODS[method].knows_text else [SIMILARITY_LABELS[row["similarity"]]]
             where = "，".join([row["layer"], *similarity])
-            rows.append(_line(f"{METHOD_LABELS[method]}{star}（{where}）", row))
+            rows.append(_line(f"{METHODS[method].label}{star}（{where}）", row))
     rows += [_line(f"{row['library']} {row['class']}", row) for row in found.get("libraries", {}).values()]
     return rows + [_line(BASELINES[name], row) for name, row in found.get("baselines", {}).items()]
 
@@ -853,7 +853,13 @@ def draw_figure(subjects: dict[str, Subject], results: dict) -> np.ndarray:
     rows = [(name, kind) for name in subjects for kind in figure_case(subjects[name]).asked[0]]
     columns = ["", *METHODS]
     items = [
-        Text(LABEL + i * (TILE + GAP) + TILE // 2, 20, METHOD_LABELS.get(method, "图像与掩膜"), 15, "m")
+        Text(
+            LABEL + i * (TILE + GAP) + TILE // 2,
+            20,
+            (METHODS[method].label if method in METHODS else "图像与掩膜"),
+            15,
+            "m",
+        )
         for i, method in enumerate(columns)
     ]
     for r, (name, kind) in enumerate(rows):
@@ -885,7 +891,7 @@ def _tile(subject: Subject, results: dict, method: str, kind: str, left: int, to
     pixels = blend(pixels, to_heatmap(raw, (TILE, TILE)), 0.45)
     cv2.drawContours(pixels, outline, -1, (255, 255, 255), 1)
     hit, colour = HIT[demo.peaks_in(to_heatmap(raw, GRID), case.near[0][kind])]
-    similarity = "" if method in TEXT_FREE else f"，{SIMILARITY_LABELS[setting.similarity]}"
+    similarity = "" if not METHODS[method].knows_text else f"，{SIMILARITY_LABELS[setting.similarity]}"
     return [Picture(left, top, pixels), Text(left + TILE // 2, top + TILE + 15, hit + similarity, 13, "m", colour)]
 
 

@@ -17,7 +17,8 @@ from torch.nn import functional as F
 
 from clip_gradcam_visualization import CLIPGradCAM, get_target_layer_for_clip
 from models.errors import InputError
-from models.explain.attention import LEGRAD_BLOCKS, captured_attention
+from models.explain.attention import captured_attention
+from models.explain.methods import METHODS as METHOD_ROWS
 from models.explain.methods import SIMILARITIES
 
 METHODS = ["legrad", "grad-eclip", "rollout"]
@@ -182,7 +183,14 @@ def expected_map(method, model, family, number, target, similarity, gamma=0.0, b
         return rollout(image)
     if method == "grad-eclip":
         return grad_eclip(image, features, target, similarity, gamma)
-    return legrad(image, features, target, similarity, gamma, blocks or range(len(image.kept))[-LEGRAD_BLOCKS:])
+    return legrad(
+        image,
+        features,
+        target,
+        similarity,
+        gamma,
+        blocks or range(len(image.kept))[-METHOD_ROWS["legrad"].needs.blocks :],
+    )
 
 
 def our_blocks(model):
@@ -272,7 +280,9 @@ def test_legrad_of_chosen_blocks(family, numbers, similarity, tower):
 def test_legrad_takes_the_last_blocks_by_default(tower):
     model = tower("vit")
     images, features = asked_of("vit")
-    last = CLIPGradCAM(model, our_blocks(model)[-LEGRAD_BLOCKS:], method="legrad").text_maps(images, features, TARGETS)
+    last = CLIPGradCAM(model, our_blocks(model)[-METHOD_ROWS["legrad"].needs.blocks :], method="legrad").text_maps(
+        images, features, TARGETS
+    )
     assert_close(CLIPGradCAM(model, None, method="legrad").text_maps(images, features, TARGETS).maps, last.maps, 1e-6)
 
 
@@ -469,7 +479,10 @@ def test_other_precisions(family, method, dtype, tolerance, tower):
 
 def test_capture_of_a_foreign_block_says_what_is_missing(tower):
     transformer = tower("vit").image_encoder.transformer()
-    with pytest.raises(InputError, match="query.*--method"), captured_attention(transformer, [nn.Sequential(nn.Linear(3, 3))]):
+    with (
+        pytest.raises(InputError, match="query.*--method"),
+        captured_attention(transformer, [nn.Sequential(nn.Linear(3, 3))]),
+    ):
         pass
 
 

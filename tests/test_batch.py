@@ -1,4 +1,4 @@
-"""The engine room: who does which chunk, and the threads that take chunks through."""
+"""Sharing: who does which chunk, and the threads that take chunks through."""
 
 import os
 import threading
@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from models.runs.sharing import Pipeline, Ranks, chunk_size, chunks_to_do, claimed
+from models.runs.sharing import Ranks, chunk_size, chunks_to_do, claimed, run_chunks
 
 
 def nothing():
@@ -67,7 +67,7 @@ def test_every_result_is_finished_once(threads):
         with lock:
             done.append(result)
 
-    Pipeline(threads, lambda chunk: [(chunk, i) for i in range(chunk % 4)], finish, nothing).run(range(30))
+    run_chunks(range(30), lambda chunk: [(chunk, i) for i in range(chunk % 4)], finish, threads, nothing)
     assert sorted(done) == [(chunk, i) for chunk in range(30) for i in range(chunk % 4)]
 
 
@@ -87,7 +87,7 @@ def test_few_chunks_are_under_way_at_once(threads):
         with lock:
             live.discard(chunk)
 
-    Pipeline(threads, lambda chunk: [chunk], finish, nothing).run(chunks())
+    run_chunks(chunks(), lambda chunk: [chunk], finish, threads, nothing)
     assert max(most) <= threads + 2 and not live  # one more is in the hand of whoever waits for a place
 
 
@@ -101,13 +101,13 @@ def test_the_first_failure_ends_the_run_and_is_raised(where, threads, error):
         return value
 
     before = threading.active_count()
-    pipeline = Pipeline(threads, lambda chunk: [fail_at("start", chunk)], lambda r: fail_at("finish", r), nothing)
+    chunks = (fail_at("chunks", i) for i in range(10_000))
     with pytest.raises(type(error)):
-        pipeline.run(fail_at("chunks", i) for i in range(10_000))
+        run_chunks(chunks, lambda chunk: [fail_at("start", chunk)], lambda r: fail_at("finish", r), threads, nothing)
     assert threading.active_count() == before
 
 
 def test_each_thread_is_prepared():
     seen = []
-    Pipeline(3, lambda chunk: [], nothing, lambda: seen.append(threading.get_ident())).run(range(50))
+    run_chunks(range(50), lambda chunk: [], nothing, 3, lambda: seen.append(threading.get_ident()))
     assert 1 <= len(seen) == len(set(seen)) <= 3 and os.getpid() not in seen

@@ -18,7 +18,7 @@ from tiny import gradient_picture
 import clip_gradcam_visualization as script
 from clip_gradcam_visualization import main, visualize_clip_gradcam
 from models.loading.load import load_clip_checkpoint
-from models.results import saving as outputs
+from models.results import result as outputs
 from models.results.page import Text
 
 SCRIPT = Path(script.__file__)
@@ -106,7 +106,7 @@ def test_the_prediction_is_printed(flags, capsys, checkpoint, picture):
 def test_the_target_text_is_the_one_asked_for(flags, monkeypatch, index):
     seen = []
     genuine = outputs.draw_figure
-    monkeypatch.setattr(outputs, "draw_figure", lambda content, lang: seen.append(content) or genuine(content, lang))
+    monkeypatch.setattr(outputs, "draw_figure", lambda result, *drawn: seen.append(result) or genuine(result, *drawn))
     assert main(flags(target_text_idx=index)) == 0
     (content,) = seen
     assert content.target == (content.probabilities.argmax() if index is None else index)
@@ -147,8 +147,8 @@ def test_the_figures_language(flags, monkeypatch):
     shown = {}
     genuine = outputs.draw_figure
 
-    def watched(content, lang):
-        figure = genuine(content, lang)
+    def watched(result, heatmap, overlay, lang):
+        figure = genuine(result, heatmap, overlay, lang)
         shown[lang] = "\n".join(item.string for item in figure.items if isinstance(item, Text))
         return figure
 

@@ -11,7 +11,8 @@ import torch
 from evaluate import Cases, Setting, Subject
 from tiny_pretrained import save_pretrained
 
-from clip_gradcam_visualization import DEFAULTS, PRETRAINED_TARGET_LAYERS, TARGET_LAYERS, CLIPGradCAM
+from clip_gradcam_visualization import ENCODERS as script_encoders
+from clip_gradcam_visualization import CLIPGradCAM
 from models.demo import cnn as demo
 from models.demo.phantoms import FINDINGS, KINDS
 from models.explain.methods import METHODS
@@ -363,7 +364,6 @@ def test_the_defaults_of_the_tool_are_those_of_the_table():
     """What is marked as the default is what the script explains where nothing is asked for."""
     for encoder, family in ((evaluate.ENCODERS["cnn"], "starnet_s1"), (evaluate.ENCODERS["vit"], "clip-vit")):
         method, layer, similarity = encoder.default.split("/")
-        default = DEFAULTS[family]
+        default = script_encoders[family]
         assert (default.method, default.similarity) == (method, similarity)
-        (guide,) = [path for path in (TARGET_LAYERS.get(family), PRETRAINED_TARGET_LAYERS.get(family)) if path]
-        assert (default.layers or (guide,)) == encoder.layers[layer]
+        assert (default.layers or (default.target_layer,)) == encoder.layers[layer]

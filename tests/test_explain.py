@@ -2,6 +2,7 @@
 
 import io
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,13 +13,14 @@ from tiny import Clip, PooledNet, gradient_picture, tiny_clip, vit_blocks
 import clip_gradcam_visualization as script
 from clip_gradcam_visualization import CLIPGradCAM, explain, get_target_layer_for_clip, main
 from models.errors import InputError
-from models.explain.methods import METHOD_LABELS, METHODS, TEXT_FREE
+from models.explain.methods import METHODS
 from models.images.preprocessing import Preprocessing, Region
 from models.images.reading import read_image, to_pixels
 from models.results.result import ImageResult, Results
 
 TEXTS = ["正常", "松动", "感染"]
 LAYER_METHODS = [name for name, method in METHODS.items() if method.formula]
+small = partial(explain, img_size=64)
 
 
 @pytest.fixture(scope="module")
@@ -31,35 +33,38 @@ def vit_clip():
 # -- what comes back --------------------------------------------------------------------------
 
 
+def cam_of(model, picture, targets, **options):
+    """What CLIPGradCAM itself says of the default layer."""
+    with torch.no_grad():
+        features = model.text_encoder(texts=TEXTS)
+    cam = CLIPGradCAM(model, get_target_layer_for_clip(model), **options)
+    return cam.text_maps(script.preprocess(read_image(picture), 64), features, targets)
+
+
 @pytest.mark.usefixtures("single_layer")
 def test_the_result_holds_what_was_computed(clip, picture):
-    result = explain(clip, picture, {"甲": "正常", "乙": "松动", "丙": "感染"}, target_text_idx=1, img_size=64)
-    pixels = read_image(picture)
-    with torch.no_grad():
-        features = clip.text_encoder(texts=TEXTS)
-    layer = get_target_layer_for_clip(clip)
-    expected = CLIPGradCAM(clip, layer).text_maps(script.preprocess(pixels, 64), features, 1)
+    result = small(clip, picture, dict(zip("甲乙丙", TEXTS)), target_text_idx=1)
+    expected = cam_of(clip, picture, 1)
     np.testing.assert_allclose(result.layer_map, expected.maps[0, 0].relu(), atol=1e-6)
     np.testing.assert_allclose(result.similarities, expected.similarities[0], atol=1e-6)
     np.testing.assert_allclose(result.probabilities, clip.probabilities(expected.similarities[0]).detach(), atol=1e-6)
-    assert result.map.shape == pixels.shape[:2] and result.map.dtype == result.layer_map.dtype == np.float32
+    predictions, probabilities = clip.predict(script.preprocess(read_image(picture), 64), TEXTS)
+    np.testing.assert_allclose(result.probabilities, probabilities[0], rtol=1e-4)
+    assert result.probabilities.argmax() == predictions[0] and result.target == 1
+    assert result.map.shape == (60, 90) and result.map.dtype == result.layer_map.dtype == np.float32
     np.testing.assert_allclose(result.map / result.map.max(), result.heatmap, atol=1e-6)
-    assert (result.names, result.texts) == (["甲", "乙", "丙"], TEXTS)
+    assert (result.names, result.texts) == (["甲", "乙", "丙"], TEXTS) == result.question[:2]
     assert (result.method, result.layer, result.geometry) == ("gradcam", "stages.3.3", Region(0, 0, 90, 60))
-
-
-def test_the_result_is_frozen(clip, picture):
-    result = explain(clip, picture, TEXTS, img_size=64)
-    with pytest.raises(AttributeError):
+    assert result.source == ("starnet_s1", "stages.3.3", 2, 2)
+    with pytest.raises(AttributeError):  # frozen
         result.method = "layercam"
 
 
-SHOWN = [{}, {"target_text_idx": "all"}, {"method": "all"}, {"faithfulness": True}]
-
-
-@pytest.mark.parametrize("options", SHOWN, ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"target_text_idx": "all"}, {"method": "all"}, {"faithfulness": True}], ids=str
+)
 def test_a_notebook_shows_the_figure(clip, picture, options, tmp_path):
-    result = explain(clip, picture, TEXTS, img_size=64, **options)
+    result = small(clip, picture, TEXTS, **options)
     shown = result._repr_png_()
     assert Image.open(io.BytesIO(shown)).width > 800
     script.save_results(result if isinstance(result, Results) else Results([result]), tmp_path / "figure.png")
@@ -68,9 +73,9 @@ def test_a_notebook_shows_the_figure(clip, picture, options, tmp_path):
 
 def test_a_path_a_picture_and_an_array_are_one(clip, picture):
     pixels = read_image(picture)
-    expected = explain(clip, picture, TEXTS, img_size=64).maps
+    expected = small(clip, picture, TEXTS).maps
     for image in (str(picture), Image.fromarray(pixels), pixels, pixels / 255):
-        np.testing.assert_array_equal(explain(clip, image, TEXTS, img_size=64).maps, expected)
+        np.testing.assert_array_equal(small(clip, image, TEXTS).maps, expected)
 
 
 # -- arrays as images ---------------------------------------------------------------------------
@@ -78,16 +83,15 @@ def test_a_path_a_picture_and_an_array_are_one(clip, picture):
 
 def test_grey_levels_of_other_kinds_are_scaled_over_their_range():
     grey = np.arange(12, dtype=np.uint16).reshape(3, 4) * 1000 + 500
-    expected = np.rint(np.arange(12).reshape(3, 4) * 255 / 11)
-    for array in (grey, grey.astype(np.int32), grey.astype(np.float32), grey[..., None]):
-        np.testing.assert_array_equal(to_pixels(array), np.repeat(expected[..., None], 3, 2))
-    np.testing.assert_array_equal(to_pixels(Image.fromarray(grey)), to_pixels(grey))
+    expected = np.repeat(np.rint(np.arange(12).reshape(3, 4, 1) * 255 / 11), 3, 2)
+    for image in (grey, grey.astype(np.int32), grey.astype(np.float32), grey[..., None], Image.fromarray(grey)):
+        np.testing.assert_array_equal(to_pixels(image), expected)
 
 
 def test_bytes_and_unit_floats_are_taken_as_they_are():
     dark = np.full((2, 3), 7, np.uint8)
-    np.testing.assert_array_equal(to_pixels(dark), np.full((2, 3, 3), 7))
-    np.testing.assert_array_equal(to_pixels(dark / 255), np.full((2, 3, 3), 7))
+    for array in (dark, dark / 255):
+        np.testing.assert_array_equal(to_pixels(array), np.full((2, 3, 3), 7))
     np.testing.assert_array_equal(to_pixels(np.array([[True, False]]))[0, :, 0], [255, 0])
     rgba = np.dstack([gradient_picture(), np.zeros((60, 90), np.uint8)])
     np.testing.assert_array_equal(to_pixels(rgba), gradient_picture())
@@ -113,42 +117,35 @@ def test_an_array_that_is_no_image_is_refused(array):
 
 @pytest.mark.parametrize("method", LAYER_METHODS)
 def test_each_method_explains_as_its_call_does(clip, picture, method):
-    result = explain(clip, picture, TEXTS, img_size=64, method=method, target_text_idx=2)
-    cam = CLIPGradCAM(clip, get_target_layer_for_clip(clip), method=method)
-    with torch.no_grad():
-        features = clip.text_encoder(texts=TEXTS)
-    explanation = cam.text_maps(script.preprocess(read_image(picture), 64), features, torch.arange(3)[None])
-    np.testing.assert_allclose(result.maps, explanation.maps[0], atol=1e-6)
+    result = small(clip, picture, TEXTS, method=method, target_text_idx=2)
+    expected = cam_of(clip, picture, torch.arange(3)[None], method=method)
+    np.testing.assert_allclose(result.maps, expected.maps[0], atol=1e-6)
     assert result.method == method
 
 
 def test_all_methods_of_a_convolutional_net_and_of_a_transformer(clip, vit_clip, picture):
-    results = explain(clip, picture, TEXTS, img_size=64, method="all")
-    assert isinstance(results, Results) and [r.method for r in results] == LAYER_METHODS
-    results = explain(vit_clip, picture, TEXTS, img_size=64, method="all")
-    assert [r.method for r in results] == list(METHODS)
-    assert all(isinstance(r, ImageResult) and r.maps.shape == (3, 4, 4) for r in results)
-    assert {r.targets[0] for r in results} == {int(results[0].similarities.argmax())}
+    """Those that know no text have one map for all texts, and say so."""
+    for model, methods, side in ((clip, LAYER_METHODS, 2), (vit_clip, list(METHODS), 4)):
+        results = small(model, picture, TEXTS, method="all")
+        assert isinstance(results, Results) and [r.method for r in results] == methods
+        assert {r.targets[0] for r in results} == {int(results[0].similarities.argmax())}
+        assert all(isinstance(r, ImageResult) and r.maps.shape == (3, side, side) for r in results)
+        for result in (r for r in results if not METHODS[r.method].knows_text):
+            assert np.array_equal(result.maps[0], result.maps[1]) and result.sensitivities == [pytest.approx(1)]
+            assert any("不看文本" in message for message in result.messages())
 
 
 def test_what_rounding_leaves_of_terms_that_cancel_is_no_heatmap(vit_clip, picture):
     """The last block reads the patches of the one before through a norm alone: sum_k g_k A_k is zero everywhere."""
     block = script.layer_name(vit_clip, vit_blocks(vit_clip)[-2])
-    result = explain(vit_clip, picture, TEXTS, block, 0, img_size=64, method="hirescam")
+    result = small(vit_clip, picture, TEXTS, block, 0, method="hirescam")
     assert not result.maps.any() and any("梯度为零" in message for message in result.messages())
-    assert explain(vit_clip, picture, TEXTS, block, 0, img_size=64, method="layercam").maps[0].any()
-
-
-def test_a_method_that_knows_no_text_says_so(clip, vit_clip, picture):
-    for model, method in ((clip, "eigencam"), (vit_clip, "rollout")):
-        result = explain(model, picture, TEXTS, img_size=64, method=method)
-        assert np.array_equal(result.maps[0], result.maps[1]) and result.sensitivities == [pytest.approx(1)]
-        assert any("不看文本" in message for message in result.messages())
+    assert small(vit_clip, picture, TEXTS, block, 0, method="layercam").maps[0].any()
 
 
 def test_layers_are_named_where_the_map_comes_from(vit_clip, clip, picture):
     def named(model, **options):
-        return explain(model, picture, TEXTS, img_size=64, **options).layer
+        return small(model, picture, TEXTS, **options).layer
 
     blocks = [script.layer_name(vit_clip, block) for block in vit_blocks(vit_clip)]
     assert named(clip, target_layer=["stages.2.7", "stages.3.3"]) == "stages.2.7 + stages.3.3"
@@ -160,8 +157,8 @@ def test_layers_are_named_where_the_map_comes_from(vit_clip, clip, picture):
 
 @pytest.mark.usefixtures("single_layer")
 def test_the_dot_product_is_another_question(clip, picture):
-    cosine = explain(clip, picture, TEXTS, img_size=64, target_text_idx=0)
-    dot = explain(clip, picture, TEXTS, img_size=64, target_text_idx=0, similarity="dot")
+    cosine = small(clip, picture, TEXTS, target_text_idx=0)
+    dot = small(clip, picture, TEXTS, target_text_idx=0, similarity="dot")
     np.testing.assert_allclose(dot.similarities, cosine.similarities, atol=1e-6)  # what is reported is the cosine
     assert np.corrcoef(dot.maps[0].ravel(), cosine.maps[0].ravel())[0, 1] < 0.999
 
@@ -179,7 +176,7 @@ def test_the_dot_product_is_another_question(clip, picture):
 )
 def test_what_does_not_go_together_is_refused(clip, picture, options, message):
     with pytest.raises(InputError, match=message):
-        explain(clip, picture, TEXTS, img_size=64, **options)
+        small(clip, picture, TEXTS, **options)
 
 
 def test_a_tower_without_raw_embeddings_has_no_dot_product():
@@ -189,11 +186,12 @@ def test_a_tower_without_raw_embeddings_has_no_dot_product():
 
 
 def test_the_defaults_of_a_family_are_its_row(monkeypatch, clip, picture):
-    monkeypatch.setitem(script.DEFAULTS, "starnet_s1", script.Default("layercam", "dot", ("stages.1.1",)))
-    result = explain(clip, picture, TEXTS, img_size=64)
-    assert (result.method, result.question.similarity, result.layer) == ("layercam", "dot", "stages.1.1")
-    result = explain(clip, picture, TEXTS, img_size=64, method="gradcam", similarity="cosine")
-    assert (result.method, result.question.similarity, result.layer) == ("gradcam", "cosine", "stages.3.3")
+    row = script.ENCODERS["starnet_s1"]._replace(method="layercam", similarity="dot", layers=("stages.1.1",))
+    monkeypatch.setitem(script.ENCODERS, "starnet_s1", row)
+    asked = {"method": "gradcam", "similarity": "cosine"}
+    for options, row in (({}, ("layercam", "dot", "stages.1.1")), (asked, ("gradcam", "cosine", "stages.3.3"))):
+        result = small(clip, picture, TEXTS, **options)
+        assert (result.method, result.question.similarity, result.layer) == row
 
 
 # -- geometry -----------------------------------------------------------------------------------
@@ -207,7 +205,7 @@ def test_what_the_crop_cut_off_is_not_coloured(clip, picture):
     assert result.geometry == Region(15, 0, 75, 60)
     assert np.isnan(result.map[:, :15]).all() and not np.isnan(result.map[rows, columns]).any()
     np.testing.assert_allclose(result.overlay[:, :15] * 255, read_image(picture)[:, :15], atol=1e-4)
-    seen = explain(tiny_clip(), read_image(picture)[:, 15:75], TEXTS, img_size=64)
+    seen = small(tiny_clip(), read_image(picture)[:, 15:75], TEXTS)
     assert np.corrcoef(seen.map.ravel(), result.map[rows, columns].ravel())[0, 1] > 0.9  # another filter, that is all
 
 
@@ -232,35 +230,28 @@ def command(checkpoint, picture, tmp_path):
     return build
 
 
-def written(folder):
-    return {path.name for path in (folder / "out").iterdir() if path.is_file()}
-
-
-def rows_of(folder):
-    return [json.loads(line) for line in (folder / "out" / "results.jsonl").read_text(encoding="utf-8").splitlines()]
-
-
-def test_one_method_by_its_flag(command, tmp_path, capsys, clip, picture):
-    arguments = command("--method", "layercam", "--similarity", "dot", "--save-heatmap", "--target-text-idx", "1")
-    assert main(arguments) == 0
-    expected = explain(clip, picture, TEXTS, target_text_idx=1, img_size=64, method="layercam", similarity="dot")
+def test_one_method_and_several_layers_by_their_flags(command, tmp_path, capsys, clip, picture):
+    flags = ["--method", "layercam", "--similarity", "dot", "--save-heatmap", "--target-text-idx", "1"]
+    assert main(command(*flags, "--layers", "stages.1.1", "stages.3.3")) == 0
+    asked = {"target_layer": ["stages.1.1", "stages.3.3"], "method": "layercam", "similarity": "dot"}
+    expected = small(clip, picture, TEXTS, target_text_idx=1, **asked)
     np.testing.assert_allclose(np.load(tmp_path / "out" / "clip_gradcam_image_heatmap.npy"), expected.map, atol=1e-6)
-    assert "LayerCAM：目标文本：[1] 松动" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "LayerCAM：目标文本：[1] 松动" in out and "目标层：stages.1.1 + stages.3.3（8×8）" in out
 
 
 def test_all_methods_side_by_side(command, tmp_path, capsys):
     assert main(command("--method", "all", "--save-heatmap")) == 0
     names = {f"clip_gradcam_image_overlay_{method}.png" for method in LAYER_METHODS}
     arrays = {f"clip_gradcam_image_heatmap{of}_{m}.npy" for m in LAYER_METHODS for of in ("", "_layer")}
-    assert written(tmp_path) == {"clip_gradcam_image.png", *names, *arrays}
+    assert {path.name for path in (tmp_path / "out").iterdir() if path.is_file()} == {
+        "clip_gradcam_image.png",
+        *names,
+        *arrays,
+    }
     out, err = capsys.readouterr()
-    assert all(f"{METHOD_LABELS[method]}：" in out for method in LAYER_METHODS)
+    assert all(f"{METHODS[method].label}：" in out for method in LAYER_METHODS)
     assert all(line.startswith("警告: ") and "：热力图" in line for line in err.splitlines()), err
-
-
-def test_several_layers_by_their_flag(command, capsys):
-    assert main(command("--layers", "stages.2.7", "stages.3.3")) == 0
-    assert "目标层：stages.2.7 + stages.3.3（4×4）" in capsys.readouterr().out
 
 
 def test_the_faithfulness_of_a_folder_is_in_its_tables(command, tmp_path, picture, clip, capsys):
@@ -269,16 +260,17 @@ def test_the_faithfulness_of_a_folder_is_in_its_tables(command, tmp_path, pictur
         (tmp_path / "data" / name).write_bytes(picture.read_bytes())
     arguments = command("--faithfulness", "--method", "all", "--overlay-only", image=tmp_path / "data")
     assert main(arguments) == 0
-    rows = rows_of(tmp_path)
+    table = (tmp_path / "out" / "results.jsonl").read_text(encoding="utf-8")
+    rows = [json.loads(line) for line in table.splitlines()]
     assert [row["method"] for row in rows] == LAYER_METHODS * 2
-    result = explain(clip, picture, TEXTS, img_size=64, method="hirescam", faithfulness=True)
-    (tested,) = result.faithfulness
+    (tested,) = small(clip, picture, TEXTS, method="hirescam", faithfulness=True).faithfulness
     for row in (row for row in rows if row["method"] == "hirescam"):
         assert row["deletion"] == pytest.approx(tested.deletion, abs=1e-4)
         assert row["insertion_margin"] == pytest.approx(tested.insertion_margin, abs=1e-4)
         assert row["explained"] == "cosine" and row["seen"] == 1
         assert (tmp_path / "out" / row["overlay"]).name.endswith("_overlay_hirescam.png")
-    assert main([*arguments, "--resume"]) == 0 and rows_of(tmp_path) == rows
+    assert main([*arguments, "--resume"]) == 0
+    assert (tmp_path / "out" / "results.jsonl").read_text(encoding="utf-8") == table
     assert main([*arguments[: arguments.index("--faithfulness")], *arguments[-4:], "--resume"]) == 2
     assert "--faithfulness（上次 True，这次 False）" in capsys.readouterr().err
 
@@ -300,8 +292,3 @@ def test_flags_that_cannot_be_are_one_line(command, capsys, tmp_path, more, mess
     out, err = capsys.readouterr()
     assert out == "" and len(err.splitlines()) == 1 and message in err, err
     assert not (tmp_path / "out").exists()
-
-
-def test_text_free_methods_are_those_of_the_table():
-    assert set(METHOD_LABELS) == set(METHODS)
-    assert set(TEXT_FREE) == {name for name, method in METHODS.items() if not method.knows_text}

@@ -38,9 +38,15 @@ class Recorder:
         self.batches.append(images.clone())
         return images.mean((1, 2, 3))[:, None].repeat(1, self.columns)
 
-    @property
-    def images(self):
-        return torch.cat(self.batches)
+
+def measured(score, *maps, **options):
+    return measure_faithfulness(score, ones(), np.stack(maps).astype(float), [0] * len(maps), **options)
+
+
+def images_shown(image, *maps):
+    score = Recorder()
+    measure_faithfulness(score, image, np.stack(maps), [0] * len(maps))
+    return torch.cat(score.batches)
 
 
 def changes(mask):
@@ -52,11 +58,8 @@ def changes(mask):
 
 
 def test_every_map_is_as_good_as_chance_where_all_pixels_count_alike():
-    maps = np.random.default_rng(0).normal(size=(3, 4, 5))
-    for found in measure_faithfulness(mean_within(np.ones((SIDE, SIDE))), ones(), maps, [0, 0, 0]):
-        np.testing.assert_allclose(found.deletion_curve, 1 - STEP, atol=1e-6)
-        np.testing.assert_allclose(found.insertion_curve, STEP, atol=1e-6)
-        np.testing.assert_allclose(found.random_curve, 1 - STEP, atol=1e-6)
+    for found in measured(mean_within(np.ones((SIDE, SIDE))), *np.random.default_rng(0).normal(size=(3, 4, 5))):
+        np.testing.assert_allclose(np.stack(found[3:]), [1 - STEP, STEP, 1 - STEP], atol=1e-6)
         assert found[:3] == pytest.approx([0.5] * 3, abs=1e-6)
         assert (found.deletion_margin, found.insertion_margin) == pytest.approx((0, 0), abs=1e-6)
         assert all(curve.dtype == np.float32 and curve.shape == (21,) for curve in found[3:])
@@ -66,7 +69,7 @@ def test_every_map_is_as_good_as_chance_where_all_pixels_count_alike():
 def test_the_map_of_the_region_that_counts(share):
     """Hidden first, it takes the score with it within its share of the pixels: an area of share / 2."""
     region = rows_of(0, round(share * SIDE))
-    right, wrong = measure_faithfulness(mean_within(region), ones(), np.stack([region, ~region]).astype(float), [0, 0])
+    right, wrong = measured(mean_within(region), region, ~region)
     np.testing.assert_allclose(right.deletion_curve, (1 - STEP / share).clip(0), atol=1e-6)
     np.testing.assert_allclose(right.insertion_curve, (STEP / share).clip(0, 1), atol=1e-6)
     assert (right.deletion, right.insertion) == pytest.approx((share / 2, 1 - share / 2), abs=1e-6)
@@ -77,16 +80,16 @@ def test_the_map_of_the_region_that_counts(share):
 
 
 def test_the_insertion_of_a_map_is_the_deletion_of_its_reverse():
-    region, values = rows_of(3, 9), np.random.default_rng(1).permutation(SIDE * SIDE).reshape(SIDE, SIDE) + 1.0
-    one, other = measure_faithfulness(mean_within(region), ones(), np.stack([values, 401 - values]), [0, 0])
+    values = np.random.default_rng(1).permutation(SIDE * SIDE).reshape(SIDE, SIDE) + 1.0
+    one, other = measured(mean_within(rows_of(3, 9)), values, 401 - values)
     np.testing.assert_allclose(one.insertion_curve, other.deletion_curve[::-1], atol=1e-6)
     assert one.insertion == pytest.approx(other.deletion, abs=1e-6)
 
 
 def test_negative_values_count_as_zero():
     region = rows_of(0, 5)
-    maps = np.stack([region - 0.0, np.where(region, 1, -np.arange(1, SIDE + 1.0)[:, None])])
-    one, other = measure_faithfulness(mean_within(rows_of(4, 12)), ones(), maps, [0, 0])
+    negative = np.where(region, 1, -np.arange(1, SIDE + 1.0)[:, None])
+    one, other = measured(mean_within(rows_of(4, 12)), region, negative)
     np.testing.assert_array_equal(one.deletion_curve, other.deletion_curve)
 
 
@@ -94,11 +97,10 @@ def test_negative_values_count_as_zero():
 
 
 def test_each_image_shows_its_share_of_the_pixels_unchanged():
-    generator, score = torch.Generator().manual_seed(0), Recorder()
-    image = torch.randn(1, 3, 33, 47, generator=generator)
-    measure_faithfulness(score, image, np.random.default_rng(0).normal(size=(1, 3, 4)), [0])
-    shown = (score.images != 0).any(1)
-    assert torch.equal(score.images, image * shown[:, None])  # whole pixels; what is hidden is 0
+    image = torch.randn(1, 3, 33, 47, generator=torch.Generator().manual_seed(0))
+    images = images_shown(image, np.random.default_rng(0).normal(size=(3, 4)))
+    shown = (images != 0).any(1)
+    assert torch.equal(images, image * shown[:, None])  # whole pixels; what is hidden is 0
     counts = [round(step * 33 * 47 / 20) for step in range(21)]
     deletion, insertion = shown[SHARED : SHARED + 19], shown[SHARED + 19 :]
     assert shown.sum((1, 2)).tolist()[:2] == [33 * 47, 0]
@@ -108,24 +110,18 @@ def test_each_image_shows_its_share_of_the_pixels_unchanged():
 
 
 def test_the_highest_cell_is_hidden_first():
-    raw_map, score = np.full((1, 4, 4), 0.1), Recorder()
-    raw_map[0, 2, 1] = 1.0
-    measure_faithfulness(score, ones(64, 64), raw_map, [0])
-    hidden = score.images[SHARED, 0] == 0
-    rows, columns = np.nonzero(hidden.numpy())
+    raw_map = np.full((4, 4), 0.1)
+    raw_map[2, 1] = 1.0
+    rows, columns = np.nonzero(images_shown(ones(64, 64), raw_map)[SHARED, 0].numpy() == 0)
     assert (rows.mean(), columns.mean()) == pytest.approx((39.5, 23.5), abs=0.5)  # the cell's centre
     assert np.ptp(rows) < 20 and np.ptp(columns) < 20
 
 
 def test_each_map_is_measured_by_its_own_column():
     regions = [rows_of(0, 5), rows_of(10, 20)]
-    scores = [mean_within(region) for region in regions]
-    maps = np.stack([regions[1], regions[0]]).astype(float)
-    both = measure_faithfulness(lambda x: torch.cat([s(x) for s in scores], 1), ones(), maps, [1, 0])
-    for raw_map, score, found in zip(maps, scores[::-1], both, strict=True):
-        (alone,) = measure_faithfulness(score, ones(), raw_map[None], [0])
-        np.testing.assert_allclose(np.stack(found[3:]), np.stack(alone[3:]), atol=1e-6)
-    assert both[0].deletion == pytest.approx(0.25, abs=1e-6) and both[1].deletion == pytest.approx(0.125, abs=1e-6)
+    score = lambda images: torch.cat([mean_within(region)(images) for region in regions], 1)  # noqa: E731
+    one, other = measure_faithfulness(score, ones(), np.stack(regions[::-1]).astype(float), [1, 0])
+    assert (one.deletion, other.deletion) == pytest.approx((0.25, 0.125), abs=1e-6)
 
 
 # -- ties
@@ -134,30 +130,22 @@ def test_each_map_is_measured_by_its_own_column():
 @pytest.mark.parametrize("seen", [(5, 12), (13, 20)])
 def test_ties_favour_neither_end_of_the_image(seen):
     """A map that says nothing of the rest of the image does there as chance does, wherever the object lies."""
-    raw_map = rows_of(0, 4).astype(float)[None]
-    areas = [
-        found[:2]
-        for seed in range(60)
-        for found in measure_faithfulness(mean_within(rows_of(*seen)), ones(), raw_map, [0], batch=99, seed=seed)
-    ]
+    score = mean_within(rows_of(*seen))
+    areas = [measured(score, rows_of(0, 4), batch=99, seed=seed)[0][:2] for seed in range(60)]
     np.testing.assert_allclose(np.mean(areas, axis=0), (0.6, 0.4), atol=0.01)  # falls from 20 % on, evenly
 
 
 def test_ties_are_broken_by_blobs_as_large_as_the_cells():
     """Noise from pixel to pixel would have edges everywhere: about 64 x 64 of them at the half."""
-    raw_map, score = np.zeros((1, 4, 4)), Recorder()
-    raw_map[0, 0, 0] = 1
-    measure_faithfulness(score, ones(64, 64), raw_map, [0])
-    half = score.images[SHARED + 9, 0] != 0
+    half = images_shown(ones(64, 64), np.eye(1, 16).reshape(4, 4))[SHARED + 9, 0] != 0
     assert 20 < changes(half) < 500
 
 
 def test_rounding_is_no_order():
     """Interpolation gives a plateau of 0.7 slightly different values; one of 0 stays exact."""
-    maps, score = np.stack([np.full((7, 7), 0.7), np.zeros((7, 7))]), Recorder()
+    maps = np.stack([np.full((7, 7), 0.7), np.zeros((7, 7))])
     maps[:, :, 0] = 1.1
-    measure_faithfulness(score, ones(230, 230), maps, [0, 0])
-    rough, exact = score.images[SHARED:].split(38)
+    rough, exact = images_shown(ones(230, 230), *maps)[SHARED:].split(38)
     assert torch.equal(rough[4:], exact[4:])  # once the column is hidden, or shown
 
 
@@ -165,9 +153,7 @@ def test_rounding_is_no_order():
 
 
 def test_random_maps_have_the_grain_of_the_map_and_mirror_each_other():
-    score = Recorder()
-    measure_faithfulness(score, ones(60, 60), np.random.default_rng(3).normal(size=(1, 3, 3)), [0])
-    random = score.images[2:SHARED, 0]
+    random = images_shown(ones(60, 60), np.random.default_rng(3).normal(size=(3, 3)))[2:SHARED, 0]
     assert len(random) == 9
     np.testing.assert_allclose((random == 0).float().mean((1, 2)), np.arange(1, 10) / 10, atol=1e-6)
     for step in range(1, 5):  # the insertion of these maps is their deletion: one set of images for both
@@ -178,7 +164,7 @@ def test_random_maps_have_the_grain_of_the_map_and_mirror_each_other():
 
 
 def test_the_random_curve_is_interpolated_between_its_steps():
-    (found,) = measure_faithfulness(mean_within(rows_of(0, 7)), ones(), np.eye(4)[None], [0])
+    (found,) = measured(mean_within(rows_of(0, 7)), np.eye(4))
     curve = found.random_curve
     np.testing.assert_allclose(curve[1::2], (curve[:-1:2] + curve[2::2]) / 2, atol=1e-6)
     assert found.random == pytest.approx(np.interp(np.linspace(0, 1, 999), STEP, curve).mean(), abs=1e-3)
@@ -186,17 +172,14 @@ def test_the_random_curve_is_interpolated_between_its_steps():
 
 
 def test_random_maps_delete_and_insert_alike_on_average():
-    score = mean_within(rows_of(2, 6))
-    areas = [measure_faithfulness(score, ones(), np.eye(5)[None], [0], 99, seed)[0].random for seed in range(60)]
+    areas = [measured(mean_within(rows_of(2, 6)), np.eye(5), batch=99, seed=seed)[0].random for seed in range(60)]
     assert np.mean(areas) == pytest.approx(0.5, abs=0.01)  # of a score that is linear in the pixels
     assert np.std(areas) > 0.01
 
 
 @pytest.mark.parametrize("seed", [0, 7])
 def test_a_seed_gives_the_same_numbers_each_time(seed):
-    arguments = mean_within(rows_of(2, 6)), ones(), np.eye(5)[None], [0], BATCH
-    (one,), (again,) = (measure_faithfulness(*arguments, seed) for _ in range(2))
-    (other,) = measure_faithfulness(*arguments, seed + 1)
+    one, again, other = (measured(mean_within(rows_of(2, 6)), np.eye(5), seed=s)[0] for s in (seed, seed, seed + 1))
     assert one[:3] == again[:3] and one.random != other.random
     np.testing.assert_array_equal(np.stack(one[3:]), np.stack(again[3:]))
 
@@ -230,14 +213,11 @@ def test_how_many_images_are_scored(count, batch, calls):
 
 
 def test_a_flat_map_ranks_nothing():
-    maps = np.stack([np.eye(4), np.full((4, 4), 0.5), np.full((4, 4), -1.0), np.zeros((4, 4)), -np.eye(4)[::-1]])
-    maps[4] += 0.5
-    score = Recorder()
-    found = measure_faithfulness(score, ones(), maps, [0] * 5)
+    score, flat = Recorder(), [np.full((4, 4), level) for level in (0.5, -1.0, 0.0)]
+    assert measured(score, *flat) == [None] * 3 and score.batches == []
+    found = measured(score, np.eye(4), *flat, 0.5 - np.eye(4)[::-1])
     assert [f is None for f in found] == [False, True, True, True, False]
-    assert len(score.images) == 11 + 2 * 38
-    score = Recorder()
-    assert measure_faithfulness(score, ones(), maps[1:4], [0] * 3) == [None] * 3 and score.batches == []
+    assert sum(map(len, score.batches)) == 11 + 2 * 38
 
 
 def test_scores_are_taken_without_gradients_and_arguments_stay(network):

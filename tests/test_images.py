@@ -22,14 +22,14 @@ from pydicom.uid import UID
 from tiny import gradient_picture
 
 from models.errors import InputError, InputWarning
-from models.images import finding as images_module
+from models.images import loader as loader_module
 from models.images.finding import IMAGE_SUFFIXES, find_images, is_single
 from models.images.loader import DecodedChunk, ImageDataset, is_lost_worker, make_loader
 from models.images.naming import ImageFile, common_parent, place_below
 from models.images.preprocessing import square
 from models.images.reading import read_image
 
-PROJECT = Path(images_module.__file__).parents[1]
+PROJECT = Path(loader_module.__file__).parents[2]
 
 
 # -- reading ----------------------------------------------------------------------------------
@@ -194,7 +194,7 @@ def test_a_missing_image_and_a_folder(tmp_path):
 
 def test_the_module_is_light():
     heavy = "('torch', 'PIL', 'pydicom', 'cv2', 'matplotlib', 'transformers')"
-    code = f"import sys, models.images; print([name for name in {heavy} if name in sys.modules])"
+    code = f"import sys, models.images.finding; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
 
@@ -1021,7 +1021,7 @@ def test_a_chunk_of_images(pictures):
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("two\nlines"), RecursionError("deep"), KeyError("x")])
 def test_whatever_a_decoder_raises_is_a_reason_of_one_line(pictures, monkeypatch, error):
-    genuine = images_module.read_image
+    genuine = loader_module.read_image
 
     def read(path):
         warnings.warn("what a library says", UserWarning, stacklevel=1)
@@ -1029,7 +1029,7 @@ def test_whatever_a_decoder_raises_is_a_reason_of_one_line(pictures, monkeypatch
             raise error
         return genuine(path)
 
-    monkeypatch.setattr(images_module, "read_image", read)
+    monkeypatch.setattr(loader_module, "read_image", read)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         chunk = ImageDataset(square(16))[chunk_of(0, pictures[:3])]
@@ -1080,7 +1080,7 @@ def test_workers_start_after_libraries_have_used_their_threads(pictures, num_wor
 
 
 def test_workers_that_are_spawned(pictures, monkeypatch):
-    monkeypatch.setattr(images_module, "START_METHOD", "spawn")
+    monkeypatch.setattr(loader_module, "START_METHOD", "spawn")
     loader = make_loader(ImageDataset(square(16)), iter([chunk_of(i, [pictures[i]]) for i in range(3)]), 1)
     assert [chunk.index for chunk in loader] == [0, 1, 2]
 

@@ -171,7 +171,7 @@ def test_weights_are_mapped_not_copied(clip, write_checkpoint, monkeypatch):
     """The tensors that torch.load maps are the model's own: no random start, no second copy."""
     path = write_checkpoint({"model_state_dict": clip.state_dict()})
     loaded = read_checkpoint_file(path)["model_state_dict"]
-    monkeypatch.setattr("models.weights.files.read_checkpoint_file", lambda *_: {"model_state_dict": loaded})
+    monkeypatch.setattr("models.loading.content.read_checkpoint_file", lambda *_: {"model_state_dict": loaded})
     model = load_clip_checkpoint(path)
     for key, parameter in model.named_parameters():
         assert parameter.data_ptr() == loaded[key].data_ptr(), key

@@ -13,7 +13,6 @@ from tiny import Clip, PooledNet, assert_same_map, tiny_clip, vit_blocks
 from torch import nn
 from torch.nn import functional as F
 
-import clip_gradcam_visualization as script
 from clip_gradcam_visualization import CLIPGradCAM
 from models.errors import InputError
 from models.explain.layers import fuse_layers
@@ -227,7 +226,7 @@ def test_equals_the_formula(method, place, similarity, gamma):
 @pytest.mark.parametrize("similarity, gamma", ASKED)
 @pytest.mark.parametrize("place", ["pooled", "layer3", "stage 4", "last norm"])
 def test_scorecam_equals_the_formula(place, similarity, gamma, monkeypatch):
-    monkeypatch.setattr(script, "SCORECAM_CHANNELS", 4)
+    monkeypatch.setattr("models.explain.needs.SCORECAM_CHANNELS", 4)
     model, layer, images, features = setting(place)
     cam = CLIPGradCAM(model, layer, method="scorecam", similarity=similarity)
     maps = cam.text_maps(images, features, TARGETS, contrast=gamma).maps
@@ -241,10 +240,11 @@ def test_scorecam_equals_the_formula(place, similarity, gamma, monkeypatch):
 
 def test_the_methods_are_told_apart(monkeypatch):
     """What the oracles above agree on is not one and the same map."""
-    monkeypatch.setattr(script, "SCORECAM_CHANNELS", 20)
+    monkeypatch.setattr("models.explain.needs.SCORECAM_CHANNELS", 20)
     model, layer, images, features = setting("layer3")
     maps = [
-        CLIPGradCAM(model, layer, method=method).text_maps(images, features, 0).maps.flatten() for method in LAYER_METHODS
+        CLIPGradCAM(model, layer, method=method).text_maps(images, features, 0).maps.flatten()
+        for method in LAYER_METHODS
     ]
     alike = np.corrcoef(np.stack(maps)) - np.eye(len(maps))
     assert alike.max() < 0.999
@@ -253,7 +253,7 @@ def test_the_methods_are_told_apart(monkeypatch):
 @pytest.mark.parametrize("method", LAYER_METHODS)
 @pytest.mark.parametrize("place", ["layer4", "last norm"])
 def test_a_batch_equals_its_images_and_many_texts_equal_one(method, place, monkeypatch):
-    monkeypatch.setattr(script, "SCORECAM_CHANNELS", 3)
+    monkeypatch.setattr("models.explain.needs.SCORECAM_CHANNELS", 3)
     model, layer, images, features = setting(place)
     cam = CLIPGradCAM(model, layer, method=method)
     together = cam.text_maps(images, features, TARGETS).maps
@@ -336,9 +336,9 @@ def test_xgradcam_where_a_channel_sums_to_zero():
     """S = 0 with A not zero has no finite weight: the map stays finite and the other channels are as they were."""
     A = torch.tensor([[[[1.0, -1.0]], [[2.0, 3.0]]]])
     g = torch.tensor([[[[0.5, 0.25]], [[1.0, -1.0]]]])
-    maps = script.xgradcam(A, g)
+    maps = xgradcam(A, g)
     assert torch.isfinite(maps).all()
-    torch.testing.assert_close(script.xgradcam(A[:, 1:], g[:, 1:]), torch.tensor([[[-0.4, -0.6]]]))
+    torch.testing.assert_close(xgradcam(A[:, 1:], g[:, 1:]), torch.tensor([[[-0.4, -0.6]]]))
 
 
 def test_eigencam_does_not_depend_on_the_sign_of_the_activations():
@@ -403,7 +403,7 @@ def chosen_channels(net, images, features, target, count):
 
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_scorecam_runs_a_channel_once_for_all_its_texts(count, monkeypatch):
-    monkeypatch.setattr(script, "SCORECAM_CHANNELS", count)
+    monkeypatch.setattr("models.explain.needs.SCORECAM_CHANNELS", count)
     net, images, features = Pooled(channels=12, activation=nn.GELU()), pictures(2), texts(4)
     targets = torch.tensor([[0, 1, 2], [3, 1, 0]])
     _, batches = counted(net, images, features, targets)
@@ -432,7 +432,7 @@ def test_scorecam_runs_every_channel_once_where_there_are_few(texts_asked):
 def test_the_batches_of_scorecam_make_no_difference(size, sizes, monkeypatch):
     net, images, features = Pooled(channels=12), pictures(1), texts(4)
     expected, _ = counted(net, images, features, TARGETS[:1])
-    monkeypatch.setattr(script, "SCORECAM_BATCH", size)
+    monkeypatch.setattr("models.explain.needs.SCORECAM_BATCH", size)
     maps, batches = counted(net, images, features, TARGETS[:1])
     assert batches == [1, *sizes]
     assert_close(maps, expected, 1e-6)
@@ -440,7 +440,7 @@ def test_the_batches_of_scorecam_make_no_difference(size, sizes, monkeypatch):
 
 def test_scorecam_of_few_channels_is_no_scorecam_of_others(monkeypatch):
     """The channels left out have no share: the map is a convex mean of those taken."""
-    monkeypatch.setattr(script, "SCORECAM_CHANNELS", 1)
+    monkeypatch.setattr("models.explain.needs.SCORECAM_CHANNELS", 1)
     net, images, features = Pooled(channels=12), pictures(2), texts(4)
     maps, _ = counted(net, images, features, 3)
     for image, channels in enumerate(chosen_channels(net, images, features, 3, 1)):
@@ -602,7 +602,7 @@ def test_nested_layers_have_the_gradients_of_a_full_backward(method, similarity,
 @pytest.mark.parametrize("method", LAYER_METHODS)
 def test_a_layer_inside_another_and_one_before_a_relu_in_place(method, monkeypatch):
     """A block, its last norm, and a norm that a ReLU overwrites."""
-    monkeypatch.setattr(script, "SCORECAM_CHANNELS", 3)
+    monkeypatch.setattr("models.explain.needs.SCORECAM_CHANNELS", 3)
     model, _, images, features = setting("layer4")
     paths = ("layer3.0", "layer3.0.bn2", "layer3.0.bn1")
     layers = [model.image_encoder.backbone.get_submodule(path) for path in paths]

@@ -382,7 +382,7 @@ def test_a_class_of_an_archive_cannot_be_changed(tmp_path):
         pickled = b"\x80\x02" + start + b"}X\x01\x00\x00\x00aK\x01sb."
         with pytest.raises(InputError):
             read_torchscript(write_archive(tmp_path / "a.pt", pickled))
-    assert not hasattr(importlib.import_module("models.torchscript")._Module, "a")
+    assert not hasattr(importlib.import_module("models.weights.torchscript")._Module, "a")
 
 
 @pytest.mark.parametrize("share", [0.3, 0.9, 0.999])
@@ -538,8 +538,11 @@ def test_a_resnet_has_no_tokens(vocabulary, write_checkpoint):
 
 HARMS = {
     "a weight missing": (lambda w: w.pop("visual.ln_post.weight"), "缺少 1 个.*vision_model.post_layernorm.weight"),
-    "a weight too many": (lambda w: w.update({"visual.ls_1.gamma": torch.zeros(3)}), "没有位置的有 1 个.*ls_1.gamma"),
-    "another shape": (lambda w: w.update({"ln_final.bias": torch.zeros(3)}), "形状不符的有 1 个.*final_layer_norm"),
+    "a weight too many": (
+        lambda w: w.update({"visual.ls_1.gamma": torch.zeros(3)}),
+        "有 1 个权重.*没有位置.*ls_1.gamma",
+    ),
+    "another shape": (lambda w: w.update({"ln_final.bias": torch.zeros(3)}), "有 1 个权重的形状.*final_layer_norm"),
     "no text tower": (lambda w: w.pop("token_embedding.weight"), "没有 token_embedding.weight"),
     "no blocks": (lambda w: [w.pop(k) for k in [*w] if "visual.tr" in k], "没有 visual.transformer.resblocks.0"),
     "no projection": (lambda w: w.pop("text_projection"), "没有 text_projection"),

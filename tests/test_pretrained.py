@@ -673,7 +673,7 @@ NEW_CODE = ("pretrained", "pretrained_towers", "openai_clip", "clip_resnet", "cl
 
 def test_our_own_checkpoints_import_none_of_this(checkpoint):
     script = (
-        "import sys; from models.loading import load_with_text_features as load;"
+        "import sys; from models.loading.load import load_clip_checkpoint as load;"
         f"load({str(checkpoint)!r}, ['正常']);"
         f"print([name for name in {NEW_CODE} if 'models.' + name in sys.modules])"
     )
@@ -685,7 +685,7 @@ def test_our_own_checkpoints_import_none_of_this(checkpoint):
 def test_a_typo_is_answered_without_the_heavy_libraries():
     script = (
         "import sys; from models.errors import InputError\n"
-        "from models.pretrained import is_pretrained\n"
+        "from models.weights.hub import is_pretrained\n"
         "assert not is_pretrained('checkpoints/missing.pth')\n"
         "print([name for name in ('torch', 'transformers', 'huggingface_hub') if name in sys.modules])"
     )

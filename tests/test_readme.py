@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clip_gradcam_visualization import FLAGS, PRETRAINED_TARGET_LAYERS, TARGET_LAYERS, main
+from clip_gradcam_visualization import ENCODERS, FLAGS, main
 from models.demo.cnn import markdown
 from models.explain.methods import METHODS
 
@@ -106,7 +106,7 @@ def test_each_flag_stands_in_the_table(flag):
 
 def test_the_target_layer_table_names_every_family():
     table = README.split("## 目标层")[1].split("公式")[0]
-    for encoder in (*TARGET_LAYERS, *PRETRAINED_TARGET_LAYERS):
+    for encoder in ENCODERS:
         family = re.split(r"[-_\d]", encoder)[0]
         assert family in table
 

@@ -257,7 +257,7 @@ def test_versions_name_what_a_heatmap_depends_on():
 
 HOLD = """
 import sys
-from models.results import RunState
+from models.runs.state import RunState
 lock = RunState(sys.argv[1]).lock()
 print("locked", flush=True)
 sys.stdin.read()

@@ -347,7 +347,7 @@ def test_many_writers_at_once(user_cache):
     """Threads and two processes store and load one key: whoever reads, reads a whole entry or none."""
     code = (
         "import sys, numpy as np\n"
-        "from models.text_cache import load_entry, store_entry\n"
+        "from models.loading.text_cache import load_entry, store_entry\n"
         "features = np.full((200, 300), 7, np.float32)\n"
         "for _ in range(100):\n"
         "    store_entry('a' * 64, features, ['m'])\n"
@@ -423,13 +423,13 @@ def test_a_small_file_is_mapped_where_that_is_asked_for(checkpoint, monkeypatch)
 def built(monkeypatch):
     """A list that grows by True or False with each model built, with or without its text tower."""
     seen = []
-    genuine = models.clip.build_on_meta
+    genuine = models.loading.own.build_on_meta
 
     def watched(config, text_tower=True):
         seen.append(text_tower)
         return genuine(config, text_tower)
 
-    monkeypatch.setattr(models.clip, "build_on_meta", watched)
+    monkeypatch.setattr(models.loading.own, "build_on_meta", watched)
     return seen
 
 
