@@ -56,7 +56,7 @@ def write_files(
         _remove([*(temporary for temporary, _ in staged), *moved, *sorted(folders, reverse=True)])
         if not isinstance(error, OSError):
             raise
-        raise InputError(f"无法写入 {error.filename or next(iter(files)).parent}：{reason(error)}") from error
+        raise InputError(f"无法写入 {error.filename or path}：{reason(error)}") from error
 
 
 def _remove(paths: Iterable) -> None:

@@ -44,11 +44,11 @@ import torch  # noqa: E402
 from clip_gradcam_visualization import CLIPGradCAM
 from models.demo import cnn as demo
 from models.demo.phantoms import FINDINGS, KINDS
-from models.explain import attention
 from models.explain.faithfulness import measure_faithfulness
 from models.explain.heatmap import blend, is_flat, text_sensitivity, to_heatmap
 from models.explain.layers import as_maps, layers_name, token_grid_of, without_rounding
-from models.explain.methods import METHODS, SIMILARITIES, Method, methods_for
+from models.explain.methods import METHODS, SIMILARITIES, methods_for
+from models.explain.needs import Attention, Gradients
 from models.images.preprocessing import preprocessing_of
 from models.loading.load import load_clip_checkpoint
 from models.results.page import Drawing, Picture, Text, draw_pixels
@@ -117,7 +117,7 @@ def settings_of(encoder: Encoder, model) -> list[Setting]:
     """All that is measured of an encoder, the guide's setting of each method first."""
     found = []
     for method in methods_for(model, "all"):
-        layers = list(encoder.layers) if METHODS[method].formula else ["own"]
+        layers = list(encoder.layers) if not isinstance(METHODS[method].needs, Attention) else ["own"]
         layers = {"legrad": list(encoder.blocks), "scorecam": layers[:2]}.get(method, layers)  # Score-CAM is slow
         similarities = SIMILARITIES if METHODS[method].knows_text else SIMILARITIES[:1]
         found += [Setting(method, layer, similarity) for similarity in similarities for layer in layers]
@@ -129,7 +129,7 @@ def together(settings: Sequence[Setting]) -> list[list[Setting]]:
     groups = {}
     for setting in settings:
         row = METHODS[setting.method]
-        shares = row.formula and row.knows_text and setting.method != "scorecam"
+        shares = type(row.needs) is Gradients
         groups.setdefault(setting[1:] if shares else setting, []).append(setting)
     return list(groups.values())
 
@@ -210,7 +210,7 @@ class Subject:
             pixels = self.pixels(cases.images[start : start + BATCH])
             every = torch.arange(len(self.texts)).expand(len(pixels), -1)
             asked = every if targets is None else torch.from_numpy(targets[start : start + BATCH])
-            batches.append(self.text_maps(group, pixels, asked, model))
+            batches.append(self.explain(group, pixels, asked, model))
         return {setting: np.concatenate([batch[setting] for batch in batches]) for setting in group}
 
     def explain(self, group, pixels, targets, model=None) -> dict[Setting, np.ndarray]:
@@ -222,10 +222,9 @@ class Subject:
         def all_formulas(A, g):
             return torch.cat([without_rounding(formula(A, g), A, g)[0] for formula in formulas])
 
-        row = Method(all_formulas) if len(group) > 1 else METHODS[group[0].method]
-        done = mock.patch(
-            "clip_gradcam_visualization.without_rounding", lambda maps, A, g: (maps, g.flatten(1).amax(1))
-        )
+        row = METHODS[group[0].method]
+        row = row._replace(formula=all_formulas) if len(group) > 1 else row
+        done = mock.patch("models.explain.needs.without_rounding", lambda maps, A, g: (maps, g.flatten(1).amax(1)))
         with mock.patch.dict(METHODS, {group[0].method: row}), done if len(group) > 1 else contextlib.nullcontext():
             cam = CLIPGradCAM(model, modules, use_cuda=False, method=group[0].method, similarity=similarity)
             maps = cam.text_maps(pixels, self.texts, targets).maps.cpu().numpy()
@@ -239,8 +238,8 @@ class Subject:
     def layer_name(self, setting: Setting) -> str:
         modules = self.modules(setting.layer, setting.method)
         if modules is None:
-            transformer = attention.transformer_of(self.model.image_encoder, setting.method)
-            modules = attention.chosen_blocks(transformer, attention.METHODS[setting.method], [])
+            needs = METHODS[setting.method].needs
+            modules = needs.modules(self.model.image_encoder, setting.method, [])
         return layers_name(self.model, modules)
 
 
@@ -637,7 +636,7 @@ def part_time(subject: Subject, sizes) -> Iterator[dict]:
 
 
 def _explain_texts(subject, setting, pixels, texts):
-    return subject.text_maps([setting], pixels, torch.tensor([texts]))
+    return subject.explain([setting], pixels, torch.tensor([texts]))
 
 
 def measure_time(subject: Subject, call: Callable, repetitions: int = 7) -> dict:

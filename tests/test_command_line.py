@@ -474,6 +474,7 @@ GUIDE = {
     "--save-heatmap": "float32",
     "--no-figure": "不写",
     "--overlay-only": "只写",
+    "--overlay-format": "与可视化图相同",
     "--resume": "上次",
     "--batch-size": "默认：CPU 至多 8",
     "--num-workers": "核数的一半",

@@ -14,12 +14,13 @@ import clip_gradcam_visualization as script
 from clip_gradcam_visualization import CLIPGradCAM, explain, get_target_layer_for_clip, main
 from models.errors import InputError
 from models.explain.methods import METHODS
-from models.images.preprocessing import Preprocessing, Region
+from models.explain.needs import Attention
+from models.images.preprocessing import Preprocessing, Region, square
 from models.images.reading import read_image, to_pixels
 from models.results.result import ImageResult, Results
 
 TEXTS = ["正常", "松动", "感染"]
-LAYER_METHODS = [name for name, method in METHODS.items() if method.formula]
+LAYER_METHODS = [name for name, method in METHODS.items() if not isinstance(method.needs, Attention)]
 small = partial(explain, img_size=64)
 
 
@@ -38,7 +39,7 @@ def cam_of(model, picture, targets, **options):
     with torch.no_grad():
         features = model.text_encoder(texts=TEXTS)
     cam = CLIPGradCAM(model, get_target_layer_for_clip(model), **options)
-    return cam.text_maps(script.preprocess(read_image(picture), 64), features, targets)
+    return cam.text_maps(square(64)(read_image(picture)), features, targets)
 
 
 @pytest.mark.usefixtures("single_layer")
@@ -48,7 +49,7 @@ def test_the_result_holds_what_was_computed(clip, picture):
     np.testing.assert_allclose(result.layer_map, expected.maps[0, 0].relu(), atol=1e-6)
     np.testing.assert_allclose(result.similarities, expected.similarities[0], atol=1e-6)
     np.testing.assert_allclose(result.probabilities, clip.probabilities(expected.similarities[0]).detach(), atol=1e-6)
-    predictions, probabilities = clip.predict(script.preprocess(read_image(picture), 64), TEXTS)
+    predictions, probabilities = clip.predict(square(64)(read_image(picture)), TEXTS)
     np.testing.assert_allclose(result.probabilities, probabilities[0], rtol=1e-4)
     assert result.probabilities.argmax() == predictions[0] and result.target == 1
     assert result.map.shape == (60, 90) and result.map.dtype == result.layer_map.dtype == np.float32

@@ -1066,8 +1066,8 @@ def test_workers_start_after_libraries_have_used_their_threads(pictures, num_wor
     """In a process of its own: a worker that waits for a thread which the fork did not copy would wait for ever."""
     code = (
         "import sys, cv2, numpy as np, torch\n"
-        "from models.images import ImageDataset, make_loader\n"
-        "from models.preprocessing import square\n"
+        "from models.images.loader import ImageDataset, make_loader\n"
+        "from models.images.preprocessing import square\n"
         "cv2.setNumThreads(4), torch.set_num_threads(4)\n"
         "cv2.GaussianBlur(np.zeros((3000, 3000, 3), np.float32), (9, 9), 0)\n"
         "torch.nn.functional.conv2d(torch.zeros(4, 3, 200, 200), torch.zeros(8, 3, 5, 5))\n"
@@ -1098,8 +1098,8 @@ def test_a_worker_that_is_killed_can_be_told_apart(pictures):
 
 CONSUMER = """
 import sys, time
-from models.images import ImageDataset, make_loader
-from models.preprocessing import square
+from models.images.loader import ImageDataset, make_loader
+from models.images.preprocessing import square
 chunks = ((i, [(0, sys.argv[1])] * 8) for i in range(10_000))
 loader = iter(make_loader(ImageDataset(square(32)), chunks, 2))
 next(loader)
