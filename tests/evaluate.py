@@ -4,15 +4,17 @@
     python tests/evaluate.py                             # test seeds: all parts of both encoders
     python tests/evaluate.py --encoder vit --part sanity # one part of one encoder; what was measured before is kept
     python tests/evaluate.py --figure                    # one phantom, methods x encoders
-    python tests/evaluate.py --markdown                  # the README's table, from the file
+    python tests/evaluate.py --demo                      # the demo's Grad-CAM alone, by kind (evaluate_demo.py)
+    python tests/evaluate.py --markdown                  # the tables, from the files
 
-Everything is written to models/assets/demo/methods.json as soon as it is measured. Each method is measured in the
+Everything is written to models/assets/demo/methods.json as soon as it is measured, and as a table between the marks of
+measurements.zh.md beside it, whose other words are written by hand. Each method is measured in the
 setting of the guide (the encoder's default layer, cosine) and in the one that `--choose` found best; `maps` measures
 all settings (of Score-CAM these two), the costly parts these two. Nothing is left out because it looks bad.
 
 The parts: `maps` (pointing, energy, IoU, text sensitivity, wrong texts, two findings in one image, baselines),
 `faithfulness` (deletion, insertion), `sanity` (Adebayo et al. 2018, arXiv 1810.03292), `libraries` (the same maps by
-grad-cam and torchcam, where installed), `time`. Protocols: models/demo.py, models/faithfulness.py and `sanity` below.
+grad-cam and torchcam, where installed), `time`. Protocols: evaluate_demo.py, models/faithfulness.py and `sanity` below.
 
 All phantoms are synthetic, and both encoders were trained with masks of their kind: the CNN through its Grad-CAM of
 the cosine at the last block, which is favoured there; the ViT through a loss of its patch tokens only.
@@ -25,7 +27,6 @@ import importlib.util
 import json
 import re
 import statistics
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -34,15 +35,16 @@ from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
 
-PROJECT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(PROJECT))
-
-import cv2  # noqa: E402
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
+import cv2
+import evaluate_demo
+import numpy as np
+import project  # noqa: F401
+import torch
+from evaluate_demo import GRID, baseline_maps, correlation, energy, interval, percent
 
 from clip_gradcam_visualization import CLIPGradCAM
 from models.demo import cnn as demo
+from models.demo.cnn import peaks_in
 from models.demo.phantoms import FINDINGS, KINDS
 from models.explain.faithfulness import measure_faithfulness
 from models.explain.heatmap import blend, is_flat, text_sensitivity, to_heatmap
@@ -55,9 +57,9 @@ from models.results.page import Drawing, Picture, Text, draw_pixels
 from models.towers.image import ImageEncoder
 from models.writing import write_files
 
-METHODS_FILE, FIGURE_FILE = "methods.json", "figure_methods.jpg"
+METHODS_FILE, EVALUATION_FILE, FIGURE_FILE = "methods.json", "evaluation.json", "figure_methods.jpg"
+PAGE_FILE = "measurements.zh.md"
 PARTS = ("maps", "faithfulness", "sanity", "libraries", "time")
-GRID = (demo.POINTING_GRID,) * 2
 BATCH = 20
 # Away from the seeds on which models.demo watched its training: those chose the CNN's last step by its Grad-CAM
 CHOOSING = range(demo.SEEDS["validation"].start + 100_000, demo.SEEDS["validation"].stop)
@@ -181,7 +183,7 @@ def draw(seeds: range, count: int, prepare, doubles: bool = False) -> Cases:
 
 @lru_cache(maxsize=1)
 def average_places() -> dict:
-    return demo.average_places(64)  # masks only: the images' size does not matter
+    return evaluate_demo.average_places(64)  # masks only: the images' size does not matter
 
 
 # ---------------------------------------------------------------------------------------------
@@ -262,8 +264,8 @@ def overlap(shown, mask) -> float:
 def measure_map(heatmap, mask, near) -> dict:
     """What one heatmap [224, 224] says of the finding that it was asked for."""
     return {
-        "pointing": demo.peaks_in(heatmap, near),
-        "energy": demo.energy(heatmap, mask),
+        "pointing": peaks_in(heatmap, near),
+        "energy": energy(heatmap, mask),
         "iou_mean": overlap(heatmap > heatmap.mean(), mask),
         "iou_half": overlap(heatmap > 0.5 * heatmap.max(), mask),
         "flat": heatmap.max() <= heatmap.min(),
@@ -278,7 +280,7 @@ def measure_texts(maps: np.ndarray, own: int, near=None) -> dict:
         found["text_sensitivity"] = sensitivity
     if near is not None:
         others = [to_heatmap(raw, GRID) for t, raw in enumerate(maps) if t != own]
-        found["wrong_text_hits"] = np.mean([demo.peaks_in(heatmap, near) for heatmap in others])
+        found["wrong_text_hits"] = np.mean([peaks_in(heatmap, near) for heatmap in others])
     return found
 
 
@@ -307,8 +309,8 @@ def measure_doubles(maps: np.ndarray, cases: Cases) -> dict[str, list]:
     rows = []
     for raw, pair, near in zip(maps, cases.asked, cases.near, strict=True):
         heatmaps = [to_heatmap(of_text, GRID) for of_text in raw]
-        hits = [demo.peaks_in(heatmap, near[kind]) for heatmap, kind in zip(heatmaps, pair, strict=True)]
-        swapped = [demo.peaks_in(heatmap, near[kind]) for heatmap, kind in zip(heatmaps, pair[::-1], strict=True)]
+        hits = [peaks_in(heatmap, near[kind]) for heatmap, kind in zip(heatmaps, pair, strict=True)]
+        swapped = [peaks_in(heatmap, near[kind]) for heatmap, kind in zip(heatmaps, pair[::-1], strict=True)]
         rows.append({"both": all(hits), "each": np.mean(hits), "swapped_texts": np.mean(swapped)})
     return gather(rows)
 
@@ -320,7 +322,7 @@ def pair_targets(cases: Cases) -> np.ndarray:
 def summarise(columns: dict[str, list]) -> dict:
     """{name: [mean, 2.5 %, 97.5 %]}, "images": how many gave the first value."""
     rng = np.random.default_rng(0)
-    return {name: demo.interval(values, rng) for name, values in columns.items()}
+    return {name: interval(values, rng) for name, values in columns.items()}
 
 
 def unit_map(raw) -> np.ndarray:
@@ -331,12 +333,12 @@ def unit_map(raw) -> np.ndarray:
 
 def pearson(a, b) -> float:
     """Correlation of two maps before the ReLU; 0 where one is flat."""
-    return demo.correlation(unit_map(a), unit_map(b)) or 0.0
+    return correlation(unit_map(a), unit_map(b)) or 0.0
 
 
 def spearman(a, b) -> float:
     """Correlation of ranks, equal values sharing theirs; 0 where one is flat."""
-    return demo.correlation(*(ranks(unit_map(raw)) for raw in (a, b))) or 0.0
+    return correlation(*(ranks(unit_map(raw)) for raw in (a, b))) or 0.0
 
 
 def ranks(values) -> np.ndarray:
@@ -401,12 +403,12 @@ def measure_baselines(singles: Cases, doubles: Cases) -> dict:
     """Four ways of pointing without looking."""
     rng, places, rows, pairs = np.random.default_rng(0), average_places(), {}, {}
     for (kind,), mask, near in zip(singles.asked, singles.masks, singles.near, strict=True):
-        for name, heatmap in demo.baseline_maps(places, kind, rng).items():
+        for name, heatmap in baseline_maps(places, kind, rng).items():
             rows.setdefault(name, []).append(measure_map(heatmap, mask[kind], near[kind]))
     for pair, near in zip(doubles.asked, doubles.near, strict=True):
-        of_pair = [demo.baseline_maps(places, kind, rng) for kind in pair]
+        of_pair = [baseline_maps(places, kind, rng) for kind in pair]
         for name in rows:
-            hits = [demo.peaks_in(maps[name], near[kind]) for maps, kind in zip(of_pair, pair, strict=True)]
+            hits = [peaks_in(maps[name], near[kind]) for maps, kind in zip(of_pair, pair, strict=True)]
             pairs.setdefault(name, []).append({"both": all(hits), "each": np.mean(hits)})
     return {name: {"maps": counted(gather(rows[name]), gather(pairs[name]))} for name in rows}
 
@@ -427,7 +429,7 @@ def part_faithfulness(subject: Subject, sizes) -> Iterator[dict]:
 def blind_maps(cases: Cases, grid) -> dict[str, np.ndarray]:
     """{baseline: maps [N, h, w]} at a layer's grid."""
     rng, places = np.random.default_rng(0), average_places()
-    rows = [demo.baseline_maps(places, asked[0], rng) for asked in cases.asked]
+    rows = [baseline_maps(places, asked[0], rng) for asked in cases.asked]
     return {
         name: np.stack([cv2.resize(row[name], grid[::-1], interpolation=cv2.INTER_AREA) for row in rows])
         for name in rows[0]
@@ -603,7 +605,7 @@ def part_libraries(subject: Subject, sizes) -> Iterator[dict]:
         rows = []
         for a, b, (kind,), mask, near in zip(theirs, mine, *cases[1:], strict=True):
             heatmap = to_heatmap(a[0], GRID)
-            likeness = demo.correlation(heatmap, to_heatmap(b[0], GRID)) or 0.0
+            likeness = correlation(heatmap, to_heatmap(b[0], GRID)) or 0.0
             rows.append(measure_map(heatmap, mask[kind], near[kind]) | {"likeness_to_ours": likeness})
         nine = ask(every, np.tile(np.arange(len(subject.texts)), (len(every.asked), 1)))
         for raw, (kind,), near in zip(nine, every.asked, every.near, strict=True):
@@ -776,7 +778,7 @@ NOTES = (
 
 
 def markdown(results: dict) -> str:
-    """The README's table, Chinese, and its notes."""
+    """The table of all that was measured, Chinese, and its notes."""
     lines = ["| " + " | ".join(COLUMNS) + " |", "| --- " * len(COLUMNS) + "|"]
     for name, encoder in ENCODERS.items():
         lines += [f"| {encoder.label} | {line}" for line in _encoder_rows(results.get(name, {}), encoder.default)]
@@ -812,13 +814,13 @@ def _line(label: str, row: dict) -> str:
     cells = [
         label,
         " / ".join("—" if number is None else str(number) for number in numbers),
-        _percent(maps.get("pointing"), True),
-        _percent(maps.get("both"), True),
-        _percent(maps.get("energy")),
+        percent(maps.get("pointing"), True),
+        percent(maps.get("both"), True),
+        percent(maps.get("energy")),
         f"{_decimal(maps.get('iou_mean'))} / {_decimal(maps.get('iou_half'))}",
         *(f"{_decimal(faithful.get(name))}（{_decimal(faithful.get(name + '_margin'), '+')}）" for name in TESTS),
         _decimal(maps.get("text_sensitivity")),
-        _percent(maps.get("wrong_text_hits")),
+        percent(maps.get("wrong_text_hits")),
         " / ".join(_decimal(steps[i]["pearson"] if steps else None) for i in (0, -1)),
         " / ".join(f"{row['time'][name]:.0f}" if "time" in row else "—" for name in ("one_text", "nine_texts")),
     ]
@@ -828,15 +830,25 @@ def _line(label: str, row: dict) -> str:
 TESTS = ("deletion", "insertion")
 
 
-def _percent(value, full: bool = False) -> str:
-    if value is None:
-        return "—"
-    mean, low, high = (100 * v for v in value)
-    return f"{mean:.0f} %（{low:.0f}–{high:.0f}）" if full else f"{mean:.0f} %"
-
-
 def _decimal(value, sign: str = "") -> str:
     return "—" if value is None else f"{round(value[0], 2) + 0.0:{sign}.2f}"
+
+
+TABLES = {"methods": (METHODS_FILE, markdown), "evaluation": (EVALUATION_FILE, evaluate_demo.markdown)}
+
+
+def write_tables(folder: Path) -> None:
+    """The tables of the folder's results into its page, each between its marks; the rest of the page stays."""
+    page = folder / PAGE_FILE
+    empty = "\n".join(f"<!-- {name} -->\n<!-- end of {name} -->\n" for name in TABLES)
+    text = page.read_text(encoding="utf-8") if page.is_file() else empty
+    for name, (file, table) in TABLES.items():
+        if (folder / file).is_file():
+            before, rest = text.split(f"<!-- {name} -->\n")
+            _, after = rest.split(f"<!-- end of {name} -->")
+            marked = f"<!-- {name} -->\n{table(read_results(folder / file))}\n<!-- end of {name} -->"
+            text = before + marked + after
+    write_files({page: text.encode()})
 
 
 # ---------------------------------------------------------------------------------------------
@@ -889,7 +901,7 @@ def _tile(subject: Subject, results: dict, method: str, kind: str, left: int, to
     raw = subject.maps([setting], case, np.array([[KINDS.index(kind)]]))[setting][0, 0]
     pixels = blend(pixels, to_heatmap(raw, (TILE, TILE)), 0.45)
     cv2.drawContours(pixels, outline, -1, (255, 255, 255), 1)
-    hit, colour = HIT[demo.peaks_in(to_heatmap(raw, GRID), case.near[0][kind])]
+    hit, colour = HIT[peaks_in(to_heatmap(raw, GRID), case.near[0][kind])]
     similarity = "" if not METHODS[method].knows_text else f"，{SIMILARITY_LABELS[setting.similarity]}"
     return [Picture(left, top, pixels), Text(left + TILE // 2, top + TILE + 15, hit + similarity, 13, "m", colour)]
 
@@ -920,8 +932,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--method", choices=tuple(METHODS), action="append", help="one method, or several, of ours")
     parser.add_argument("--choose", action="store_true", help="choose each method's setting on validation seeds")
     parser.add_argument("--figure", action="store_true", help="draw the figure")
-    parser.add_argument("--markdown", action="store_true", help="print the table")
-    parser.add_argument("--output", type=Path, default=demo.ASSETS, help="folder of methods.json and the figure")
+    parser.add_argument("--demo", action="store_true", help="measure the demo's Grad-CAM by kind instead")
+    parser.add_argument("--markdown", action="store_true", help="write the tables from the results")
+    parser.add_argument("--output", type=Path, default=demo.ASSETS, help="folder of the results, tables and figure")
     parser.add_argument("--vit-path", type=Path, default=ENCODERS["vit"].path, help="folder of the ViT")
     parser.add_argument("--threads", type=int, default=2)
     for name, count, words in (
@@ -969,11 +982,17 @@ def main() -> None:
     arguments = build_parser().parse_args()
     path = arguments.output / METHODS_FILE
     if arguments.markdown:
-        print(markdown(read_results(path)))
+        write_tables(arguments.output)
         return
     warnings.simplefilter("ignore")  # of the libraries
     torch.set_num_threads(arguments.threads)
     cv2.setNumThreads(1)  # before its first use: the forks that draw would wait forever for the threads it started here
+    if arguments.demo:
+        found = evaluate_demo.evaluate(arguments.output / demo.CHECKPOINT.name)
+        text = json.dumps(found, ensure_ascii=False, indent=1) + "\n"
+        write_files({arguments.output / EVALUATION_FILE: text.encode()})
+        write_tables(arguments.output)
+        return
     encoders = {**ENCODERS, "vit": ENCODERS["vit"]._replace(path=arguments.vit_path)}
     names = [arguments.encoder] if arguments.encoder else [name for name, e in encoders.items() if e.path.exists()]
     subjects = {name: Subject(encoders[name]) for name in names}
@@ -989,6 +1008,7 @@ def main() -> None:
         run(arguments, name, subject)
         if arguments.choose:
             print_choice(name, read_results(path)[name])
+    write_tables(arguments.output)
 
 
 if __name__ == "__main__":

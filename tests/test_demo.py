@@ -4,6 +4,7 @@ import json
 from itertools import combinations
 
 import cv2
+import evaluate_demo
 import numpy as np
 import pytest
 import torch
@@ -104,7 +105,7 @@ def test_hit_is_a_peak_within_the_tolerance():
 
 def test_place_map_finds_the_best_blind_guess():
     corner, centre = box(5, 5, 10, 10), box(110, 110, 114, 114)
-    place = demo.place_map([corner, centre, centre])
+    place = evaluate_demo.place_map([corner, centre, centre])
     assert place.max() == pytest.approx(2 / 3)
     assert place[7, 7] == pytest.approx(1 / 3)
     assert demo.is_hit(place, centre) and not demo.is_hit(place, corner)
@@ -113,7 +114,7 @@ def test_place_map_finds_the_best_blind_guess():
 def test_energy_is_the_share_inside():
     heatmap = np.zeros((224, 224))
     heatmap[10, 10], heatmap[200, 200] = 3, 1
-    assert demo.energy(heatmap, box(0, 0, 50, 50)) == pytest.approx(0.75)
+    assert evaluate_demo.energy(heatmap, box(0, 0, 50, 50)) == pytest.approx(0.75)
 
 
 def test_bounding_box_is_exclusive_at_the_end():

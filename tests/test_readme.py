@@ -11,10 +11,10 @@ from pathlib import Path
 import evaluate
 import numpy as np
 import pytest
+from evaluate_demo import markdown
 from PIL import Image
 
 from clip_gradcam_visualization import ENCODERS, FLAGS, main
-from models.demo.cnn import markdown
 from models.explain.methods import METHODS
 
 PROJECT = Path(__file__).resolve().parent.parent

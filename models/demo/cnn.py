@@ -1,12 +1,11 @@
-"""The demo: a small CLIP trained on synthetic hip phantoms, and how well its heatmaps point.
+"""The demo: a small CLIP trained on synthetic hip phantoms.
 
-    python -m models.demo               # draw, train, write models/assets/demo/ (about 30 minutes on 2 cores)
-    python -m models.demo --evaluate    # measure the checkpoint on seeds that training and tuning never saw
+    python -m models.demo.cnn               # draw, train, write models/assets/demo/ (about 30 minutes on 2 cores)
 
-Everything here is synthetic (models/phantoms.py). Training sees the findings' masks: the Grad-CAM of the
+Everything here is synthetic (models/demo/phantoms.py). Training sees the findings' masks: the Grad-CAM of the
 cosine at the last block is, for a network that ends in BatchNorm -> mean -> linear, an explicit function
-of the block's activations A, so it is trained as such (`cosine_cam`). None of the numbers says anything
-about real radiographs.
+of the block's activations A, so it is trained as such (`cosine_cam`). How well the heatmaps point is measured
+by tests/evaluate.py --demo; none of its numbers says anything about real radiographs.
 """
 
 import argparse
@@ -41,6 +40,7 @@ SEEDS = {
 }
 PAIRED = FINDINGS[:-1]  # kinds that are also drawn without their finding; the spacer has no such twin
 PROXIMAL, DISTAL = ("cup_loose", "wear", "dislocation"), ("stem_loose", "fracture", "infection")
+
 RECIPE = {
     "image_encoder": "starnet_s1",
     "text_encoder": "bert-base-chinese",
@@ -465,7 +465,7 @@ def update_average(average, model, decay):
 
 
 # ---------------------------------------------------------------------------------------------
-# measuring
+# watching the training
 
 POINTING_GRID, TOLERANCE = 224, 15  # a hit: the peak within 15 pixels of the mask, both at 224 x 224
 
@@ -539,22 +539,35 @@ def peaks_in(heatmap, region):
 
 
 @torch.no_grad()
-def quick_validation(model, singles, doubles, batch=32):
-    """(accuracy, pointing, both of two) by `cosine_cam`, for watching the training."""
-    texts = model.text_encoder(texts=list(class_texts().values()))
+def quick_validation(ask, singles, doubles, batch=32):
+    """(accuracy, pointing, both of two), for watching the training. singles, doubles: (kinds, (images, masks)).
+
+    ask: pixels [B, 3, S, S] -> similarities [B, 9] of the kinds' descriptions and their maps [B, 9, h, w].
+    """
     answers, hits = [], []
     for kinds, (images, masks) in (singles, doubles):
         for i in range(0, len(kinds), batch):
-            pixels = normalise(torch.from_numpy(images[i : i + batch])[:, None].float() / 255)
-            activations, z, scale = encode_with_activations(model.image_encoder, pixels)
-            maps = cosine_cam(activations, scale, model.image_encoder.projection.weight, z, texts).relu()
+            similarities, maps = ask(normalise(torch.from_numpy(images[i : i + batch])[:, None].float() / 255))
             maps = F.interpolate(maps, size=(POINTING_GRID,) * 2, mode="bilinear").numpy()
-            answers += (F.normalize(z, dim=-1) @ texts.T).argmax(-1).tolist()
+            answers += similarities.argmax(-1).tolist()
             hits += [
                 {name: is_hit(maps[j][KINDS.index(name)], mask) for name, mask in masks[i + j].items()}
-                for j in range(len(pixels))
+                for j in range(len(maps))
             ]
     return summarise(answers, hits, singles[0])
+
+
+@torch.no_grad()
+def similarities_and_maps(model):
+    """What `quick_validation` asks: the maps are those of `cosine_cam`."""
+    texts = model.text_encoder(texts=list(class_texts().values()))
+
+    def ask(pixels):
+        activations, z, scale = encode_with_activations(model.image_encoder, pixels)
+        maps = cosine_cam(activations, scale, model.image_encoder.projection.weight, z, texts).relu()
+        return F.normalize(z, dim=-1) @ texts.T, maps
+
+    return ask
 
 
 def summarise(answers, hits, kinds):
@@ -574,6 +587,15 @@ def summarise(answers, hits, kinds):
         "both": float(np.mean([all(h.values()) for h in hits[n:]])),
         "by_kind": by_kind,
     }
+
+
+def print_validation(found, step):
+    shown = {name: tuple(round(float(v), 2) for v in pair) for name, pair in found["by_kind"].items()}
+    print(
+        f"validation, step {step}: accuracy {found['accuracy']:.3f}  pointing {found['pointing']:.3f}  "
+        f"both of two {found['both']:.3f}  {shown}",
+        flush=True,
+    )
 
 
 # ---------------------------------------------------------------------------------------------
@@ -663,236 +685,21 @@ def make(recipe=RECIPE, folder=ASSETS):
     print(f"drawing took {time.time() - start:.0f} s", flush=True)
 
     def report(model, step):
-        found = quick_validation(model, singles, doubles)
+        found = quick_validation(similarities_and_maps(model), singles, doubles)
         save_checkpoint(model, recipe, found, folder / CHECKPOINT.name)
-        shown = {name: tuple(round(float(v), 2) for v in pair) for name, pair in found["by_kind"].items()}
-        print(
-            f"validation, step {step}: accuracy {found['accuracy']:.3f}  pointing {found['pointing']:.3f}  "
-            f"both of two {found['both']:.3f}  {shown}",
-            flush=True,
-        )
+        print_validation(found, step)
 
     train(recipe, dataset, report)
     write_samples(folder)
     print(f"wrote {folder} after {(time.time() - start) / 60:.0f} minutes")
 
 
-# ---------------------------------------------------------------------------------------------
-# the published measurement, on the test seeds, with the tool's own code
-
-
-def average_places(img_size, per_kind=60):
-    """What knows where findings usually are but never looks: {kind: `place_map` [224, 224]}, from validation seeds."""
-    maps = {}
-    for i, kind in enumerate(FINDINGS):
-        seeds = range(SEEDS["validation"].start + 700_000 + 1000 * i, SEEDS["validation"].stop)
-        _, masks = draw_cases([(seeds.start + j, (kind,), False, img_size) for j in range(per_kind)])
-        maps[kind] = place_map([mask[kind] for mask in masks])
-    return maps
-
-
-def place_map(masks):
-    """bool [224, 224] each -> float [224, 224]: how often a peak there would hit; its peak is the best blind guess."""
-    return np.mean([dilate(mask) for mask in masks], axis=0).astype(np.float32)
-
-
-def energy(heatmap, mask):
-    """Share of the heatmap inside the mask, in [0, 1]."""
-    return float(heatmap[mask].sum() / max(heatmap.sum(), 1e-9))
-
-
-def correlation(a, b):
-    """Pearson correlation of two maps; None where one is flat."""
-    return None if a.std() < 1e-6 or b.std() < 1e-6 else float(np.corrcoef(a.ravel(), b.ravel())[0, 1])
-
-
-def interval(values, rng, draws=2000):
-    """[mean, 2.5 %, 97.5 %] by bootstrap over the images."""
-    values = np.asarray(values, float)
-    means = values[rng.integers(len(values), size=(draws, len(values)))].mean(1)
-    return [round(float(v), 4) for v in (values.mean(), *np.percentile(means, [2.5, 97.5]))]
-
-
-def baseline_maps(places, kind, rng):
-    """{name: heatmap [224, 224]} of four ways of pointing without looking."""
-    axis = (np.arange(POINTING_GRID) - POINTING_GRID / 2 + 0.5) / (POINTING_GRID / 4)
-    gaussian = np.exp(-0.5 * (axis[:, None] ** 2 + axis[None] ** 2))
-    noise = cv2.resize(rng.random((8, 8)).astype(np.float32), (POINTING_GRID,) * 2, interpolation=cv2.INTER_LINEAR)
-    return {
-        "class_place": places[kind],
-        "global_place": np.mean(list(places.values()), axis=0),
-        "random": noise,
-        "gaussian": gaussian,
-    }
-
-
-@torch.no_grad()
-def ask_everything(model, texts, short, images, batch=20):
-    """Images uint8 [N, S, S], asked every text by the tool's own Grad-CAM.
-
-    Returns the best of the descriptions [N], of the short names [N], and heatmaps float32 [N, T, 224, 224].
-    """
-    from ...clip_gradcam_visualization import CLIPGradCAM, get_target_layer_for_clip
-    from ..explain.heatmap import to_heatmap
-
-    cam = CLIPGradCAM(model, get_target_layer_for_clip(model), use_cuda=False)
-    answers, short_answers, heatmaps = [], [], []
-    for i in range(0, len(images), batch):
-        pixels = normalise(torch.from_numpy(images[i : i + batch])[:, None].float() / 255)
-        every = torch.arange(len(texts)).expand(len(pixels), -1)
-        explanation = cam.explain(pixels, texts, every)
-        answers += explanation.similarities.argmax(-1).tolist()
-        short_answers += (model.image_encoder(pixels) @ short.T).argmax(-1).tolist()
-        heatmaps += [[to_heatmap(raw, (POINTING_GRID,) * 2) for raw in maps] for maps in explanation.maps]
-    return answers, short_answers, np.array(heatmaps)
-
-
-def evaluate_singles(kinds, masks, answers, short_answers, maps, places, rng):
-    """Accuracy, pointing, energy, baselines, wrong texts and text sensitivity on phantoms with at most one finding."""
-    rows = {
-        kind: {
-            "accuracy": [],
-            "accuracy_short_names": [],
-            "pointing": [],
-            "energy": [],
-            "wrong_text_hits": [],
-            "text_sensitivity": [],
-        }
-        for kind in KINDS
-    }
-    flat = []
-    for kind, mask, answer, short, heat in zip(kinds, masks, answers, short_answers, maps, strict=True):
-        row, own = rows[kind], KINDS.index(kind)
-        row["accuracy"].append(KINDS[answer] == kind)
-        row["accuracy_short_names"].append(KINDS[short] == kind)
-        others = [heat[t] for t in range(len(KINDS)) if t != own]
-        row["text_sensitivity"] += [c for c in (correlation(heat[own], other) for other in others) if c is not None]
-        if kind not in FINDINGS:
-            continue
-        flat.append(heat[own].max() <= heat[own].min())
-        row["pointing"].append(is_hit(heat[own], mask[kind]))
-        row["energy"].append(energy(heat[own], mask[kind]))
-        row["wrong_text_hits"].append(np.mean([is_hit(other, mask[kind]) for other in others]))
-        for name, baseline in baseline_maps(places, kind, rng).items():
-            row.setdefault(f"pointing_{name}", []).append(is_hit(baseline, mask[kind]))
-            row.setdefault(f"energy_{name}", []).append(energy(baseline, mask[kind]))
-    measures = {name: [v for kind in KINDS for v in rows[kind].get(name, [])] for name in rows[FINDINGS[0]]}
-    overall = {name: interval(values, rng) for name, values in measures.items()}
-    by_kind = {
-        kind: {name: interval(values, rng) for name, values in row.items() if values} for kind, row in rows.items()
-    }
-    return {"overall": overall, "by_kind": by_kind, "flat_maps": float(np.mean(flat))}
-
-
-def evaluate_doubles(both, masks, maps, places, rng):
-    """Two findings in one image, each text asked in turn: share of images with both found, of findings found."""
-    found = [
-        [is_hit(heat[KINDS.index(kind)], mask[kind]) for kind in pair]
-        for pair, mask, heat in zip(both, masks, maps, strict=True)
-    ]
-    blind = [[is_hit(places[kind], mask[kind]) for kind in pair] for pair, mask in zip(both, masks, strict=True)]
-    swapped = [
-        [is_hit(heat[KINDS.index(a)], mask[b]) for a, b in (pair, pair[::-1])]
-        for pair, mask, heat in zip(both, masks, maps, strict=True)
-    ]
-    each = {
-        kind: [
-            hit for pair, hits in zip(both, found, strict=True) for k, hit in zip(pair, hits, strict=True) if k == kind
-        ]
-        for kind in PROXIMAL + DISTAL
-    }
-    return {
-        "both": interval(np.all(found, axis=1), rng),
-        "each": interval(np.mean(found, axis=1), rng),
-        "swapped_texts": interval(np.mean(swapped, axis=1), rng),
-        "both_class_place": interval(np.all(blind, axis=1), rng),
-        "each_class_place": interval(np.mean(blind, axis=1), rng),
-        "each_by_kind": {kind: interval(values, rng) for kind, values in each.items() if values},
-    }
-
-
-def evaluate(checkpoint=CHECKPOINT, count=500, doubles=100):
-    """Measure a checkpoint on the test seeds; returns a dict of [mean, low, high] (95 %)."""
-    from ..loading.load import load_clip_checkpoint
-
-    model = load_clip_checkpoint(str(checkpoint))
-    rng, size = np.random.default_rng(0), model.img_size
-    places = average_places(size)
-    with torch.no_grad():
-        texts, short = (model.text_encoder(texts=list(part)) for part in (class_texts().values(), class_texts()))
-    kinds, jobs = single_jobs(SEEDS["test"], count, size)
-    images, masks = draw_cases(jobs, squash_as_the_tool)
-    asked = ask_everything(model, texts, short, images)
-    result = evaluate_singles(kinds, masks, *asked, places, rng)
-    both, jobs = double_jobs(SEEDS["pairs"], doubles, size)
-    images, masks = draw_cases(jobs, squash_as_the_tool)
-    _, _, maps = ask_everything(model, texts, short, images)
-    result["two_findings"] = evaluate_doubles(both, masks, maps, places, rng)
-    result["setting"] = {
-        "images": count,
-        "two_finding_images": doubles,
-        "img_size": size,
-        "synthetic": True,
-        "tolerance": f"{TOLERANCE} px at {POINTING_GRID}",
-        "interval": "95 % bootstrap over images",
-    }
-    return result
-
-
-def markdown(result):
-    """The measurement as Markdown tables with Chinese headings."""
-
-    def cell(value, full=True):
-        if value is None:
-            return "—"
-        mean, low, high = (100 * v for v in value)
-        return f"{mean:.0f} % ({low:.0f}–{high:.0f})" if full else f"{mean:.0f} %"
-
-    columns = {
-        "accuracy": "分类准确率",
-        "accuracy_short_names": "只用短名称",
-        "pointing": "指向准确率",
-        "pointing_class_place": "该类平均位置",
-        "pointing_global_place": "总平均位置",
-        "pointing_gaussian": "居中高斯",
-        "pointing_random": "随机图",
-        "energy": "能量占比",
-        "energy_class_place": "能量（平均位置）",
-        "wrong_text_hits": "问错文本仍命中",
-    }
-    lines = ["| 类别 | " + " | ".join(columns.values()) + " |", "| --- " * (len(columns) + 1) + "|"]
-    for name, row in [("**全部**", result["overall"])] + [(short_name(k), result["by_kind"][k]) for k in KINDS]:
-        full = name.startswith("**")
-        lines.append(f"| {name} | " + " | ".join(cell(row.get(c), full) for c in columns) + " |")
-    two, overall = result["two_findings"], result["overall"]
-    mean, low, high = overall["text_sensitivity"]
-    lines += [
-        "",
-        "文本敏感度（正确文本与其他文本热力图的平均相关系数，1 表示热力图不随文本变化）："
-        f"{mean:.2f} ({low:.2f}–{high:.2f})",
-        "",
-        "| 一图两处病变，逐个文本提问 | 结果 | 该类平均位置 |",
-        "| --- | --- | --- |",
-        f"| 两处都指对 | {cell(two['both'])} | {cell(two['both_class_place'])} |",
-        f"| 单处指对 | {cell(two['each'])} | {cell(two['each_class_place'])} |",
-        f"| 指到另一处病变 | {cell(two['swapped_texts'])} | — |",
-    ]
-    lines += [f"| 单处指对：{short_name(kind)} | {cell(value)} | — |" for kind, value in two["each_by_kind"].items()]
-    return "\n".join(lines)
-
-
 def main():
-    parser = argparse.ArgumentParser(description="用合成的髋关节示意图像训练并评估演示检查点（与真实X光片无关）")
-    parser.add_argument("--evaluate", action="store_true", help="在训练和调参都没有用过的种子上评估已有检查点")
+    parser = argparse.ArgumentParser(description="用合成的髋关节示意图像训练演示检查点（与真实X光片无关）")
     parser.add_argument("--samples", action="store_true", help="只重画示例图像")
     parser.add_argument("--output", type=Path, default=ASSETS, help="输出文件夹（默认 models/assets/demo）")
     arguments = parser.parse_args()
-    if arguments.evaluate:
-        result = evaluate(arguments.output / CHECKPOINT.name)
-        text = json.dumps(result, ensure_ascii=False, indent=1)
-        (arguments.output / "evaluation.json").write_text(text + "\n", encoding="utf-8")
-        print(markdown(result))
-    elif arguments.samples:
+    if arguments.samples:
         arguments.output.mkdir(parents=True, exist_ok=True)
         write_samples(arguments.output)
     else:

@@ -1,10 +1,10 @@
-"""The second demo: a small ViT CLIP in the layout of transformers, trained on the phantoms of models/demo.py.
+"""The second demo: a small ViT CLIP in the layout of transformers, trained on the phantoms of models/demo/cnn.py.
 
-    python -m models.demo_vit                          # draw, train, write models/assets/demo_vit/ (70 minutes)
+    python -m models.demo.vit                          # draw, train, write models/assets/demo_vit/ (70 minutes)
     python clip_gradcam_visualization.py --model-path models/assets/demo_vit ...
 
 A `ChineseCLIPModel` from random weights: ViT of 6 blocks, width 192, 14 x 14 patches of 224 x 224 pixels, and a
-BERT of 2 layers. Drawing, twins, augmentation, sentences and the measuring protocol are models.demo's.
+BERT of 2 layers. Drawing, twins, augmentation, sentences and the measuring protocol are models.demo.cnn's.
 
 What training saw: the class token's answer against a sentence per kind, and, so that local findings are learned
 at all in so short a time, the findings' masks in an auxiliary loss: each patch token of the last block, normed and
@@ -102,7 +102,7 @@ PREPROCESSOR = {
 
 
 class Texts(nn.Module):
-    """The text tower as `models.demo.warm_up_texts` calls it: K texts -> unit features [K, E]."""
+    """The text tower as `models.demo.cnn.warm_up_texts` calls it: K texts -> unit features [K, E]."""
 
     def __init__(self, model, tokenizer):
         super().__init__()
@@ -250,28 +250,20 @@ def train(recipe, dataset, validate, every=200):
 
 
 # ---------------------------------------------------------------------------------------------
-# measuring
+# watching the training
 
 
 @torch.no_grad()
-def quick_validation(model, singles, doubles, batch=30):
-    """Accuracy on the nine texts, and how well the plain similarity of patch and text points, by models.demo's
-    protocol; for watching the training. singles, doubles: (kinds, (images, masks)) as `models.demo.draw_cases`."""
+def similarities_and_maps(model):
+    """What `demo.quick_validation` asks: the class token's similarities, and each patch's as maps."""
     texts = Texts(model, load_tokenizer())(class_texts().values())
-    answers, hits = [], []
-    for kinds, (images, masks) in (singles, doubles):
-        for i in range(0, len(kinds), batch):
-            pixels = demo.normalise(torch.from_numpy(images[i : i + batch])[:, None].float() / 255)
-            scores = encode_tokens(model, pixels) @ texts.T  # (B, 1 + h * w, T)
-            grid = math.isqrt(scores.shape[1] - 1)
-            maps = scores[:, 1:].transpose(1, 2).unflatten(2, (grid, grid))
-            maps = F.interpolate(maps, size=(POINTING_GRID,) * 2, mode="bilinear").numpy()
-            answers += scores[:, 0].argmax(-1).tolist()
-            hits += [
-                {name: demo.is_hit(maps[j][KINDS.index(name)], mask) for name, mask in masks[i + j].items()}
-                for j in range(len(pixels))
-            ]
-    return demo.summarise(answers, hits, singles[0])
+
+    def ask(pixels):
+        scores = encode_tokens(model, pixels) @ texts.T  # (B, 1 + h * w, T)
+        grid = math.isqrt(scores.shape[1] - 1)
+        return scores[:, 0], scores[:, 1:].transpose(1, 2).unflatten(2, (grid, grid))
+
+    return ask
 
 
 # ---------------------------------------------------------------------------------------------
@@ -297,7 +289,7 @@ def save_folder(model, recipe, validation, folder):
 
 
 def draw_validation():
-    """(singles, doubles) from the validation seeds, for `quick_validation`; resized with the tool's own filter."""
+    """(singles, doubles) from the validation seeds, for `demo.quick_validation`; resized with the tool's own filter."""
     kinds, jobs = demo.single_jobs(SEEDS["validation"], 270, POINTING_GRID)
     both, double = demo.double_jobs(SEEDS["validation"], 90, POINTING_GRID)
     return tuple(
@@ -313,14 +305,9 @@ def make(recipe=RECIPE, folder=ASSETS):
     print(f"drawing took {time.time() - start:.0f} s", flush=True)
 
     def report(model, step):
-        found = quick_validation(model, singles, doubles)
+        found = demo.quick_validation(similarities_and_maps(model), singles, doubles, batch=30)
         save_folder(model, recipe, found, folder)
-        shown = {name: tuple(round(float(v), 2) for v in pair) for name, pair in found["by_kind"].items()}
-        print(
-            f"validation, step {step}: accuracy {found['accuracy']:.3f}  pointing {found['pointing']:.3f}  "
-            f"both of two {found['both']:.3f}  {shown}",
-            flush=True,
-        )
+        demo.print_validation(found, step)
 
     train(recipe, dataset, report)
     print(f"wrote {folder} after {(time.time() - start) / 60:.0f} minutes")
