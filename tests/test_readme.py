@@ -20,6 +20,7 @@ from models.explain.methods import METHODS
 PROJECT = Path(__file__).resolve().parent.parent
 README = (PROJECT / "README.md").read_text(encoding="utf-8")
 DEMO = PROJECT / "models" / "assets" / "demo"
+MEASUREMENTS = (DEMO / "measurements.zh.md").read_text(encoding="utf-8")
 
 
 def code_blocks(language):
@@ -113,13 +114,13 @@ def test_the_target_layer_table_names_every_family():
 
 def test_the_table_of_methods_is_the_published_measurement():
     methods = json.loads((DEMO / "methods.json").read_text(encoding="utf-8"))
-    table = README.split("<!-- methods -->\n")[1].split("\n<!-- end of methods -->")[0]
+    table = MEASUREMENTS.split("<!-- methods -->\n")[1].split("\n<!-- end of methods -->")[0]
     assert table == evaluate.markdown(methods)
 
 
 def test_the_demo_table_is_the_published_measurement():
     evaluation = json.loads((DEMO / "evaluation.json").read_text(encoding="utf-8"))
-    table = README.split("<!-- evaluation -->\n")[1].split("\n<!-- end of evaluation -->")[0]
+    table = MEASUREMENTS.split("<!-- evaluation -->\n")[1].split("\n<!-- end of evaluation -->")[0]
     assert table == markdown(evaluation)
 
 
@@ -138,6 +139,22 @@ def test_the_rows_of_the_demo_are_those_of_a_run(tmp_path):
         for column, cell in zip(DEMO_COLUMNS, cells, strict=True):
             value = row[column]
             assert cell == str(value) or float(cell) == pytest.approx(value, abs=0.006), (column, line)
+
+
+def test_the_readme_is_short_and_its_picture_of_the_house_names_every_room():
+    assert len(README.splitlines()) <= 350
+    picture = README.split("```text\n")[1].split("```")[0]
+    models = PROJECT / "models"
+    rooms = [path.stem for path in models.iterdir() if path.name not in ("__init__.py", "__pycache__", "assets")]
+    assert not [room for room in rooms if not re.search(rf"\b{room}\b", picture)]
+
+
+def test_the_numbers_of_the_short_table_stand_in_the_whole_one():
+    rows = re.findall(r"^\| (?:CNN|ViT) \| .*", README, flags=re.MULTILINE)
+    assert len(rows) == 4
+    for row in rows:
+        _, encoder, _, *cells, _ = (cell.strip() for cell in row.split("|"))
+        assert any(all(cell in line for cell in (encoder, *cells)) for line in MEASUREMENTS.splitlines()), row
 
 
 def test_files_that_the_readme_shows_exist():
