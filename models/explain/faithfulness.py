@@ -79,18 +79,18 @@ def measure_faithfulness(
     """
     with torch.no_grad():
         maps = torch.as_tensor(raw_maps).detach().float().cpu()
-        known = [t for t in range(len(maps)) if not is_flat(maps[t])]
-        if not known:
+        ranking = [t for t in range(len(maps)) if not is_flat(maps[t])]
+        if not ranking:
             return [None] * len(maps)
-        total = 2 + RANDOM_STEPS - 1 + 2 * (STEPS - 1) * len(known)
-        masked = _masked_images(maps[known], tuple(image.shape[-2:]), seed)
+        total = 2 + RANDOM_STEPS - 1 + 2 * (STEPS - 1) * len(ranking)
+        masked = _masked_images(maps[ranking], tuple(image.shape[-2:]), seed)
         scores = np.concatenate(list(_score_all(score, image, masked, total, batch)))
     shared, own = np.split(scores, [2 + RANDOM_STEPS - 1])
-    own = own.reshape(len(known), 2, STEPS - 1, -1)  # maps x (deletion, insertion) x steps x K
-    found: list[Faithfulness | None] = [None] * len(maps)
-    for t, curves in zip(known, own):
-        found[t] = _faithfulness(shared[:, columns[t]], *curves[..., columns[t]])
-    return found
+    own = own.reshape(len(ranking), 2, STEPS - 1, -1)  # maps x (deletion, insertion) x steps x K
+    tested: list[Faithfulness | None] = [None] * len(maps)
+    for t, curves in zip(ranking, own):
+        tested[t] = _faithfulness(shared[:, columns[t]], *curves[..., columns[t]])
+    return tested
 
 
 def _faithfulness(shared: np.ndarray, deletion: np.ndarray, insertion: np.ndarray) -> Faithfulness:

@@ -56,8 +56,8 @@ class Gradients:
         maps, peaks = [], []
         for text, total in enumerate(totals):  # one after the other: all texts' gradients at once may be large
             gradients = self.gradients(forward, total)
-            of_layers = [formula(A, w) for A, w in zip(activations, weights[text] if weights else gradients)]
-            checked = [without_rounding(*layer) for layer in zip(of_layers, activations, gradients)]
+            layer_maps = [formula(A, w) for A, w in zip(activations, weights[text] if weights else gradients)]
+            checked = [without_rounding(*layer) for layer in zip(layer_maps, activations, gradients)]
             maps.append(fuse_layers([layer_map for layer_map, _ in checked]))
             peaks.append(torch.stack([peak for _, peak in checked]).amax(0))
         return torch.stack(maps, 1), torch.stack(peaks, 1)
@@ -83,10 +83,10 @@ class MaskedImages(Gradients):
 
     def weights(self, forward, score, activations, totals) -> list[list[torch.Tensor]]:
         means = zip(*([g.mean((2, 3)) for g in self.gradients(forward, total)] for total in totals))
-        of_layers = [
+        layer_scores = [
             self._masked_scores(forward, score, A, torch.stack(w, 1)) for A, w in zip(activations, means, strict=True)
         ]
-        return [[scores[:, text] for scores in of_layers] for text in range(len(totals))]
+        return [[scores[:, text] for scores in layer_scores] for text in range(len(totals))]
 
     @staticmethod
     def _masked_scores(forward, score, A, means) -> torch.Tensor:

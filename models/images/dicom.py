@@ -44,8 +44,8 @@ def read_dicom(file: BinaryIO, path) -> np.ndarray:
     except InvalidDicomError as error:
         raise InputError(f"无法读取 DICOM {path}：第 128 字节处没有 DICM 标记，请重新导出为 DICOM 文件") from error
     except Exception as error:  # pydicom raises ValueError, AttributeError, TypeError, struct.error, ... on a bad file
-        said = " ".join(str(error).split())[:150]
-        raise InputError(f"无法读取 DICOM {path}：文件不完整或已损坏，请重新导出（{said}）") from error
+        message = " ".join(str(error).split())[:150]
+        raise InputError(f"无法读取 DICOM {path}：文件不完整或已损坏，请重新导出（{message}）") from error
 
 
 def _check_image(header) -> None:

@@ -151,7 +151,7 @@ class _Walk:
 
     def below(self, path: str) -> Iterator[_Folder]:
         """Every folder from `path` down, once; links come last, and only where they lead somewhere new."""
-        pending, links, seen = [(path, os.path.realpath(path))], [], set()
+        pending, links, visited = [(path, os.path.realpath(path))], [], set()
         while pending or links:
             if not pending:
                 links.sort(reverse=True)
@@ -161,9 +161,9 @@ class _Walk:
                     continue
                 pending.append((link, target))
             folder, real = pending.pop()
-            if real in seen:
+            if real in visited:
                 continue
-            seen.add(real)
+            visited.add(real)
             files, folders, linked = self._scan(folder, real)
             yield _Folder(folder, real, files)
             pending += [(os.path.join(folder, name), os.path.join(real, name)) for name in folders]

@@ -32,7 +32,7 @@ PROCESSOR_ENDING = re.compile(r"(ImageProcessor|FeatureExtractor|Processor)(Fast
 
 
 def read_preprocessing(folder: Path, config: Mapping, img_size: int | None = None) -> Preprocessing:
-    """A model's own preprocessing, read from its folder; `config`: its config.json. Scaled to `img_size` if given.
+    """A model's own preprocessing, read from its folder; `config`: its config.json. Scaled to `img_size` if sides.
 
     Without a file, what is usual for its family at the model's own size, with a warning. InputError where the
     file asks for something else than resizing, cropping and normalising.
@@ -91,15 +91,15 @@ def _three(values) -> tuple:
 
 def _height_width(size, square: bool) -> int | tuple[int, int]:
     """224, {"shortest_edge": 224} or {"height": 224, "width": 224} -> the shorter edge, or (height, width)."""
-    given = {key: value for key, value in size.items() if value} if isinstance(size, Mapping) else size
-    if isinstance(given, int):
-        return (given, given) if square else given
-    if isinstance(given, (list, tuple)) and len(given) == 2:
-        return int(given[0]), int(given[1])
-    if isinstance(given, Mapping) and set(given) == {"shortest_edge"}:
-        return (int(given["shortest_edge"]),) * 2 if square else int(given["shortest_edge"])
-    if isinstance(given, Mapping) and set(given) == {"height", "width"}:
-        return int(given["height"]), int(given["width"])
+    sides = {key: value for key, value in size.items() if value} if isinstance(size, Mapping) else size
+    if isinstance(sides, int):
+        return (sides, sides) if square else sides
+    if isinstance(sides, (list, tuple)) and len(sides) == 2:
+        return int(sides[0]), int(sides[1])
+    if isinstance(sides, Mapping) and set(sides) == {"shortest_edge"}:
+        return (int(sides["shortest_edge"]),) * 2 if square else int(sides["shortest_edge"])
+    if isinstance(sides, Mapping) and set(sides) == {"height", "width"}:
+        return int(sides["height"]), int(sides["width"])
     raise InputError(f"模型的预处理中图像大小是 {size!r}，本工具只支持最短边或高和宽")
 
 

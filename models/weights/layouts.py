@@ -188,9 +188,9 @@ def split_checkpoint(checkpoint: Mapping) -> tuple[Mapping, dict]:
     for source in sources:
         if isinstance(source, Mapping):
             for name, aliases in METADATA_NAMES.items():
-                found = [source[a] for a in aliases if source.get(a) is not None]
-                if found and not isinstance(found[0], torch.Tensor):
-                    metadata[name] = found[0]
+                values = [source[alias] for alias in aliases if source.get(alias) is not None]
+                if values and not isinstance(values[0], torch.Tensor):
+                    metadata[name] = values[0]
     side = _image_side(metadata.pop("img_size", None))
     return weights, {**metadata, "img_size": side} if side else metadata
 
