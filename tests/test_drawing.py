@@ -52,7 +52,7 @@ from models.results.page import (
 )
 from models.results.parts import resized
 from models.results.result import ImageResult, Results
-from models.results.saving import OutputChoice, encode_outputs, save_results
+from models.results.saving import OutputChoice, encode_outputs, save_results, summary
 from models.results.vector import vector_figure
 from models.writing import write_files
 
@@ -760,6 +760,14 @@ def test_each_method_has_its_tile(lang):
     similarity, probability = caption_of(drawing, original)[-2:]  # of the one text that all tiles explain
     assert similarity.endswith(" 0.050") and probability.endswith(f" {probabilities_of(3)[1]:.1%}")
     assert not [box for box in items_of(drawing, Box) if box.fill == BAR_COLOURS["prediction"]]
+
+
+def test_command_and_figure_say_one_share_of_the_image():
+    """29 of 100 columns: 100 * 0.29 is a little less than 29."""
+    result = tiny_result(size=(100, 100))._replace(region=Region(0, 0, 29, 100))
+    files = encode_outputs(Results([result]), "a.png", OutputChoice(figure=False))
+    assert any("图像的 29%" in line for line in summary(Results([result]), files))
+    assert "图像的 29%" in words(draw_figure(result, result.heatmap, result.overlay))
 
 
 # -- pixels and vectors -----------------------------------------------------------------------

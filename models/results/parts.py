@@ -1,6 +1,5 @@
 """The parts that the figure and the grid are made of: lines of text, colour bars, framed messages, the footer."""
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -131,8 +130,7 @@ def footer_notes(results: Sequence, words: dict) -> list[Note]:
     layers = " / ".join(dict.fromkeys(result.layer for result in results))
     notes = [words["source"].format(drawable(encoder), drawable(layers), rows, columns)]
     notes += [words["dot product"]] if first.question.similarity == "dot" else []
-    seen = first.geometry.share(*first.pixels.shape[:2])
-    notes += [words["seen"].format(math.floor(100 * seen + 1e-6))] if seen < 1 else []
+    notes += [words["seen"].format(first.seen_percent)] if first.seen_percent < 100 else []
     return [(note, GREY) for note in notes]
 
 

@@ -1,5 +1,6 @@
 """What is known of one image: an ImageResult for each method, and Results of several over the same image."""
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -116,6 +117,11 @@ class ImageResult(NamedTuple):
     def knows_text(self) -> bool:
         """Whether the method's map depends on what is asked."""
         return METHODS[self.method].knows_text
+
+    @property
+    def seen_percent(self) -> int:
+        """Whole per cent of the image's pixels that the model's preprocessing let it see."""
+        return math.floor(100 * self.geometry.share(*self.pixels.shape[:2]) + 1e-6)
 
     @property
     def tested(self) -> list:

@@ -80,8 +80,7 @@ def summary(results: Results, files: OutputFiles) -> list[str]:
     for encoder, layer, rows, columns in dict.fromkeys(result.source for result in results):
         lines.append(f"图像编码器：{encoder}，目标层：{layer}（{rows}×{columns}）")
     if first.region is not None:
-        share = first.region.share(*first.pixels.shape[:2])
-        lines.append(f"模型的预处理只保留了图像的 {int(100 * share)}%，其余部分没有着色")
+        lines.append(f"模型的预处理只保留了图像的 {first.seen_percent}%，其余部分没有着色")
     kinds = (("可视化图", [files.figure] if files.figure else []), ("叠加图像", files.overlays))
     for kind, paths in (*kinds, ("热力图", files.heatmaps), ("目标层热力图", files.layer_heatmaps)):
         lines += [f"{kind}已保存：{path}" for path in paths]
