@@ -1,5 +1,7 @@
 """The models: two towers, 23 image encoders, and every library's names for their weights."""
 
+import contextlib
+import json
 import re
 import warnings
 
@@ -162,10 +164,16 @@ def in_the_names_of(state_dict, encoder, library):
     return renamed
 
 
+def fresh(encoder):
+    """Another model on meta: `on_meta` is shared."""
+    with torch.device("meta"):
+        return CLIPModel(encoder, embed_dim=EMBED_DIM, text_config=TINY_BERT)
+
+
 @pytest.mark.parametrize("encoder, library", CASES)
 def test_every_encoder_is_recognised_in_every_librarys_names(encoder, library):
-    model = on_meta(encoder)
-    own = {key: tensor for key, tensor in nn.Module.state_dict(model).items()}
+    """Keys and shapes are checked; nothing is computed."""
+    own = dict(nn.Module.state_dict(on_meta(encoder)))
     theirs = in_the_names_of(own, encoder, library)
     assert library in ("torchvision", "published", "bare", "transformers-5") or not set(own) >= set(theirs)
     translated = translate_checkpoint({"state_dict": theirs})
@@ -173,24 +181,14 @@ def test_every_encoder_is_recognised_in_every_librarys_names(encoder, library):
     assert translated.ignored == []
     parts = [re.match(rf"({re.escape(BACKBONE)}|)(.*)", key).groups() for key in own]
     assert set(translated.state_dict) == {part + (transformers_5_vit(key) if part else key) for part, key in parts}
-    with torch.device("meta"):
-        again = CLIPModel(encoder, embed_dim=EMBED_DIM, text_config=TINY_BERT)
+    again = fresh(encoder)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        again.load_state_dict(theirs, assign=True)  # keys and shapes are checked; nothing is computed
-
-
-@pytest.mark.parametrize("library", ["timm", "torchvision"])
-@pytest.mark.parametrize("number", range(8))
-def test_batch_norm_epsilon_belongs_to_the_library(number, library):
-    """No key shows it: timm builds every EfficientNet with 1e-5, torchvision b5 to b7 with 1e-3."""
-    encoder = f"efficientnet-b{number}"
-    theirs = in_the_names_of(nn.Module.state_dict(on_meta(encoder)), encoder, library)
-    with torch.device("meta"):
-        model = CLIPModel(encoder, embed_dim=EMBED_DIM, text_config=TINY_BERT)
-    model.load_state_dict(theirs, assign=True)
-    found = {module.eps for module in model.image_encoder.modules() if isinstance(module, nn.BatchNorm2d)}
-    assert found == {1e-3 if library == "torchvision" and number >= 5 else 1e-5}
+        again.load_state_dict(theirs, assign=True)
+    if encoder.startswith("efficientnet"):  # no key shows it: timm has 1e-5 throughout, torchvision 1e-3 in b5 to b7
+        expected = 1e-3 if library == "torchvision" and encoder[-1] in "567" else 1e-5
+        norms = [module for module in again.image_encoder.modules() if isinstance(module, nn.BatchNorm2d)]
+        assert {module.eps for module in norms} == {expected}
 
 
 @pytest.mark.parametrize(
@@ -210,42 +208,32 @@ def test_other_names_same_embedding(encoder, library):
         assert other.temperature.item() == model.temperature.item()
 
 
-@pytest.mark.parametrize("shape", [(8,), (8, 1, 1), (1, 8, 1, 1)])
+@pytest.mark.parametrize("shape", [(-1,), (-1, 1, 1), (1, -1, 1, 1)], ids=len)
 def test_layer_scale_in_every_shape(shape):
-    encoder = "convnext-tiny"
-    own = nn.Module.state_dict(on_meta(encoder))
+    own = dict(nn.Module.state_dict(on_meta("convnext-tiny")))
     key = BACKBONE + "features.1.0.layer_scale"
-    own[key] = torch.empty([own[key].numel() if side == 8 else side for side in shape], device="meta")
-    with torch.device("meta"):
-        again = CLIPModel(encoder, embed_dim=EMBED_DIM, text_config=TINY_BERT)
-    if len(shape) <= 3:
-        again.load_state_dict(own, assign=True)
-    else:
-        with pytest.raises(CheckpointError, match="layer_scale"):
-            again.load_state_dict(own, assign=True)
+    own[key] = own[key].reshape(shape)
+    with pytest.raises(CheckpointError, match="layer_scale") if len(shape) > 3 else contextlib.nullcontext():
+        fresh("convnext-tiny").load_state_dict(own, assign=True)
 
 
 # -- the image tower --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "name, close", [("resnet51", "resnet5"), ("convnext_tiny", "convnext-tiny"), ("efficientnet_b3", "efficientnet-b3")]
-)
-def test_an_unknown_encoder_names_the_closest_and_all(name, close):
+UNKNOWN = {"resnet51": "resnet5", "convnext_tiny": "convnext-tiny", "efficientnet_b3": "efficientnet-b3"}
+UNKNOWN |= dict.fromkeys(("", "zzzzzz", None, 50))  # like none
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_an_unknown_encoder_names_the_closest_and_all(name):
     with pytest.raises(InputError) as caught:
         ImageEncoder(name)
-    message = str(caught.value)
-    assert name in message and all(known in message for known in ALL_ENCODERS)
-    assert close in message.split("；")[1]
+    message, close = str(caught.value), UNKNOWN[name]
+    assert str(name) in message and all(known in message for known in ALL_ENCODERS)
+    assert close in message.split("；")[1] if close else "最接近" not in message
 
 
-@pytest.mark.parametrize("name", ["", "zzzzzz", None, 50])
-def test_an_encoder_unlike_any_lists_all(name):
-    with pytest.raises(InputError, match="resnet18.*vit"):
-        ImageEncoder(name)
-
-
-@pytest.mark.parametrize("encoder", ["resnet18", "starnet_s2", "starnet_dual_pyramid_rcf", "efficientnet-b0"])
+@pytest.mark.parametrize("encoder", ["resnet18", "starnet_dual_pyramid_rcf"])
 def test_image_embeddings_are_unit_vectors_of_the_projected_features(encoder):
     torch.manual_seed(0)
     tower = ImageEncoder(encoder, 24).eval()
@@ -266,16 +254,15 @@ def test_vit_reads_other_sizes_than_it_was_trained_on():
         assert model.image_encoder.token_grid(height, width) == (1, height // 16, width // 16)
 
 
-def test_vit_position_embeddings_of_another_training_size():
-    """A ViT trained at 384: 577 positions; the tower takes them as they are."""
-    own = dict(nn.Module.state_dict(on_meta("vit")))
-    key = BACKBONE + "embeddings.position_embeddings"
-    own[key] = torch.empty(1, 577, 768, device="meta")
-    with torch.device("meta"):
-        model = CLIPModel("vit", embed_dim=EMBED_DIM, text_config=TINY_BERT)
-        model.load_state_dict(own, assign=True)
-        assert model.image_encoder.backbone.embeddings.position_embeddings.shape == (1, 577, 768)
-        assert model.image_encoder(torch.zeros(1, 3, 384, 384)).shape == (1, EMBED_DIM)
+@pytest.mark.parametrize("side, assign", [(14, False), (7, False), (7, True)])
+def test_vit_positions_of_another_training_size_in_the_models_precision(side, assign):
+    model, key = tiny_clip("vit"), BACKBONE + "embeddings.position_embeddings"
+    weights = {**model.state_dict(), key: torch.randn(1, 1 + side**2, 768).half()}
+    model.load_state_dict(weights, assign=assign)
+    loaded = model.state_dict()[key]
+    assert loaded.dtype == torch.float32 and torch.equal(loaded, weights[key].float())
+    del vit_blocks(model)[1:]
+    assert model.image_encoder(torch.zeros(1, 3, 16 * side, 16 * side)).shape == (1, EMBED_DIM)
 
 
 # -- the text tower ---------------------------------------------------------------------------
@@ -292,24 +279,17 @@ def test_the_shipped_vocabulary_is_bert_base_chineses():
 
 
 def test_a_text_is_its_class_token_projected(clip):
-    tower = clip.text_encoder
-    tokens = tower.tokenizer(["正常", "假体周围感染"], padding=True, return_tensors="pt")
+    """By its words or its token ids, alone or padded beside a longer one."""
+    tower, texts = clip.text_encoder, ["正常", "假体周围可见边界不清的骨质破坏"]
+    tokens = tower.tokenizer(texts, padding=True, return_tensors="pt")
     with torch.no_grad():
         hidden = tower.backbone(**tokens).last_hidden_state[:, 0]
         expected = F.normalize(tower.projection(hidden), dim=-1)
-        torch.testing.assert_close(tower(texts=["正常", "假体周围感染"]), expected)
-        torch.testing.assert_close(
-            tower(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]), expected
-        )
-
-
-def test_padding_does_not_reach_a_short_text(clip):
-    with torch.no_grad():
-        alone = clip.text_encoder(texts=["正常"])
-        beside = clip.text_encoder(texts=["正常", "假体周围可见边界不清的骨质破坏"])[:1]
-        single = clip.text_encoder(texts="正常")
-    torch.testing.assert_close(alone, beside, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(alone, single)
+        torch.testing.assert_close(tower(texts=texts), expected)
+        by_ids = tower(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"])
+        torch.testing.assert_close(by_ids, expected)
+        for alone in (["正常"], "正常"):
+            torch.testing.assert_close(tower(texts=alone), expected[:1], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("length, is_cut", [(126, False), (127, True), (600, True)])
@@ -335,10 +315,8 @@ def test_a_local_folder_is_a_text_encoder(tmp_path):
     folder.mkdir()
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "骨", "柄"]
     (folder / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
-    (folder / "config.json").write_text(
-        '{"model_type": "bert", "vocab_size": 7, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, '
-        '"intermediate_size": 40}'
-    )
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 40}
+    (folder / "config.json").write_text(json.dumps({"model_type": "bert", "vocab_size": 7, **sizes}))
     tower = TextEncoder(str(folder), 8)
     assert tower.tokenize(["骨柄"])["input_ids"].tolist() == [[2, 5, 6, 3]]
     assert len(tower.backbone.encoder.layer) == 2
@@ -356,14 +334,14 @@ def test_a_vocabulary_larger_than_the_weights_is_refused():
         TextEncoder(text_config={**TINY_BERT, "vocab_size": 100}).tokenize(["骨"])
 
 
-@pytest.mark.parametrize(
-    "sizes",
-    [
-        TINY_BERT,
-        {**TINY_BERT, "num_hidden_layers": 3, "hidden_size": 128, "num_attention_heads": 2},
-        {**TINY_BERT, "vocab_size": 21200, "max_position_embeddings": 64, "type_vocab_size": 1},
-    ],
+SIZES = (
+    TINY_BERT,
+    {**TINY_BERT, "num_hidden_layers": 3, "hidden_size": 128, "num_attention_heads": 2},
+    {**TINY_BERT, "vocab_size": 21200, "max_position_embeddings": 64, "type_vocab_size": 1},
 )
+
+
+@pytest.mark.parametrize("sizes", SIZES)
 def test_sizes_are_read_off_the_weights(sizes):
     with torch.device("meta"):
         tower = TextEncoder(embed_dim=8, text_config=sizes)
@@ -403,11 +381,8 @@ def test_the_package_hands_on_four_names():
 def test_defaults_are_the_guides():
     with torch.device("meta"):
         model = CLIPModel()
-    assert (model.image_encoder_name, model.text_encoder_name, model.embed_dim) == (
-        "resnet50",
-        "bert-base-chinese",
-        512,
-    )
+    names = model.image_encoder_name, model.text_encoder_name, model.embed_dim
+    assert names == ("resnet50", "bert-base-chinese", 512)
     assert model.image_encoder.projection.weight.shape == (512, 2048)
     config = model.text_encoder.backbone.config
     assert (config.num_hidden_layers, config.hidden_size, config.vocab_size) == (12, 768, 21128)
@@ -447,23 +422,11 @@ def test_class_texts_as_a_dict_are_its_descriptions():
 
 
 def test_create_model_reads_a_training_config():
-    with torch.device("meta"):
-        model = create_model(
-            {
-                "image_encoder": "starnet_s3",
-                "text_encoder": "bert-base-chinese",
-                "embed_dim": 48,
-                "img_size": 192,
-                "temperature": 0.05,
-                "text_config": TINY_BERT,
-                "lr": 1e-4,
-            }
-        )
+    config = {"image_encoder": "starnet_s3", "text_encoder": "bert-base-chinese", "embed_dim": 48, "img_size": 192}
+    model = create_model({**config, "temperature": np.float64(0.05), "text_config": TINY_BERT, "lr": 1e-4})
     assert model.image_encoder_name == "starnet_s3" and model.img_size == 192 and model.embed_dim == 48
     assert model.image_encoder.projection.out_features == 48
-    assert create_model(
-        {"image_encoder": "starnet_s1", "temperature": np.float64(0.05), "text_config": TINY_BERT}
-    ).temperature.item() == pytest.approx(0.05)
+    assert model.temperature.item() == pytest.approx(0.05)
 
 
 # -- load_state_dict --------------------------------------------------------------------------
@@ -486,45 +449,42 @@ def test_the_text_tower_takes_the_size_of_the_weights():
     assert target.text_encoder.backbone.config.hidden_size == 64
 
 
-@pytest.mark.parametrize("count", [1, 2, 5])
-def test_missing_weights_are_named_and_counted(clip, count):
-    state = clip.state_dict()
-    lost = [key for key in state if key.startswith(BACKBONE + "stages.2") and key.endswith("weight")][:count]
-    for key in lost:
-        del state[key]
-    with pytest.raises(CheckpointError) as caught:
-        tiny_clip().load_state_dict(state)
-    assert f"缺少 {count} 个" in str(caught.value) and all(key in str(caught.value) for key in lost[:3])
-    assert ("……" in str(caught.value)) == (count > 3)
-
-
-@pytest.mark.parametrize(
-    "key",
-    [
-        "image_encoder.projection.weight",
-        "image_encoder.projection.bias",
-        "text_encoder.projection.weight",
-        "text_encoder.backbone.encoder.layer.0.attention.self.query.bias",
-        BACKBONE + "norm.running_mean",
-    ],
+NEEDED = (  # a weight of each part, in the model's order
+    *(BACKBONE + "norm.running_mean", "image_encoder.projection.weight", "image_encoder.projection.bias"),
+    *("text_encoder.backbone.encoder.layer.0.attention.self.query.bias", "text_encoder.projection.weight"),
 )
-def test_no_single_weight_may_be_missing(clip, key):
-    state = clip.state_dict()
-    del state[key]
-    with pytest.raises(CheckpointError, match=re.escape(key)):
-        tiny_clip().load_state_dict(state)
+
+
+@pytest.mark.parametrize("lost", [NEEDED[:1], NEEDED[2:], NEEDED], ids=len)
+def test_missing_weights_are_named_and_counted(clip, lost):
+    state = {key: tensor for key, tensor in clip.state_dict().items() if key not in lost}
     target = tiny_clip(seed=3)
-    before = target.state_dict()[key].clone()
-    assert key in target.load_state_dict(state, strict=False).missing_keys
-    assert torch.equal(target.state_dict()[key], before)
+    before = {key: tensor.clone() for key, tensor in target.state_dict().items()}
+    with pytest.raises(CheckpointError) as caught:
+        target.load_state_dict(state)
+    message = str(caught.value)
+    assert f"缺少 {len(lost)} 个" in message and all(key in message for key in lost[:3])
+    assert ("……" in message) == (len(lost) > 3)
+    assert set(lost) <= set(target.load_state_dict(state, strict=False).missing_keys)
+    assert all(torch.equal(target.state_dict()[key], before[key]) for key in lost)
 
 
-@pytest.mark.parametrize(
-    "key", [BACKBONE + "stages.0.9.extra.weight", BACKBONE + "attention.weight", "text_encoder.backbone.adapter.weight"]
-)
-def test_an_unexpected_weight_inside_a_backbone_is_an_error(clip, key):
-    with pytest.raises(CheckpointError, match=re.escape(key)):
-        tiny_clip().load_state_dict({**clip.state_dict(), key: torch.zeros(3)})
+ADAPTER, STEM = "text_encoder.backbone.adapter.weight", BACKBONE + "model.stem.0.conv.weight"
+# what stands beside the weights or in their place, the words of the error
+UNFIT = {
+    "unknown blocks": ({BACKBONE + "stages.0.9.extra.weight": torch.zeros(3)}, r"stages\.0\.9\.extra\.weight"),
+    "unknown layers": ({BACKBONE + "attention.weight": torch.zeros(3)}, r"backbone\.attention\.weight"),
+    "an adapter": ({ADAPTER: torch.zeros(3)}, r"backbone\.adapter\.weight"),
+    "another shape": ({"image_encoder.projection.bias": torch.zeros(7)}, rf"projection\.bias.*\[7\].*\[{EMBED_DIM}\]"),
+    "one weight twice": ({STEM: torch.zeros(32, 3, 3, 3)}, r"stem\.0\.conv\.weight"),
+}
+
+
+@pytest.mark.parametrize("case", UNFIT)
+def test_weights_that_do_not_fit(clip, case):
+    beside, message = UNFIT[case]
+    with pytest.raises(CheckpointError, match=message):
+        tiny_clip().load_state_dict({**clip.state_dict(), **beside})
 
 
 def test_known_leftovers_are_passed_over_in_silence(clip):
@@ -546,35 +506,18 @@ def test_parameters_outside_the_towers_are_one_warning(clip):
     assert len(caught) == 1 and "3 个" in str(caught[0].message) and "criterion.margin" in str(caught[0].message)
 
 
-def test_a_weight_of_another_shape_names_both_shapes(clip):
-    state = clip.state_dict()
-    key = "image_encoder.projection.bias"
-    with pytest.raises(CheckpointError, match=rf"{re.escape(key)}.*\[7\].*\[{EMBED_DIM}\]"):
-        tiny_clip().load_state_dict({**state, key: torch.zeros(7)})
-
-
 def test_another_network_is_named(clip):
     with pytest.raises(CheckpointError, match='starnet_s1.*resnet18.*image_encoder_name="starnet_s1"'):
         tiny_clip("resnet18").load_state_dict(clip.state_dict())
 
 
-@pytest.mark.parametrize("content", [{}, {"weight": torch.zeros(2)}, {"model": {"layer.weight": torch.zeros(2)}}])
+NO_CLIP = ({}, {"weight": torch.zeros(2)}, {"model": {"layer.weight": torch.zeros(2)}}, text_tower_state())
+
+
+@pytest.mark.parametrize("content", [*NO_CLIP, torch.zeros(3), [1, 2], "weights"])
 def test_weights_of_something_else_are_refused(content):
-    with pytest.raises(CheckpointError, match="image_encoder.backbone"):
-        tiny_clip().load_state_dict(content)
-
-
-@pytest.mark.parametrize("content", [torch.zeros(3), [1, 2], "weights"])
-def test_a_checkpoint_that_is_no_dict_is_refused(content):
-    with pytest.raises(CheckpointError, match="字典"):
+    with pytest.raises(CheckpointError, match="image_encoder.backbone" if isinstance(content, dict) else "字典"):
         translate_checkpoint(content)
-
-
-def test_one_weight_twice_with_two_values_is_refused(clip):
-    key = "stem.0.conv.weight"
-    state = {**clip.state_dict(), f"{BACKBONE}model.{key}": torch.zeros(32, 3, 3, 3)}
-    with pytest.raises(CheckpointError, match=re.escape(key)):
-        tiny_clip().load_state_dict(state)
 
 
 @pytest.mark.parametrize(
@@ -595,19 +538,3 @@ def test_temperature_from_the_config_or_a_warning(clip):
     with pytest.warns(UserWarning, match="temperature.*0.07"):
         target.load_state_dict(state)
     assert target.temperature.item() == pytest.approx(0.07)
-
-
-def test_a_text_tower_alone_is_no_clip():
-    with pytest.raises(CheckpointError, match="image_encoder.backbone"):
-        translate_checkpoint(text_tower_state())
-
-
-@pytest.mark.parametrize("tokens", [197, 50])
-def test_vit_positions_take_the_models_precision(tokens):
-    model = tiny_clip("vit")
-    key = "image_encoder.backbone.embeddings.position_embeddings"
-    weights = {**model.state_dict(), key: torch.randn(1, tokens, 768).half()}
-    model.load_state_dict(weights)
-    loaded = model.state_dict()[key]
-    assert loaded.dtype == torch.float32
-    assert torch.equal(loaded, weights[key].float())

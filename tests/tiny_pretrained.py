@@ -14,9 +14,17 @@ VISION = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "n
 TEXT = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 2}
 IMAGE, FREE = {"image_size": 32, "patch_size": 8}, {"patch_size": 8, "num_patches": 16}
 LETTERS = "abcdefghijklmnopqrstuvwxyz正常假体感染松动"
-
-
 CLIP_MERGES = ["c a", "ca t</w>", "d o", "t h", "th e</w>"]
+
+
+class Payload:
+    """An object whose pickle calls `function(*arguments)` in whoever unpickles it."""
+
+    def __init__(self, function, *arguments):
+        self.function, self.arguments = function, arguments
+
+    def __reduce__(self):
+        return self.function, self.arguments
 
 
 def write_clip_bpe(folder) -> int:
@@ -68,81 +76,52 @@ def _save_letters(folder, special: dict, first: str, names=("input_ids", "attent
     return len(words)
 
 
+ROLES = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+
+
 def _save_siglip(folder) -> int:
-    special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
-    return _save_letters(folder, special, "", ("input_ids",), padding_side="right")
+    return _save_letters(folder, ROLES, "", ("input_ids",), padding_side="right")
 
 
 def _save_roberta(folder) -> int:
-    special = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
-    return _save_letters(folder, special, "<s>", model_max_length=16)
+    return _save_letters(folder, {"bos_token": "<s>", **ROLES}, "<s>", model_max_length=16)
 
 
 def _save_gemma(folder) -> int:
-    roles = {
-        "pad_token": "<pad>",
-        "eos_token": "<eos>",
-        "bos_token": "<bos>",
-        "unk_token": "<unk>",
-        "mask_token": "<mask>",
-    }
-    return _save_letters(folder, roles, "", ("input_ids",), padding_side="right")
+    special = {**ROLES, "bos_token": "<bos>", "mask_token": "<mask>"}
+    return _save_letters(folder, special, "", ("input_ids",), padding_side="right")
 
 
-def _clip_text(size):
-    return {
-        **TEXT,
-        "vocab_size": size,
-        "max_position_embeddings": 16,
-        "eos_token_id": size - 1,
-        "bos_token_id": size - 2,
-    }
-
-
-def _metaclip_text(size):
-    return {**TEXT, "vocab_size": size, "max_position_embeddings": 16, "eos_token_id": 2, "pad_token_id": 1}
-
-
-def _siglip_text(size):
-    positions = {"hidden_size": 32, "max_position_embeddings": 16, "pad_token_id": 0}
-    return {**TEXT, "vocab_size": size, **positions}
-
-
-def _bert_text(size):
-    return {**TEXT, "vocab_size": size, "max_position_embeddings": 20, "initializer_range": 0.5}
-
-
-def _alt_text(size):
-    positions = {"max_position_embeddings": 18, "pad_token_id": 1, "project_dim": 20}
-    return {**TEXT, "vocab_size": size, **positions}
-
-
+CLIP_TEXT = {**TEXT, "max_position_embeddings": 16}
+METACLIP_TEXT = {**CLIP_TEXT, "eos_token_id": 2, "pad_token_id": 1}
+SIGLIP_TEXT = {**CLIP_TEXT, "hidden_size": 32, "pad_token_id": 0}
+BERT_TEXT = {**TEXT, "max_position_embeddings": 20, "initializer_range": 0.5}
+ALT_TEXT = {**TEXT, "max_position_embeddings": 18, "pad_token_id": 1, "project_dim": 20}
+SQUARE = {"size": {"height": 32, "width": 32}}
 CLIP_PIXELS = {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 36}, "crop_size": 32}
-SIGLIP_PIXELS = {"image_processor_type": "SiglipImageProcessor", "size": {"height": 32, "width": 32}, "resample": 2}
-CHINESE_PIXELS = {
-    "image_processor_type": "ChineseCLIPImageProcessor",
-    "size": {"height": 32, "width": 32},
-    "do_center_crop": False,
-}
+SIGLIP_PIXELS = {"image_processor_type": "SiglipImageProcessor", "resample": 2, **SQUARE}
+CHINESE_PIXELS = {"image_processor_type": "ChineseCLIPImageProcessor", "do_center_crop": False, **SQUARE}
 SIGLIP2_PIXELS = {"image_processor_type": "Siglip2ImageProcessor", "patch_size": 8, "max_num_patches": 20}
 JOINT = {"projection_dim": 28}
 
 # family -> class, save tokenizer, text config, vision config, config, preprocessor
 FAMILIES = {
-    "clip": ("CLIP", _save_clip, _clip_text, {**VISION, **IMAGE}, JOINT, CLIP_PIXELS),
-    "chinese_clip": ("ChineseCLIP", _save_bert, _bert_text, {**VISION, **IMAGE}, JOINT, CHINESE_PIXELS),
-    "altclip": ("AltCLIP", _save_roberta, _alt_text, {**VISION, **IMAGE}, JOINT, CLIP_PIXELS),
-    "metaclip_2": ("MetaClip2", _save_roberta, _metaclip_text, {**VISION, **IMAGE}, JOINT, CLIP_PIXELS),
-    "siglip": ("Siglip", _save_siglip, _siglip_text, {**VISION, **IMAGE}, {}, SIGLIP_PIXELS),
-    "siglip2": ("Siglip2", _save_gemma, _siglip_text, {**VISION, **FREE}, {}, SIGLIP2_PIXELS),
-}  # fmt: skip
+    "clip": ("CLIP", _save_clip, CLIP_TEXT, {**VISION, **IMAGE}, JOINT, CLIP_PIXELS),
+    "chinese_clip": ("ChineseCLIP", _save_bert, BERT_TEXT, {**VISION, **IMAGE}, JOINT, CHINESE_PIXELS),
+    "altclip": ("AltCLIP", _save_roberta, ALT_TEXT, {**VISION, **IMAGE}, JOINT, CLIP_PIXELS),
+    "metaclip_2": ("MetaClip2", _save_roberta, METACLIP_TEXT, {**VISION, **IMAGE}, JOINT, CLIP_PIXELS),
+    "siglip": ("Siglip", _save_siglip, SIGLIP_TEXT, {**VISION, **IMAGE}, {}, SIGLIP_PIXELS),
+    "siglip2": ("Siglip2", _save_gemma, SIGLIP_TEXT, {**VISION, **FREE}, {}, SIGLIP2_PIXELS),
+}
 FAMILIES = {name: family for name, family in FAMILIES.items() if hasattr(transformers, f"{family[0]}Model")}
 
 
 def make_network(family: str, tokens: int, seed: int = 0, **vision):
     """A random network of a family, in eval mode, every weight large enough to matter."""
     name, _, text_config, vision_config, joint, _ = FAMILIES[family]
-    configs = {"text_config": text_config(tokens), "vision_config": {**vision_config, **vision}}
+    ends = {"bos_token_id": tokens - 2, "eos_token_id": tokens - 1}  # as in CLIP's vocabulary
+    text_config = {**ends, **text_config, "vocab_size": tokens}
+    configs = {"text_config": text_config, "vision_config": {**vision_config, **vision}}
     torch.manual_seed(seed)
     network = getattr(transformers, name + "Model")(getattr(transformers, name + "Config")(**configs, **joint))
     return randomise(network, seed)
@@ -182,14 +161,10 @@ def library_pixels(folder, pixels):
     return processor.from_pretrained(folder)(images=pixels, return_tensors="pt")
 
 
-def library_outputs(folder, network, pixels=None, texts=TEXTS):
-    """The library's own `model(**processor(text, image))`."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+def library_outputs(folder, network):
+    """The library's own `model(**processor(text, image))` of TEXTS and the gradient picture."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     options = {"padding": True, "truncation": True, "return_tensors": "pt"}
     if "siglip" in network.config.model_type:
         options |= {"padding": "max_length", "max_length": 16}
-    pixels = gradient_picture() if pixels is None else pixels
-    with torch.no_grad():
-        return network(**tokenizer(texts, **options), **library_pixels(folder, pixels))
+    return network(**tokenizer(TEXTS, **options), **library_pixels(folder, gradient_picture()))
