@@ -535,12 +535,8 @@ def settle(tower, norms, pixels: torch.Tensor) -> None:
 
 LIBRARIES = {  # (library, module): {its class: our name}
     ("grad-cam", "pytorch_grad_cam"): {
-        "GradCAM": "gradcam",
-        "HiResCAM": "hirescam",
-        "GradCAMPlusPlus": "gradcam++",
-        "LayerCAM": "layercam",
-        "XGradCAM": "xgradcam",
-        "EigenCAM": "eigencam",
+        "GradCAM": "gradcam", "HiResCAM": "hirescam", "GradCAMPlusPlus": "gradcam++", "LayerCAM": "layercam",
+        "XGradCAM": "xgradcam", "EigenCAM": "eigencam",
     },
     ("torchcam", "torchcam.methods"): {
         "GradCAM": "gradcam",
@@ -548,7 +544,7 @@ LIBRARIES = {  # (library, module): {its class: our name}
         "LayerCAM": "layercam",
         "XGradCAM": "xgradcam",
     },
-}
+}  # fmt: skip
 
 
 class Similarity(torch.nn.Module):
@@ -666,12 +662,9 @@ def measure_time(subject: Subject, call: Callable, repetitions: int = 7) -> dict
 
 
 RUN_PART = {
-    "maps": part_maps,
-    "faithfulness": part_faithfulness,
-    "sanity": part_sanity,
-    "libraries": part_libraries,
+    "maps": part_maps, "faithfulness": part_faithfulness, "sanity": part_sanity, "libraries": part_libraries,
     "time": part_time,
-}
+}  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------------
@@ -749,20 +742,10 @@ def save_results(path: Path, new: dict) -> dict:
 BASELINES = {"class_place": "该类平均位置", "global_place": "总平均位置", "gaussian": "居中高斯", "random": "随机图"}
 SIMILARITY_LABELS = {"cosine": "余弦", "dot": "点积"}
 COLUMNS = (
-    "编码器",
-    "方法（层，相似度）",
-    "图像数¹",
-    "指向",
-    "两处都指对",
-    "能量",
-    "IoU 均值 / 半高²",
-    "删除（优于随机）³",
-    "插入（优于随机）³",
-    "文本敏感度",
-    "问错仍命中",
-    "随机化：顶层 / 全部⁴",
-    "毫秒：1 / 9 个文本⁵",
-)
+    "编码器", "方法（层，相似度）", "图像数¹", "指向", "两处都指对", "能量", "IoU 均值 / 半高²",
+    "删除（优于随机）³", "插入（优于随机）³", "文本敏感度", "问错仍命中",
+    "随机化：顶层 / 全部⁴", "毫秒：1 / 9 个文本⁵",
+)  # fmt: skip
 NOTES = (
     "★ 在验证种子上选出的该方法的层和相似度，★★ 是其中最好的；“默认”是不给参数时的设置，"
     "其余各行是指南的设置（目标层，余弦）。全部设置的数字见 methods.json。括号是对图像做自助法的 95 % 区间。",

@@ -165,13 +165,9 @@ def evaluate(checkpoint=demo.CHECKPOINT, count=500, doubles=100):
     _, _, maps = ask_everything(model, texts, short, images)
     result["two_findings"] = evaluate_doubles(both, masks, maps, places, rng)
     result["setting"] = {
-        "images": count,
-        "two_finding_images": doubles,
-        "img_size": size,
-        "synthetic": True,
-        "tolerance": f"{TOLERANCE} px at {POINTING_GRID}",
-        "interval": "95 % bootstrap over images",
-    }
+        "images": count, "two_finding_images": doubles, "img_size": size, "synthetic": True,
+        "tolerance": f"{TOLERANCE} px at {POINTING_GRID}", "interval": "95 % bootstrap over images",
+    }  # fmt: skip
     return result
 
 
@@ -179,17 +175,11 @@ def evaluate(checkpoint=demo.CHECKPOINT, count=500, doubles=100):
 # 4. The tables
 
 COLUMNS = {
-    "accuracy": "分类准确率",
-    "accuracy_short_names": "只用短名称",
-    "pointing": "指向准确率",
-    "pointing_class_place": "该类平均位置",
-    "pointing_global_place": "总平均位置",
-    "pointing_gaussian": "居中高斯",
-    "pointing_random": "随机图",
-    "energy": "能量占比",
-    "energy_class_place": "能量（平均位置）",
-    "wrong_text_hits": "问错文本仍命中",
-}
+    "accuracy": "分类准确率", "accuracy_short_names": "只用短名称", "pointing": "指向准确率",
+    "pointing_class_place": "该类平均位置",    "pointing_global_place": "总平均位置",
+    "pointing_gaussian": "居中高斯", "pointing_random": "随机图", "energy": "能量占比",
+    "energy_class_place": "能量（平均位置）", "wrong_text_hits": "问错文本仍命中",
+}  # fmt: skip
 
 
 def markdown(result):

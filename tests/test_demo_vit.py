@@ -13,21 +13,14 @@ from models.demo import vit as demo_vit
 from models.demo.phantoms import KINDS, draw_phantom
 
 FILES = {
-    "config.json",
-    "model.safetensors",
-    "preprocessor_config.json",
-    "recipe.json",
-    "tokenizer_config.json",
+    "config.json", "model.safetensors", "preprocessor_config.json", "recipe.json", "tokenizer_config.json",
     "vocab.txt",
-}
+}  # fmt: skip
 # the two findings of the last picture are equally right answers
 SAMPLES = {
-    "well_fixed.png": ("normal",),
-    "stem_loosening.png": ("stem_loose",),
-    "infection.png": ("infection",),
-    "dislocation.png": ("dislocation",),
-    "two_findings.png": ("cup_loose", "fracture"),
-}
+    "well_fixed.png": ("normal",), "stem_loosening.png": ("stem_loose",), "infection.png": ("infection",),
+    "dislocation.png": ("dislocation",), "two_findings.png": ("cup_loose", "fracture"),
+}  # fmt: skip
 NORMAL, FRACTURE = KINDS.index("normal"), KINDS.index("fracture")
 
 

@@ -33,13 +33,10 @@ def brightness_map(image, texts=("bright",), target=0):
 @pytest.mark.parametrize(
     "height, width, bottom, right",
     [
-        (200, 300, False, False),
-        (300, 200, False, True),
-        (128, 512, True, False),
-        (224, 224, True, True),
+        (200, 300, False, False), (300, 200, False, True), (128, 512, True, False), (224, 224, True, True),
         (97, 61, 1, 0),
     ],
-)
+)  # fmt: skip
 def test_a_bright_square_in_a_corner_comes_out_in_that_corner(tmp_path, height, width, bottom, right):
     side = min(height, width) // 3
     pixels, rows, columns = corner_square(height, width, side, bottom, right)
