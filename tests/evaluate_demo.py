@@ -176,7 +176,7 @@ def evaluate(checkpoint=demo.CHECKPOINT, count=500, doubles=100):
 
 COLUMNS = {
     "accuracy": "分类准确率", "accuracy_short_names": "只用短名称", "pointing": "指向准确率",
-    "pointing_class_place": "该类平均位置",    "pointing_global_place": "总平均位置",
+    "pointing_class_place": "该类平均位置", "pointing_global_place": "总平均位置",
     "pointing_gaussian": "居中高斯", "pointing_random": "随机图", "energy": "能量占比",
     "energy_class_place": "能量（平均位置）", "wrong_text_hits": "问错文本仍命中",
 }  # fmt: skip
