@@ -15,6 +15,7 @@ import pydicom
 import pytest
 import torch
 from PIL import Image
+from project import PROJECT
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.sequence import Sequence
@@ -28,9 +29,6 @@ from models.images.loader import DecodedChunk, ImageDataset, is_lost_worker, mak
 from models.images.naming import ImageFile, common_parent, place_below
 from models.images.preprocessing import square
 from models.images.reading import read_image
-
-PROJECT = Path(loader_module.__file__).parents[2]
-
 
 # -- reading ----------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from project import PROJECT
 from tiny import BrightnessClip, assert_same_map, corner_square, gradient_picture, tiny_clip
 
 from clip_gradcam_visualization import CLIPGradCAM, explain, get_target_layer_for_clip, visualize_clip_gradcam
@@ -19,7 +20,6 @@ from models.explain.heatmap import show_cam_on_image, to_heatmap
 from models.images.preprocessing import preprocess
 from models.images.reading import read_image
 
-ROOT = Path(__file__).parents[1]
 TEXTS = ["正常", "松动", "感染"]
 
 # -- geometry ---------------------------------------------------------------------------------
@@ -257,7 +257,7 @@ def test_the_loop_over_a_folder(checkpoint, tmp_path, monkeypatch):
     texts = json.dumps({"正常": "正常。", "松动": "透亮线。"}, ensure_ascii=False)
     Path("class_texts.json").write_text(texts, encoding="utf-8")
     example = GUIDES_LOOP.replace('"python"', repr(sys.executable))
-    example = example.replace('"clip_gradcam_visualization.py"', repr(str(ROOT / "clip_gradcam_visualization.py")))
+    example = example.replace('"clip_gradcam_visualization.py"', repr(str(PROJECT / "clip_gradcam_visualization.py")))
     codes = []
     genuine = subprocess.run
     monkeypatch.setattr(subprocess, "run", lambda *a, **k: codes.append(genuine(*a, **k).returncode))

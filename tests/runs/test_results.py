@@ -6,16 +6,15 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from project import PROJECT
 
 from models.errors import InputError
 from models.runs.settings import check_settings
 from models.runs.state import Part, RunState
 from models.runs.tables import COLUMNS, csv_cell, csv_line, package_versions
 
-PROJECT = Path(__file__).resolve().parent.parent
 SETTINGS = {"texts": [["甲", "甲。"]], "contrast": 0.0, "packages": "torch 2"}
 IMAGES = [(f"图/{i}.png", f"图/clip_gradcam_{i}") for i in range(4)]
 

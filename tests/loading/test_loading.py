@@ -14,6 +14,7 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 import torch
+from project import PROJECT
 from safetensors.torch import save_file
 from test_models import BACKBONE, in_the_names_of
 from tiny import EMBED_DIM, TINY_BERT, text_tower_state, tiny_clip
@@ -350,5 +351,5 @@ def test_class_texts_that_are_not_there(tmp_path):
 
 
 def test_the_classes_that_ship_are_nine():
-    shipped = read_class_texts(pathlib.Path(__file__).parents[1] / "class_texts_hip_prosthesis.json")
+    shipped = read_class_texts(PROJECT / "class_texts_hip_prosthesis.json")
     assert len(shipped) == 9 and all(len(text) <= 126 for text in shipped.values())

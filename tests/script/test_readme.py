@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from evaluate_demo import markdown
 from PIL import Image
+from project import PROJECT
 
 from clip_gradcam_visualization import ENCODERS, FLAGS, main
 from models.explain.methods import METHODS
 
-PROJECT = Path(__file__).resolve().parent.parent
 README = (PROJECT / "README.md").read_text(encoding="utf-8")
 DEMO = PROJECT / "models" / "assets" / "demo"
 MEASUREMENTS = (DEMO / "measurements.zh.md").read_text(encoding="utf-8")
