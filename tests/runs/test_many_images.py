@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pydicom.data import get_testdata_file
 from tiny import gradient_picture, tiny_result
 
 import clip_gradcam_visualization as script
@@ -26,6 +27,8 @@ from models.runs import run as folder_run
 
 SCRIPT = Path(script.__file__)
 TEXTS = ["正常", "松动", "感染"]
+TREE = ["data/000.png", "data/001.png", "data/b/c/000.png", "data/左 侧/000.png", "data/左 侧/001.png"]
+OUTPUTS = [re.sub(r"^data/(.*?)(\d+)\.png$", r"\1clip_gradcam_\2", path) for path in TREE]
 
 
 def write_images(folder, count, start=0):
@@ -37,7 +40,7 @@ def write_images(folder, count, start=0):
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    """A working directory with pictures in data/, some of them in folders below."""
+    """A working directory with the pictures of TREE."""
     monkeypatch.chdir(tmp_path)
     write_images(tmp_path / "data", 2)
     write_images(tmp_path / "data" / "左 侧", 2)
@@ -46,7 +49,7 @@ def home(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def command(checkpoint):
+def command(checkpoint, home):
     """Arguments of a run over data/ into out/ with three texts."""
 
     def build(*more, images=("data",), output="out", texts=TEXTS):
@@ -54,6 +57,28 @@ def command(checkpoint):
         return [*map(str, flags), "--class-texts", *texts, "--image-path", *images, *more]
 
     return build
+
+
+@pytest.fixture
+def run(command):
+    """A function that runs the command in this process, expects an exit code, and returns the rows of its table."""
+
+    def run_and_read(*more, code=0, output="out", **options):
+        assert main(command(*more, output=output, **options)) == code
+        return rows_of(output) if (Path(output) / "results.jsonl").exists() else []
+
+    return run_and_read
+
+
+@pytest.fixture
+def as_undisturbed(run):
+    """A function that says whether a folder holds what a run leaves that nothing disturbed."""
+
+    def compare(folder="out", code=0):
+        run(output="undisturbed", code=code)
+        return contents(folder) == contents("undisturbed")
+
+    return compare
 
 
 def files(folder, hidden=False):
@@ -69,33 +94,27 @@ def contents(folder):
     return {name: (Path(folder) / name).read_bytes() for name in files(folder)}
 
 
-def both(name):
-    return [f"{name}.png", f"{name}_overlay.png"]
-
-
-TREE = ["data/000.png", "data/001.png", "data/b/c/000.png", "data/左 侧/000.png", "data/左 侧/001.png"]
-OUTPUTS = [re.sub(r"^data/(.*?)(\d+)\.png$", r"\1clip_gradcam_\2", path) for path in TREE]
-
-
 # -- a folder ---------------------------------------------------------------------------------
 
 
-def test_a_folder_keeps_its_structure(home, command, capsys):
-    assert main(command()) == 0
+def test_a_folder_keeps_its_structure(run, capsys):
+    run()
     out, err = capsys.readouterr()
-    assert files("out") == sorted([*(f for name in OUTPUTS for f in both(name)), "results.csv", "results.jsonl"])
+    written = [f"{name}{end}" for name in OUTPUTS for end in (".png", "_overlay.png")]
+    assert files("out") == sorted([*written, "results.csv", "results.jsonl"])
     assert "完成 5 张，失败 0 张，共 5 张" in out and str(Path("out/results.csv")) in out
     assert not re.search("错误|失败:", err)
 
 
 @pytest.mark.usefixtures("single_layer")
-def test_a_row_says_what_one_image_alone_says(home, command, clip):
-    assert main(command()) == 0
-    rows = rows_of("out")
+def test_a_row_says_what_one_image_alone_says_in_both_tables(run, clip):
+    rows = run()
     assert [row["image"] for row in rows] == [str(Path(path)) for path in TREE]
-    for row, name in zip(rows, OUTPUTS):
-        pixels = script.read_image(row["image"])
-        result = script.explain(clip, pixels, TEXTS, img_size=64)
+    data = Path("out/results.csv").read_bytes()
+    assert data.startswith(b"\xef\xbb\xbf")
+    table = csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""))
+    for row, line, name in zip(rows, table, OUTPUTS, strict=True):
+        result = script.explain(clip, script.read_image(row["image"]), TEXTS, img_size=64)
         assert (row["width"], row["height"]) == (32, 24)
         assert row["target_text_idx"] == result.target and row["target"] == TEXTS[result.target] == row["predicted"]
         assert row["similarity"] == pytest.approx(result.similarities[result.target], abs=2e-5)
@@ -111,67 +130,31 @@ def test_a_row_says_what_one_image_alone_says(home, command, clip):
         assert re.fullmatch(r"[0-9a-f]{32}", row["checkpoint"]) and row.get("error") is None
         overlay = np.asarray(Image.open(Path("out") / row["overlay"]), np.float32) / 255
         np.testing.assert_allclose(overlay, result.overlay, atol=0.01)
+        assert line["image"] == row["image"] and line["target"] == row["target"] and line["error"] == ""
+        assert [float(line[f"p{i} {text}"]) for i, text in enumerate(TEXTS)] == row["probabilities"]
+        assert float(line["similarity"]) == row["similarity"]
 
 
-def test_the_csv_holds_the_same_rows(home, command):
-    assert main(command()) == 0
-    data = Path("out/results.csv").read_bytes()
-    table = list(csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline="")))
-    assert data.startswith(b"\xef\xbb\xbf")
-    for line, row in zip(table, rows_of("out"), strict=True):
-        assert line["image"] == row["image"] and line["target"] == row["target"]
-        assert [float(line[f"p{i} {name}"]) for i, name in enumerate(TEXTS)] == row["probabilities"]
-        assert float(line["similarity"]) == row["similarity"] and line["error"] == ""
-
-
-def test_files_patterns_and_folders_together(home, command):
-    images = ["data/000.png", "data/左*/*.png", "data/b", "data/000.png"]
-    assert main(command(images=images)) == 0
-    names = [name for name in OUTPUTS if "001" not in name or "左" in name]
-    assert [row["figure"] for row in rows_of("out")] == [f"{name}.png" for name in names]
-
-
-def test_results_inside_the_searched_folder_are_no_images(home, command):
-    for _ in range(2):
-        assert main(command(output="data/out")) == 0
-        assert len(rows_of("data/out")) == 5
-
-
-def test_stems_that_would_meet(home, command):
+def test_files_patterns_and_folders_together_and_stems_that_would_meet(run):
     Image.open("data/000.png").save("data/000.jpg")
-    shutil.copy("data/001.png", "data/000_overlay.png")
-    assert main(command(images=["data/*.*"])) == 0
-    rows = rows_of("out")
-    written = [row[kind] for row in rows for kind in ("figure", "overlay")]
-    assert len(rows) == 4 and len(set(written)) == 8 and set(written) <= set(files("out"))
+    shutil.copy(get_testdata_file("CT_small.dcm"), "data/000_overlay.dcm")
+    rows = run(images=["data/000.png", "data/0*.*", "data/左*/*.png", "data/b", "data/000.png"])
+    stems = ["000.jpg", "000.png", "000_overlay.dcm", "001"]
+    assert [row["figure"] for row in rows] == [*(f"clip_gradcam_{stem}.png" for stem in stems)] + [
+        f"{name}.png" for name in OUTPUTS[2:]
+    ]
+    assert {row[kind] for row in rows for kind in ("figure", "overlay")} <= set(files("out"))
+    assert (rows[2]["width"], rows[2]["height"]) == (128, 128)
 
 
-def test_one_image_alone_behaves_as_the_guide_says(home, command):
-    assert main(command(images=["data/000.png"])) == 0
-    assert files("out", hidden=True) == both("clip_gradcam_000")
+def test_results_inside_the_searched_folder_are_no_images(run):
+    assert len(run(output="data/out")) == len(run(output="data/out")) == 5
 
 
-@pytest.mark.parametrize("images", [["dat?/000.png"], ["data/b"]])
-def test_a_pattern_or_folder_of_one_image_is_a_run(home, command, images):
-    assert main(command(images=images)) == 0
-    assert len(rows_of("out")) == 1
-
-
-def test_a_dicom_file_among_the_others(home, command):
-    from pydicom.data import get_testdata_file
-
-    shutil.copy(get_testdata_file("CT_small.dcm"), "data/ct.dcm")
-    assert main(command()) == 0
-    (row,) = [row for row in rows_of("out") if row["image"].endswith(".dcm")]
-    assert (row["width"], row["height"], row["figure"]) == (128, 128, "clip_gradcam_ct.png")
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("batch", [1, 2, 7])
-def test_decoding_processes_and_batch_sizes_change_nothing_that_can_be_seen(home, command, workers, batch):
-    assert main(command()) == 0
-    assert main(command("--num-workers", str(workers), "--batch-size", str(batch), output="other")) == 0
-    for one, other in zip(rows_of("out"), rows_of("other"), strict=True):
+@pytest.mark.parametrize("workers, batch", [(2, 1), (0, 2), (2, 7)])
+def test_decoding_processes_and_batch_sizes_change_nothing_that_can_be_seen(run, workers, batch):
+    flags = ["--num-workers", str(workers), "--batch-size", str(batch)]
+    for one, other in zip(run(), run(*flags, output="other"), strict=True):
         assert one.keys() == other.keys() and one["figure"] == other["figure"]
         np.testing.assert_allclose(one["probabilities"], other["probabilities"], atol=2e-4)
 
@@ -179,20 +162,12 @@ def test_decoding_processes_and_batch_sizes_change_nothing_that_can_be_seen(home
 # -- many texts -------------------------------------------------------------------------------
 
 
-def test_several_texts_are_a_row_and_an_overlay_each(home, command):
-    assert main(command("--target-text-idx", "2", "0")) == 0
-    rows = rows_of("out")
+def test_several_texts_are_a_row_and_an_overlay_each(run):
+    rows = run("--target-text-idx", "2", "0")
     assert [row["target_text_idx"] for row in rows] == [2, 0] * 5
     assert [row["overlay"] for row in rows[:2]] == [f"{OUTPUTS[0]}_overlay_{i}.png" for i in (2, 0)]
     assert rows[0]["figure"] == rows[1]["figure"] == f"{OUTPUTS[0]}.png"
     assert {row["overlay"] for row in rows} <= set(files("out"))
-
-
-def test_all_texts_of_one_image(home, command, capsys):
-    assert main(command("--all-texts", images=["data/000.png"])) == 0
-    out = capsys.readouterr().out
-    assert files("out") == sorted(["clip_gradcam_000.png", *(f"clip_gradcam_000_overlay_{i}.png" for i in range(3))])
-    assert all(f"[{i}] {name}" in out for i, name in enumerate(TEXTS)) and "文本敏感度" in out
 
 
 def test_an_empty_map_has_no_say_in_the_common_scale():
@@ -212,10 +187,8 @@ def test_a_warning_of_several_texts_names_them_once():
 
 
 def test_one_scale_for_all_texts_of_an_image(clip, home):
-    pixels = script.read_image("data/000.png")
-    result = script.explain(clip, pixels, TEXTS, target_text_idx="all", img_size=64)
-    heatmaps = np.stack(list(result.heatmaps()))
-    resized = np.stack(list(result.resized_maps()))
+    result = script.explain(clip, script.read_image("data/000.png"), TEXTS, target_text_idx="all", img_size=64)
+    heatmaps, resized = np.stack(list(result.heatmaps())), np.stack(list(result.resized_maps()))
     np.testing.assert_allclose(heatmaps, resized / resized.max(), atol=1e-6)
     assert heatmaps.max() == 1
 
@@ -239,25 +212,22 @@ def test_texts_that_are_not_there(clip, home, asked, message):
 
 
 @pytest.mark.usefixtures("single_layer")
-def test_contrast_is_another_map_and_stands_in_the_table(home, command, clip):
-    assert main(command("--contrast")) == 0
-    assert main(command(output="plain")) == 0
-    assert {row["contrast"] for row in rows_of("out")} == {0.6} and {row["contrast"] for row in rows_of("plain")} == {
-        0.0
-    }
+def test_contrast_is_another_map_and_stands_in_the_table(run, clip):
+    assert {row["contrast"] for row in run("--contrast")} == {0.6}
+    assert {row["contrast"] for row in run(output="plain")} == {0.0}
     assert contents("out")["clip_gradcam_000_overlay.png"] != contents("plain")["clip_gradcam_000_overlay.png"]
-    contrast = script.explain(clip, script.read_image("data/000.png"), TEXTS, img_size=64, contrast=True)
-    plain = script.explain(clip, script.read_image("data/000.png"), TEXTS, img_size=64)
-    expected = plain.maps - 0.3 * (plain.maps.sum(0) - plain.maps)
-    np.testing.assert_allclose(contrast.maps, expected, rtol=1e-3, atol=1e-5 * np.abs(plain.maps).max())
+    pixels = script.read_image("data/000.png")
+    contrast, plain = (script.explain(clip, pixels, TEXTS, img_size=64, contrast=on).maps for on in (True, False))
+    expected = plain - 0.3 * (plain.sum(0) - plain)
+    np.testing.assert_allclose(contrast, expected, rtol=1e-3, atol=1e-5 * np.abs(plain).max())
 
 
-def test_maps_that_ignore_the_text_are_warned_about(home, command, capsys):
-    assert main(command(images=["data/000.png"], texts=["松动", "松动"])) == 0
+def test_maps_that_ignore_the_text_are_warned_about(run, capsys):
+    run(images=["data/000.png"], texts=["松动", "松动"])
     assert re.search("警告: .*不随文本变化.*1.00", capsys.readouterr().err)
-    assert main(command(texts=["松动", "松动"])) == 0
-    assert {row["text_sensitivity"] for row in rows_of("out")} == {1.0}
-    assert all("不随文本变化" in row["warning"] for row in rows_of("out"))
+    rows = run(texts=["松动", "松动"])
+    assert {row["text_sensitivity"] for row in rows} == {1.0}
+    assert all("不随文本变化" in row["warning"] for row in rows)
     assert "5 行结果带有警告" in capsys.readouterr().err
 
 
@@ -266,38 +236,41 @@ def test_maps_that_ignore_the_text_are_warned_about(home, command, capsys):
 
 @pytest.mark.usefixtures("single_layer")
 @pytest.mark.parametrize("images", [["data"], ["data/000.png"]])
-def test_the_heatmap_as_an_array(home, command, clip, images):
-    assert main(command("--save-heatmap", images=images)) == 0
-    large, small = (np.load(f"out/clip_gradcam_000_{kind}.npy") for kind in ("heatmap", "heatmap_layer"))
+def test_the_heatmap_as_an_array(run, clip, images):
+    rows = run("--save-heatmap", images=images)
+    names = [f"clip_gradcam_000_{kind}.npy" for kind in ("heatmap", "heatmap_layer")]
+    large, small = (np.load(f"out/{name}") for name in names)
     result = script.explain(clip, script.read_image("data/000.png"), TEXTS, img_size=64)
     assert large.dtype == small.dtype == np.float32 and large.shape == (24, 32) and small.shape == (2, 2)
     scale = np.abs(result.maps).max()
     np.testing.assert_allclose(small, np.maximum(result.maps[result.target], 0), atol=1e-4 * scale)
     np.testing.assert_allclose(large / large.max(), result.heatmap, atol=1e-3)
     np.testing.assert_array_equal(resize_map(small, (24, 32)), large)
-    if len(images) == 1 and images[0] == "data":
-        row = rows_of("out")[0]
-        assert (row["heatmap"], row["layer_heatmap"]) == tuple(
-            f"clip_gradcam_000_{k}.npy" for k in ("heatmap", "heatmap_layer")
-        )
+    assert [[row["heatmap"], row["layer_heatmap"]] for row in rows[:1]] == [names] * (images == ["data"])
 
 
 @pytest.mark.parametrize(
     "flags, expected",
     [
-        (["--overlay-only"], ["_overlay.png"]),
-        (["--no-figure"], ["_overlay.png"]),
-        (["--no-figure", "--save-heatmap"], ["_heatmap.npy", "_heatmap_layer.npy", "_overlay.png"]),
+        ([], ".png _overlay.png"),
+        (["--overlay-only"], "_overlay.png"),
+        (["--no-figure"], "_overlay.png"),
+        (["--no-figure", "--save-heatmap"], "_heatmap.npy _heatmap_layer.npy _overlay.png"),
+        (["--all-texts"], ".png _overlay_0.png _overlay_1.png _overlay_2.png"),
         (["--save-heatmap", "--target-text-idx", "0", "1"],
-         [".png", "_heatmap_0.npy", "_heatmap_1.npy", "_heatmap_layer_0.npy", "_heatmap_layer_1.npy",
-          "_overlay_0.png", "_overlay_1.png"]),
+         ".png _heatmap_0.npy _heatmap_1.npy _heatmap_layer_0.npy _heatmap_layer_1.npy _overlay_0.png _overlay_1.png"),
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("images", [["data/000.*"], ["data/000.png"]])
-def test_fewer_or_more_files(home, command, flags, expected, images):
-    assert main(command(*flags, images=images)) == 0
-    written = [name for name in files("out") if not name.startswith("results")]
-    assert written == [f"clip_gradcam_000{end}" for end in expected]
+def test_a_run_of_one_image_has_tables_and_one_image_alone_its_files(run, capsys, flags, expected):
+    expected = [f"clip_gradcam_000{end}" for end in expected.split()]
+    assert len({row["image"] for row in run(*flags, images=["data/000.*"])}) == 1
+    assert files("out") == [*expected, "results.csv", "results.jsonl"]
+    capsys.readouterr()
+    run(*flags, images=["data/000.png"], output="alone")
+    assert files("alone", hidden=True) == expected
+    if flags == ["--all-texts"]:
+        out = capsys.readouterr().out
+        assert all(f"[{i}] {name}" in out for i, name in enumerate(TEXTS)) and "文本敏感度" in out
 
 
 @pytest.mark.parametrize(
@@ -317,76 +290,68 @@ def test_fewer_or_more_files(home, command, flags, expected, images):
     ],
     ids=str,
 )
-def test_what_cannot_start_is_one_line_and_writes_nothing(home, command, capsys, flags, message):
+def test_what_cannot_start_is_one_line_and_leaves_earlier_results(home, run, capsys, flags, message):
     (home / "empty").mkdir()
-    assert main(command(*flags)) == 2
+    (home / "out" / ".clip_gradcam").mkdir(parents=True)
+    earlier = [Path("out/results.csv"), Path("out/.clip_gradcam/settings.json")]
+    for path in earlier:
+        path.write_bytes(b"earlier")
+    run(*flags, code=2)
     out, err = capsys.readouterr()
-    assert len(err.splitlines()) == 1 and re.search(f"^错误: .*({message})", err)
-    assert out == "" and (not Path("out").exists() or files("out") == [])
-
-
-def test_what_cannot_start_leaves_earlier_results(home, command):
-    assert main(command()) == 0
-    before = contents("out")
-    for flags in (["--model-path", "没有.pth"], ["--target-layer", "stages.9"], ["--image-path", "nowhere"]):
-        assert main(command(*flags)) == 2
-    assert contents("out") == before
+    assert len(err.splitlines()) == 1 and re.search(f"^错误: .*({message})", err) and out == ""
+    assert files("out") == ["results.csv"] and [path.read_bytes() for path in earlier] == [b"earlier"] * 2
 
 
 # -- bad images -------------------------------------------------------------------------------
 
 
-def test_bad_images_in_the_middle_do_not_stop_the_rest(home, command, capsys):
+def test_bad_images_in_the_middle_do_not_stop_the_rest(run, capsys):
     Path("data/0000 坏.png").write_bytes(b"\x89PNG")
     Path("data/b/bad.jpg").write_bytes(b"")
-    assert main(command()) == 1
+    rows = run(code=1)
     out, err = capsys.readouterr()
     assert "完成 5 张，失败 2 张，共 7 张" in out
     failures = [line for line in err.splitlines() if line.startswith("失败: ")]
     assert len(failures) == 2 and failures[0].count("0000 坏.png") == 1 and "bad.jpg" in failures[1]
-    rows = rows_of("out")
     failed = [row for row in rows if row.get("error")]
     assert len(rows) == 7 and [Path(row["image"]).name for row in failed] == ["0000 坏.png", "bad.jpg"]
     assert all(row["checkpoint"] and "overlay" not in row for row in failed)
     good = [row for row in rows if not row.get("error")]
-    assert main(command(output="clean", images=[row["image"] for row in good])) == 0
-    assert [row["similarity"] for row in good] == pytest.approx(
-        [row["similarity"] for row in rows_of("clean")], abs=2e-5
-    )
+    clean = run(output="clean", images=[row["image"] for row in good])
+    assert [row["similarity"] for row in good] == pytest.approx([row["similarity"] for row in clean], abs=2e-5)
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_a_bar_on_a_terminal_and_silence_elsewhere(home, command, monkeypatch, terminal):
+def test_a_bar_on_a_terminal_and_silence_elsewhere(run, monkeypatch, terminal):
     Path("data/bad.png").write_bytes(b"")
     stream = io.StringIO()
     stream.isatty = lambda: terminal
     monkeypatch.setattr(sys, "stderr", stream)
-    assert main(command()) == 1
+    run(code=1)
     shown = stream.getvalue()
     assert ("6/6" in shown and "失败 1" in shown and "张/s" in shown) == terminal
     assert ("\r" in shown) == terminal
 
 
-def test_a_failed_image_is_tried_again_when_resuming(home, command):
+def test_a_failed_image_is_tried_again_when_resuming(run, as_undisturbed):
     good = Path("data/001.png").read_bytes()
     Path("data/001.png").write_bytes(good[:50])
-    assert main(command()) == 1
+    run(code=1)
     Path("data/001.png").write_bytes(good)
     before = contents("out")
-    assert main(command("--resume")) == 0
-    assert main(command(output="undisturbed")) == 0
-    assert contents("out") == contents("undisturbed")
+    run("--resume")
+    assert as_undisturbed()
     assert all(contents("out")[name] == data for name, data in before.items() if not name.startswith("results"))
 
 
-def test_an_image_whose_results_cannot_be_written_is_its_own_failure(home, command, capsys):
+def test_an_image_whose_results_cannot_be_written_is_its_own_failure(run, capsys):
     Path("out/clip_gradcam_001.png").mkdir(parents=True)
-    assert main(command()) == 1
+    rows = run(code=1)
     assert "完成 4 张，失败 1 张" in capsys.readouterr().out
-    assert [row["image"] for row in rows_of("out") if row.get("error")] == [str(Path("data/001.png"))]
+    assert [row["image"] for row in rows if row.get("error")] == [str(Path("data/001.png"))]
 
 
-def test_a_chunk_that_fails_as_a_whole_is_done_one_by_one(home, command, monkeypatch, capsys):
+def test_a_chunk_that_fails_as_a_whole_is_done_one_by_one(run, monkeypatch):
     genuine = script.Explainer.__call__
 
     def fails(self, images):
@@ -395,41 +360,38 @@ def test_a_chunk_that_fails_as_a_whole_is_done_one_by_one(home, command, monkeyp
         return genuine(self, images)
 
     monkeypatch.setattr(script.Explainer, "__call__", fails)
-    assert main(command("--batch-size", "3")) == 0
-    assert len(rows_of("out")) == 5
+    assert len(run("--batch-size", "3")) == 5
 
 
 # -- whatever happens -------------------------------------------------------------------------
 
 
-def test_resuming_a_finished_run_does_nothing(home, command, capsys, monkeypatch):
-    assert main(command()) == 0
+def test_resuming_does_what_is_missing_only(home, run, capsys, monkeypatch):
+    genuine, drawn = folder_run.encode_outputs, []
+
+    def record(results, path, choice):
+        drawn.append(path.name)
+        return genuine(results, path, choice)
+
+    run()
     before = contents("out")
-    monkeypatch.setattr(folder_run, "encode_outputs", None)
-    assert main(command("--resume")) == 0
-    assert contents("out") == before
+    monkeypatch.setattr(folder_run, "encode_outputs", record)
+    run("--resume")
     assert "完成 0 张（另有 5 张此前已完成）" in capsys.readouterr().out
-
-
-def test_resuming_does_what_is_missing_only(home, command, monkeypatch):
-    assert main(command()) == 0
-    before = contents("out")
+    assert drawn == [] and contents("out") == before
     Path("out/clip_gradcam_001_overlay.png").unlink()
     Path("out/b/c/clip_gradcam_000.png").write_bytes(b"cut")
-    drawn, genuine = [], folder_run.encode_outputs
-    monkeypatch.setattr(
-        folder_run, "encode_outputs", lambda r, path, choice: drawn.append(path) or genuine(r, path, choice)
-    )
-    assert main(command("--resume")) == 0
-    assert sorted(path.name for path in drawn) == ["clip_gradcam_000.png", "clip_gradcam_001.png"]
-    assert contents("out") == before
+    run("--resume")
+    assert sorted(drawn) == ["clip_gradcam_000.png", "clip_gradcam_001.png"] and contents("out") == before
+    write_images(home / "data", 1, start=7)
+    assert len(run("--resume")) == 6 and drawn[2:] == ["clip_gradcam_007.png"]
 
 
-def test_without_resume_everything_is_done_again(home, command, capsys):
-    assert main(command()) == 0
+def test_without_resume_everything_is_done_again(run, capsys):
+    run()
     before = contents("out")
     Path("out/clip_gradcam_001.png").write_bytes(b"old")
-    assert main(command()) == 0
+    run()
     assert "完成 5 张，失败" in capsys.readouterr().out and contents("out") == before
 
 
@@ -448,25 +410,17 @@ def test_without_resume_everything_is_done_again(home, command, capsys):
     ],
     ids=str,
 )
-def test_resuming_with_other_settings_is_refused_by_name(home, command, clip, capsys, changes, named):
+def test_resuming_with_other_settings_is_refused_by_name(run, clip, capsys, changes, named):
     state = {key: value.clone() for key, value in clip.state_dict().items()}
     state["image_encoder.projection.bias"] += 0.1
     torch.save({"model_state_dict": state, "config": {"embed_dim": 32, "img_size": 64}}, "other.pth")
-    assert main(command()) == 0
+    run()
     before = contents("out")
-    assert main(command("--resume", *changes)) == 2
-    err = capsys.readouterr().err
-    assert re.search(f"错误: --resume：.*({named})", err) and contents("out") == before
+    run("--resume", *changes, code=2)
+    assert re.search(f"错误: --resume：.*({named})", capsys.readouterr().err) and contents("out") == before
 
 
-def test_resuming_takes_new_images_along(home, command):
-    assert main(command()) == 0
-    write_images(home / "data", 1, start=7)
-    assert main(command("--resume")) == 0
-    assert len(rows_of("out")) == 6
-
-
-def test_a_full_disk_ends_the_run_and_can_be_resumed(home, command, monkeypatch, capsys):
+def test_a_full_disk_ends_the_run_and_can_be_resumed(run, monkeypatch, capsys):
     genuine, calls = folder_run.write_files, []
 
     def full(contents, **options):
@@ -476,12 +430,11 @@ def test_a_full_disk_ends_the_run_and_can_be_resumed(home, command, monkeypatch,
         return genuine(contents, **options)
 
     monkeypatch.setattr(folder_run, "write_files", full)
-    assert main(command("--batch-size", "1")) == 1
-    err = capsys.readouterr().err
-    assert re.search("错误: .*No space left.*--resume", err) and len(rows_of("out")) == 2
+    assert len(run("--batch-size", "1", code=1)) == 2
+    assert re.search("错误: .*No space left.*--resume", capsys.readouterr().err)
     monkeypatch.setattr(folder_run, "write_files", genuine)
-    assert main(command("--resume", "--batch-size", "1")) == 0
-    assert main(command("--batch-size", "1", output="undisturbed")) == 0
+    run("--resume", "--batch-size", "1")
+    run("--batch-size", "1", output="undisturbed")
     assert contents("out") == contents("undisturbed")
 
 
@@ -569,20 +522,19 @@ def wait_for_rows(folder, count=1, seconds=180):
     raise AssertionError("no rows")
 
 
-def test_ctrl_c_and_a_second_run_meanwhile(home, command, capsys):
+def test_ctrl_c_and_a_second_run_meanwhile(home, command, run, as_undisturbed, capsys):
     write_images(home / "data" / "more", 300)
     with start_run(command("--num-workers", "1")) as process:
         wait_for_rows("out")
-        assert main(command("--resume")) == 2
+        run("--resume", code=2)
         assert re.search(f"错误: .*另一次运行.*{process.pid}", capsys.readouterr().err)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "已中断" in err and "--resume" in err and "Traceback" not in err
     assert 0 < len(rows_of("out")) < 305  # what is done stands in the tables
-    assert main(command("--resume")) == 0
-    assert main(command(output="undisturbed")) == 0
-    assert contents("out") == contents("undisturbed")
+    run("--resume")
+    assert as_undisturbed()
 
 
 # -- several processes ------------------------------------------------------------------------
@@ -593,36 +545,26 @@ def torchrun(processes, arguments, *options):
     return subprocess.Popen([*command, *options, SCRIPT, *arguments], env=one_thread(), **CAPTURED)
 
 
-@pytest.mark.parametrize("processes", [2, 4])
-def test_several_processes_give_the_files_and_rows_of_one(home, command, processes):
+def test_several_processes_give_the_files_and_rows_and_the_exit_code_of_one(home, command, as_undisturbed):
     write_images(home / "data" / "more", 60)
-    with torchrun(processes, command(output="shared")) as run:
-        out, err = run.communicate(timeout=240)
-    assert run.returncode == 0, err
+    Path("data/bad.png").write_bytes(b"")
+    with torchrun(2, command()) as process:
+        out, err = process.communicate(timeout=240)
+    assert process.returncode == 1 and "失败: " in err and "bad.png" in err
     assert out.count("完成 65 张") == 1
-    assert main(command()) == 0
-    assert contents("shared") == contents("out")
-    parts = [part.read_bytes() for part in Path("shared/.clip_gradcam").glob("rows-*")]
-    assert len(parts) == processes and sum(part.count(b"\n") for part in parts) == 65
+    assert as_undisturbed(code=1)
+    parts = [part.read_bytes() for part in Path("out/.clip_gradcam").glob("rows-*")]
+    assert len(parts) == 2 and sum(part.count(b"\n") for part in parts) == 66
     assert sum(bool(part) for part in parts) > 1
 
 
-def test_a_process_that_is_killed_on_the_way_is_restarted_and_the_rest_resumed(home, command):
+def test_a_process_that_is_killed_on_the_way_is_restarted_and_the_rest_resumed(home, command, as_undisturbed):
     write_images(home / "data" / "more", 300)
-    with torchrun(4, command(output="shared"), "--max-restarts", "1") as run:
-        wait_for_rows("shared", 5)
-        first = re.search(r"进程 (\d+)", Path("shared/.clip_gradcam/lock").read_text(encoding="utf-8"))
+    with torchrun(4, command(), "--max-restarts", "1") as process:
+        wait_for_rows("out", 5)
+        first = re.search(r"进程 (\d+)", Path("out/.clip_gradcam/lock").read_text(encoding="utf-8"))
         os.kill(int(first[1]), signal.SIGKILL)
-        out, err = run.communicate(timeout=240)
-    assert run.returncode == 0, err
+        out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
     assert "此前已完成" in out
-    assert main(command()) == 0
-    assert contents("shared") == contents("out")
-
-
-def test_failures_under_torchrun_are_the_exit_code_of_all(home, command):
-    Path("data/bad.png").write_bytes(b"")
-    with torchrun(2, command(output="shared")) as run:
-        out, err = run.communicate(timeout=240)
-    assert run.returncode == 1 and "失败: " in err and "bad.png" in err
-    assert len(rows_of("shared")) == 6
+    assert as_undisturbed()
