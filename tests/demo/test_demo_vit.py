@@ -6,7 +6,6 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional as F
 
 from models.demo import cnn as demo
 from models.demo import vit as demo_vit
@@ -21,30 +20,9 @@ SAMPLES = {
     "well_fixed.png": ("normal",), "stem_loosening.png": ("stem_loose",), "infection.png": ("infection",),
     "dislocation.png": ("dislocation",), "two_findings.png": ("cup_loose", "fracture"),
 }  # fmt: skip
-NORMAL, FRACTURE = KINDS.index("normal"), KINDS.index("fracture")
 
 
 # -- what training does -------------------------------------------------------------------------
-
-
-def test_patches_name_the_kind_inside_the_mask_and_well_fixed_outside():
-    kinds, column = torch.tensor([FRACTURE, NORMAL]), torch.arange(len(KINDS))
-    shares = torch.tensor([[1.0, 0.25, 0.0, 0.0], [0.5, 0.0, 0.0, 0.0]])  # of the second, the implant: no finding
-    torch.manual_seed(0)
-    logits = torch.randn(2, 5, len(KINDS))
-    terms = demo_vit.losses(logits, shares, kinds, column)
-    surprise = -F.log_softmax(logits, -1)
-    inside = (surprise[0, 1, FRACTURE] + 0.25 * surprise[0, 2, FRACTURE]) / 1.25
-    outside = (surprise[0, 3:, NORMAL].mean() + surprise[1, 1:, NORMAL].mean()) / 2
-    torch.testing.assert_close(terms["inside"], inside)
-    torch.testing.assert_close(terms["outside"], outside)
-
-
-def test_the_rate_warms_up_stays_and_ends_at_zero():
-    recipe = {"stages": [(160, 60), (224, 40)], "warmup": 10, "decay": 20}
-    rates = [demo_vit.rate(step, recipe) for step in range(101)]
-    assert rates[0] == pytest.approx(0.1) and set(rates[9:81]) == {1.0}
-    assert rates[90] == pytest.approx(0.5) and rates[100] == 0
 
 
 def test_the_vision_tower_starts_with_filters_that_whiten():
