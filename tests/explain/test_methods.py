@@ -8,7 +8,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from test_gradcam import correlation, hook_count, pictures, texts
+from test_gradcam import hook_count, pictures, texts
 from tiny import Clip, PooledNet, assert_same_map, tiny_clip, vit_blocks
 from torch import nn
 from torch.nn import functional as F
@@ -657,106 +657,3 @@ def test_an_unknown_similarity_is_refused():
     net = Pooled()
     with pytest.raises(InputError, match="cosine.*dot.*euclid"):
         CLIPGradCAM(Clip(net), net.conv, similarity="euclid")
-
-
-# -- grad-cam and torchcam --------------------------------------------------------------------
-
-
-class Scores(nn.Module):
-    """An image encoder as a classifier: images [B, 3, H, W] -> the similarity to each text [B, K]."""
-
-    def __init__(self, encoder, features, similarity="cosine"):
-        super().__init__()
-        self.encoder, self.features, self.similarity = encoder, F.normalize(features, dim=-1), similarity
-
-    def forward(self, images):
-        z = self.encoder.embed(images)
-        return (F.normalize(z, dim=-1) if self.similarity == "cosine" else z) @ self.features.T
-
-
-def gradcam_package(name, encoder, layer, images, features, targets, similarity="cosine"):
-    """The heatmaps [B, H, W] of pytorch-grad-cam, and its own way to scale one."""
-    package = pytest.importorskip("pytorch_grad_cam")
-    from pytorch_grad_cam.utils.image import scale_cam_image
-    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
-
-    with getattr(package, name)(model=Scores(encoder, features, similarity), target_layers=[layer]) as cam:
-        heatmaps = cam(images, targets=[ClassifierOutputTarget(target) for target in targets])
-    size = images.shape[:1:-1]  # width, height
-    return heatmaps, lambda maps: scale_cam_image(scale_cam_image(np.maximum(maps, 0), size))
-
-
-def torchcam_package(name, encoder, layer, images, features, targets, similarity="cosine"):
-    """The maps [B, h, w] of torchcam after its ReLU, not scaled."""
-    methods = pytest.importorskip("torchcam.methods")
-    scores = Scores(encoder, features, similarity).eval()
-    with getattr(methods, name)(scores, layer) as cam:
-        output = scores(images.clone().requires_grad_())
-        options = {} if name == "ScoreCAM" else {"scores": output}
-        return cam(class_idx=targets, normalized=False, **options)[0].detach()
-
-
-GRADCAM_NAMES = {
-    "gradcam": "GradCAM",
-    "hirescam": "HiResCAM",
-    "layercam": "LayerCAM",
-    "xgradcam": "XGradCAM",
-}
-COMPARED = ["pooled", "layer3", "layer2 conv", "stage 4"]
-
-
-@pytest.mark.parametrize("similarity", SIMILARITIES)
-@pytest.mark.parametrize("place", COMPARED)
-@pytest.mark.parametrize("method", GRADCAM_NAMES)
-def test_equals_the_gradcam_package(method, place, similarity):
-    model, layer, images, features = setting(place)
-    encoder = copy.deepcopy(model.image_encoder)
-    twin = dict(encoder.named_modules())[path_of(model.image_encoder, layer)]
-    name = GRADCAM_NAMES[method]
-    theirs, scale = gradcam_package(name, encoder, twin, images, features, [0, 2], similarity)
-    ours = raw_maps(model, layer, images, features, method, similarity, torch.tensor([0, 2]))[:, 0]
-    np.testing.assert_allclose(scale(ours.numpy()), theirs, rtol=0, atol=2e-3)
-    assert correlation(scale(ours.numpy()), theirs) > 0.9999
-
-
-def path_of(root, module):
-    return next(path for path, each in root.named_modules() if each is module)
-
-
-@pytest.mark.parametrize("similarity", SIMILARITIES)
-@pytest.mark.parametrize("place", COMPARED)
-@pytest.mark.parametrize("method, name", [("gradcam", "GradCAM"), ("layercam", "LayerCAM"), ("xgradcam", "XGradCAM")])
-def test_equals_torchcam(method, name, place, similarity):
-    model, layer, images, features = setting(place)
-    theirs = torchcam_package(name, model.image_encoder, layer, images, features, [0, 2], similarity)
-    ours = raw_maps(model, layer, images, features, method, similarity, torch.tensor([0, 2]))[:, 0]
-    assert_close(ours.relu(), theirs, 1e-3)
-
-
-@pytest.mark.parametrize("place", COMPARED)
-def test_eigencam_equals_the_gradcam_package_up_to_the_sign(place):
-    model, layer, images, features = setting(place)
-    theirs, scale = gradcam_package("EigenCAM", model.image_encoder, layer, images, features, [0, 0])
-    ours = raw_maps(model, layer, images, features, "eigencam", targets=0)[:, 0].numpy()
-    for image in range(2):
-        both = [np.abs(scale(sign * ours)[image] - theirs[image]).max() for sign in (1, -1)]
-        assert min(both) < 2e-3 < max(both)
-
-
-def full_size_net():
-    """A layer as large as the image: its masks need no resizing, about which the libraries differ."""
-    net = Pooled(activation=nn.GELU())
-    net.conv = nn.Conv2d(3, 6, 3, padding=1)
-    return net
-
-
-@pytest.mark.parametrize("library", ["grad-cam", "torchcam"])
-def test_scorecam_equals_the_libraries_where_no_mask_is_resized(library):
-    net, images, features = full_size_net(), pictures(2, 24, 32), texts()
-    ours = raw_maps(Clip(net), net.conv, images, features, "scorecam", targets=torch.tensor([0, 2]))[:, 0]
-    if library == "torchcam":
-        theirs = torchcam_package("ScoreCAM", net, net.conv, images, features, [0, 2])
-        assert_close(ours.relu(), theirs, 1e-4)
-    else:
-        theirs, scale = gradcam_package("ScoreCAM", net, net.conv, images, features, [0, 2])
-        np.testing.assert_allclose(scale(ours.numpy()), theirs, rtol=0, atol=1e-4)
