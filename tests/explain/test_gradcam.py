@@ -1,4 +1,4 @@
-"""Room 3: the heatmap is the Grad-CAM of the cosine, and a call leaves nothing behind."""
+"""CLIPGradCAM: the heatmap is the Grad-CAM of the cosine, and a call leaves nothing behind."""
 
 import gc
 import re
@@ -40,21 +40,6 @@ def plain_gradient(encoder, layer, images, text):
 # -- identities and oracles -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("target", [0, 1, 2])
-def test_equals_the_chain_rule_written_out(bias, target):
-    """y = cos(P a, t), a = mean A: dy/da = P' (t - y u) / |z| with u = z / |z|; <g> = dy/da / HW."""
-    net, images, features = PooledNet(bias=bias), pictures(1), texts()
-    maps = CLIPGradCAM(Clip(net), net.conv).text_maps(images, features, target).maps[0, 0]
-    with torch.no_grad():
-        A = net.conv(images)[0]
-        z = net.projection(A.mean((1, 2)))
-        u, t = z / z.norm(), features[target]
-        weights = net.projection.weight.T @ ((t - (u @ t) * u) / z.norm()) / A[0].numel()
-        expected = (weights[:, None, None] * A).sum(0)
-    torch.testing.assert_close(maps, expected, rtol=1e-4, atol=1e-7)
-
-
 @pytest.mark.parametrize("activation", [None, nn.GELU(), nn.ReLU(inplace=True)], ids=["none", "gelu", "relu_"])
 def test_equals_finite_differences(activation):
     """<g_k> HW is the derivative of y as channel k rises everywhere at once."""
@@ -75,36 +60,6 @@ def test_equals_finite_differences(activation):
             expected += weight * A[0, k]
     maps = CLIPGradCAM(Clip(net), net.conv).text_maps(images, text[None], 0).maps[0, 0]
     torch.testing.assert_close(maps, expected.float(), rtol=1e-3, atol=1e-6)
-
-
-@pytest.mark.parametrize("path", ["layer4.1", "layer3.0", "layer2.1.conv1", "maxpool"])
-def test_equals_a_full_backward_pass(resnet_clip, path):
-    encoder, images, features = resnet_clip.image_encoder, pictures(2, 64, 64), texts(2, 32)
-    layer = encoder.backbone.get_submodule(path)
-    explanation = CLIPGradCAM(resnet_clip, layer).text_maps(images, features, 1)
-    A, g = plain_gradient(encoder, layer, images, features[1])
-    expected = torch.einsum("bc,bchw->bhw", g.mean((2, 3)), A)
-    torch.testing.assert_close(explanation.maps[:, 0], expected, rtol=1e-3, atol=1e-6 * expected.abs().max().item())
-    torch.testing.assert_close(explanation.gradient_peaks[:, 0], g.abs().amax((1, 2, 3)), rtol=1e-4, atol=0)
-
-
-def test_equals_hirescam_and_xgradcam_before_pooling(resnet_clip):
-    layer, images, features = resnet_clip.image_encoder.backbone.layer4, pictures(2, 96, 64), texts(1, 32)
-    maps = CLIPGradCAM(resnet_clip, layer).text_maps(images, features, 0).maps[:, 0]
-    A, g = plain_gradient(resnet_clip.image_encoder, layer, images, features[0])
-    hirescam = (g * A).sum(1)
-    xgradcam = torch.einsum("bc,bchw->bhw", (g * A).sum((2, 3)) / A.sum((2, 3)).where(A.sum((2, 3)) != 0, 1), A)
-    scale = maps.abs().max().item()
-    torch.testing.assert_close(maps, hirescam, rtol=1e-3, atol=1e-5 * scale)
-    torch.testing.assert_close(maps, xgradcam, rtol=1e-3, atol=1e-5 * scale)
-
-
-def test_without_bias_the_map_sums_to_zero():
-    """The cosine does not change with the length of the pooled vector, so sum_k <g_k> sum A_k = 0."""
-    biased, free = PooledNet(bias=True), PooledNet(bias=False)
-    for net, is_zero in ((free, True), (biased, False)):
-        maps = CLIPGradCAM(Clip(net), net.conv).text_maps(pictures(), texts(), 0).maps
-        assert (maps.sum((2, 3)).abs().max() < 1e-5 * maps.abs().sum()) == is_zero
 
 
 def test_vit_gradient_stops_at_the_class_token():
@@ -185,14 +140,6 @@ def test_one_image_without_a_batch_axis():
     assert_same_map(cam(images[0], texts()), cam(images, texts()))
 
 
-def test_images_of_a_batch_do_not_touch_each_other():
-    net, images, features = PooledNet(), pictures(3), texts()
-    cam = CLIPGradCAM(Clip(net), net.conv)
-    for image, heatmap in zip(images, cam(images, features, [0, 2, 1]), strict=True):
-        index = [0, 2, 1][[torch.equal(image, other) for other in images].index(True)]
-        np.testing.assert_allclose(cam(image[None], features, index), heatmap, atol=1e-5)
-
-
 def test_none_is_the_most_similar_text_of_each_image():
     net, images, features = PooledNet(), pictures(6), texts(4)
     cam = CLIPGradCAM(Clip(net), net.conv)
@@ -209,15 +156,6 @@ def test_targets_in_every_form(target):
     net, images, features = PooledNet(), pictures(2), texts()
     cam = CLIPGradCAM(Clip(net), net.conv)
     assert_same_map(cam(images, features, target), np.stack([cam(i[None], features, 1) for i in images]))
-
-
-def test_several_texts_of_each_image_in_one_pass():
-    net, images, features = PooledNet(), pictures(2), texts()
-    cam = CLIPGradCAM(Clip(net), net.conv)
-    several = cam.text_maps(images, features, [[0, 1, 2], [2, 1, 0]])
-    assert several.maps.shape[:2] == (2, 3)
-    torch.testing.assert_close(several.maps[0, 1], cam.text_maps(images, features, 1).maps[0, 0])
-    torch.testing.assert_close(several.maps[1, 0], cam.text_maps(images, features, 2).maps[1, 0])
 
 
 @pytest.mark.parametrize(
@@ -364,17 +302,6 @@ def test_gradients_flags_and_modes_of_the_caller_stay():
     assert images.grad is None and features.grad is None
     assert torch.equal(statistics, net.activation[0].running_mean)
     assert_same_map(first, CLIPGradCAM(model, net.conv)(images, features))  # no dropout inside
-
-
-@pytest.mark.parametrize("in_place", [nn.ReLU(inplace=True), nn.Hardswish(inplace=True)], ids=["relu", "hardswish"])
-def test_an_activation_in_place_after_the_layer(in_place):
-    net = PooledNet(activation=in_place)
-    twin = PooledNet(activation=type(in_place)())
-    images, features = pictures(), texts()
-    expected = CLIPGradCAM(Clip(twin), twin.conv).text_maps(images, features, 0)
-    explanation = CLIPGradCAM(Clip(net), net.conv).text_maps(images, features, 0)
-    torch.testing.assert_close(explanation.maps, expected.maps)
-    assert expected.maps.min() < 0
 
 
 @pytest.mark.parametrize("dtype, least", [(torch.float16, 0.99), (torch.bfloat16, 0.97), (torch.float64, 0.9999)])
@@ -536,19 +463,6 @@ def test_a_flat_image_of_a_batch_is_warned_about_and_the_rest_is_drawn():
 
 
 # -- contrast ---------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("gamma", [0.3, 0.6, 1.0])
-def test_contrast_is_the_gradient_of_the_written_out_target(gamma):
-    """y = cos(image, t) - gamma * mean cos(image, others), by a backward pass through the whole net."""
-    net, images, features = PooledNet(activation=nn.ReLU(inplace=True)), pictures(1), texts(4)
-    maps = CLIPGradCAM(Clip(net), net.conv).text_maps(images, features, 2, contrast=gamma).maps[0, 0]
-    A = net.conv(images).detach().requires_grad_()
-    z = F.normalize(net.projection(net.activation(A.clone()).mean((2, 3))), dim=-1)
-    cosines = (z @ F.normalize(features, dim=-1).T)[0]
-    (cosines[2] - gamma * cosines[[0, 1, 3]].mean()).backward()
-    expected = (A.grad.mean((2, 3), keepdim=True) * A.detach()).sum(1)[0]
-    torch.testing.assert_close(maps, expected, rtol=1e-4, atol=1e-7)
 
 
 def test_contrast_of_grad_cam_is_the_difference_of_the_maps(clip):

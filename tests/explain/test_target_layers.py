@@ -1,4 +1,4 @@
-"""Room 2: the layer that Grad-CAM explains."""
+"""The layer that Grad-CAM explains."""
 
 import pytest
 import torch
