@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 from tiny import gradient_picture
+from torchvision import transforms
 
 from models.explain.heatmap import blend, resize_map, show_cam_on_image, to_heatmap
 from models.images.preprocessing import Preprocessing, Region, preprocess, square
@@ -15,25 +16,10 @@ from models.runs.tables import measure_map
 
 def test_preprocessing_is_trainings():
     pixels = gradient_picture(50, 80)
-    expected = np.asarray(Image.fromarray(pixels).resize((32, 32), Image.Resampling.BILINEAR)) / 255
-    expected = (expected - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
-    images = preprocess(pixels, 32)
-    assert images.shape == (1, 3, 32, 32) and images.dtype == torch.float32
-    np.testing.assert_allclose(images[0].permute(1, 2, 0), expected, atol=1e-5)
-
-
-def test_preprocessing_equals_torchvisions():
-    from torchvision import transforms
-
-    pixels = gradient_picture(50, 80)
-    theirs = transforms.Compose(
-        [
-            transforms.Resize((224, 224)),
-            transforms.ToTensor(),
-            transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
-        ]
-    )
-    torch.testing.assert_close(preprocess(pixels, 224)[0], theirs(Image.fromarray(pixels)), rtol=0, atol=1e-5)
+    normalise = transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    theirs = transforms.Compose([transforms.Resize((224, 224)), transforms.ToTensor(), normalise])
+    expected = theirs(Image.fromarray(pixels))[None]
+    torch.testing.assert_close(preprocess(pixels, 224), expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [1, 5, 224])
@@ -77,18 +63,14 @@ def test_the_region_is_what_the_crop_shows():
     """A ramp along each axis tells where every pixel of the input comes from."""
     height, width = 300, 500
     column = np.arange(width) / width * 255
-    pixels = np.repeat(np.repeat(column[None, :, None], height, 0), 3, 2).astype(np.uint8)
+    pixels = np.broadcast_to(column[None, :, None], (height, width, 3)).astype(np.uint8)
     prepare = Preprocessing(100, (100, 100))
     region = prepare.region(height, width)
     centres = region.left + (np.arange(100) + 0.5) * (region.right - region.left) / 100
     np.testing.assert_allclose(prepare.resize_and_crop(pixels)[50, :, 0], centres / width * 255, atol=1.5)
-    assert (region.top, region.bottom) == (0, 300)
+    assert (region.top, region.bottom) == (0, 300) and not region.is_whole(height, width)
     assert region.share(height, width) == pytest.approx(300 / 500, abs=0.01)
-
-
-def test_a_square_shows_the_whole_image():
     assert square(224).region(60, 90).is_whole(60, 90) and square(224).region(60, 90).share(60, 90) == 1
-    assert not CLIP_LIKE.region(60, 90).is_whole(60, 90)
 
 
 def test_pixels_of_a_region_are_those_whose_centres_lie_in_it():
@@ -117,8 +99,7 @@ def test_only_a_shape_that_follows_the_image_is_not_fixed():
 
 def test_a_region_that_is_the_whole_image_changes_nothing():
     raw = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
-    plain, placed = resize_map(raw, (60, 90)), resize_map(raw, (60, 90), Region(0, 0, 90, 60))
-    np.testing.assert_allclose(placed, plain, atol=1e-5)
+    np.testing.assert_allclose(resize_map(raw, (60, 90), Region(0, 0, 90, 60)), resize_map(raw, (60, 90)), atol=1e-5)
 
 
 def test_each_cell_lies_on_the_pixels_it_was_made_of():
@@ -135,26 +116,22 @@ def test_each_cell_lies_on_the_pixels_it_was_made_of():
 
 
 def test_where_the_model_saw_nothing_the_image_stays_as_it_is():
-    pixels = gradient_picture(60, 90)
-    heatmap = to_heatmap(np.ones((2, 2), np.float32) * [[1, 2]], (60, 90), region=Region(15, 0, 75, 60))
-    assert np.nanmax(heatmap) == 1
+    pixels, region = gradient_picture(60, 90), Region(15, 0, 75, 60)
+    heatmap = to_heatmap(np.float32([[1, 2], [1, 2]]), (60, 90), region=region)
+    flat = to_heatmap(np.full((2, 2), 3, np.float32), (60, 90), region=region)
+    assert np.nanmax(heatmap) == 1 and not flat[:, 15:75].any()
     smooth, whole = show_cam_on_image(pixels, heatmap), blend(pixels, heatmap)
     for side in (slice(0, 15), slice(75, 90)):
+        assert np.isnan(flat[:, side]).all()
         np.testing.assert_allclose(smooth[:, side] * 255, pixels[:, side], atol=1e-4)
         np.testing.assert_array_equal(whole[:, side], pixels[:, side])
     assert np.abs(whole[:, 15:75].astype(int) - pixels[:, 15:75]).max() > 20
     np.testing.assert_allclose(smooth[:, 15:75] * 255, whole[:, 15:75], atol=1.5)
 
 
-def test_a_flat_map_on_a_region_is_zero_inside():
-    heatmap = to_heatmap(np.full((2, 2), 3, np.float32), (10, 20), region=Region(5, 0, 15, 10))
-    assert (heatmap[:, 5:15] == 0).all() and np.isnan(heatmap[:, :5]).all() and np.isnan(heatmap[:, 15:]).all()
-
-
 def test_the_peak_is_measured_on_the_region():
-    raw = np.zeros((4, 4), np.float32)
+    raw, region = np.zeros((4, 4), np.float32), Region(20, 0, 60, 40)
     raw[1, 3] = 1
-    region = Region(20, 0, 60, 40)
     measured = measure_map(raw, resize_map(raw, (40, 80), region), region)
     assert (measured["peak_x"], measured["peak_y"]) == (55, 15)
     assert 0 < measured["area_above_half"] < 0.1
