@@ -145,6 +145,14 @@ def test_paths_with_chinese_spaces_and_dots(flags, home, capsys, checkpoint):
     assert str(out_dir / "clip_gradcam_髋 关节.1_overlay.png") in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("kind, name", [("jpg", "JPEG"), ("webp", "WEBP"), ("png", "PNG")])
+def test_the_overlays_format(flags, home, picture, kind, name):
+    assert main([*flags(output_dir="out", output_name="a.pdf"), "--overlay-format", kind]) == 0
+    assert files(home / "out") == ["a.pdf", f"a_overlay.{kind}"]
+    with Image.open(home / "out" / f"a_overlay.{kind}") as overlay, Image.open(picture) as image:
+        assert overlay.format == name and overlay.size == image.size
+
+
 def test_the_figures_language(flags, monkeypatch):
     shown = {}
     genuine = outputs.draw_figure
