@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -72,11 +73,11 @@ def run(command):
 
 @pytest.fixture
 def as_undisturbed(run):
-    """A function that says whether a folder holds what a run leaves that nothing disturbed."""
+    """A function that says whether out/ holds what a run leaves that nothing disturbed."""
 
-    def compare(folder="out", code=0):
-        run(output="undisturbed", code=code)
-        return contents(folder) == contents("undisturbed")
+    def compare(*flags, code=0):
+        run(*flags, output="undisturbed", code=code)
+        return contents("out") == contents("undisturbed")
 
     return compare
 
@@ -97,12 +98,17 @@ def contents(folder):
 # -- a folder ---------------------------------------------------------------------------------
 
 
-def test_a_folder_keeps_its_structure(run, capsys):
-    run()
-    out, err = capsys.readouterr()
+def test_a_folder_keeps_its_structure_and_is_done_again_without_resume(run, capsys):
+    """The results lie inside the searched folder and are no images."""
     written = [f"{name}{end}" for name in OUTPUTS for end in (".png", "_overlay.png")]
-    assert files("out") == sorted([*written, "results.csv", "results.jsonl"])
-    assert "完成 5 张，失败 0 张，共 5 张" in out and str(Path("out/results.csv")) in out
+    run(output="data/out")
+    before = contents("data/out")
+    assert [*before] == sorted([*written, "results.csv", "results.jsonl"])
+    Path("data/out/clip_gradcam_001.png").write_bytes(b"old")
+    run(output="data/out")
+    assert contents("data/out") == before
+    out, err = capsys.readouterr()
+    assert out.count("完成 5 张，失败 0 张，共 5 张") == 2 and str(Path("data/out/results.csv")) in out
     assert not re.search("错误|失败:", err)
 
 
@@ -147,10 +153,6 @@ def test_files_patterns_and_folders_together_and_stems_that_would_meet(run):
     assert (rows[2]["width"], rows[2]["height"]) == (128, 128)
 
 
-def test_results_inside_the_searched_folder_are_no_images(run):
-    assert len(run(output="data/out")) == len(run(output="data/out")) == 5
-
-
 @pytest.mark.parametrize("workers, batch", [(2, 1), (0, 2), (2, 7)])
 def test_decoding_processes_and_batch_sizes_change_nothing_that_can_be_seen(run, workers, batch):
     flags = ["--num-workers", str(workers), "--batch-size", str(batch)]
@@ -170,8 +172,10 @@ def test_several_texts_are_a_row_and_an_overlay_each(run):
     assert {row["overlay"] for row in rows} <= set(files("out"))
 
 
-def test_an_empty_map_has_no_say_in_the_common_scale():
+def test_one_scale_for_all_texts_of_an_image_in_which_empty_maps_have_no_say():
     result = tiny_result([0, 1, 2])
+    heatmaps, resized = np.stack(list(result.heatmaps())), np.stack(list(result.resized_maps()))
+    np.testing.assert_allclose(heatmaps, resized / resized.max(), atol=1e-6)
     result.maps[1] = 100.0  # one colour: drawn as nothing
     result.maps[2] = -1.0
     own, level, negative = result.heatmaps()
@@ -184,13 +188,6 @@ def test_a_warning_of_several_texts_names_them_once():
     result = tiny_result([0, 1, 2])._replace(flaws=["热力图为空", None, "热力图为空"], sensitivities=[None, 0.97, None])
     first, second = result.messages()
     assert first == "正常、感染：热力图为空" and second.startswith("松动：热力图几乎不随文本变化（文本敏感度 0.97")
-
-
-def test_one_scale_for_all_texts_of_an_image(clip, home):
-    result = script.explain(clip, script.read_image("data/000.png"), TEXTS, target_text_idx="all", img_size=64)
-    heatmaps, resized = np.stack(list(result.heatmaps())), np.stack(list(result.resized_maps()))
-    np.testing.assert_allclose(heatmaps, resized / resized.max(), atol=1e-6)
-    assert heatmaps.max() == 1
 
 
 @pytest.mark.parametrize("asked, targets", [("all", [0, 1, 2]), ([0, 2], [0, 2]), ((2, 2, 1), [2, 1]), ([1], [1])])
@@ -305,20 +302,26 @@ def test_what_cannot_start_is_one_line_and_leaves_earlier_results(home, run, cap
 # -- bad images -------------------------------------------------------------------------------
 
 
-def test_bad_images_in_the_middle_do_not_stop_the_rest(run, capsys):
-    Path("data/0000 坏.png").write_bytes(b"\x89PNG")
+def test_bad_images_do_not_stop_the_rest_and_are_tried_again_when_resuming(run, as_undisturbed, capsys):
+    good = Path("data/001.png").read_bytes()
+    Path("data/0000 坏.png").write_bytes(good[:50])
     Path("data/b/bad.jpg").write_bytes(b"")
+    Path("out/clip_gradcam_001.png").mkdir(parents=True)  # in the place of a figure
     rows = run(code=1)
     out, err = capsys.readouterr()
-    assert "完成 5 张，失败 2 张，共 7 张" in out
+    assert "完成 4 张，失败 3 张，共 7 张" in out
     failures = [line for line in err.splitlines() if line.startswith("失败: ")]
-    assert len(failures) == 2 and failures[0].count("0000 坏.png") == 1 and "bad.jpg" in failures[1]
+    assert len(failures) == 3 and failures[0].count("0000 坏.png") == 1 and "bad.jpg" in failures[2]
     failed = [row for row in rows if row.get("error")]
-    assert len(rows) == 7 and [Path(row["image"]).name for row in failed] == ["0000 坏.png", "bad.jpg"]
+    assert len(rows) == 7 and [Path(row["image"]).name for row in failed] == ["0000 坏.png", "001.png", "bad.jpg"]
     assert all(row["checkpoint"] and "overlay" not in row for row in failed)
-    good = [row for row in rows if not row.get("error")]
-    clean = run(output="clean", images=[row["image"] for row in good])
-    assert [row["similarity"] for row in good] == pytest.approx([row["similarity"] for row in clean], abs=2e-5)
+    Path("out/clip_gradcam_001.png").rmdir()
+    for name in ("0000 坏.png", "b/bad.jpg"):
+        (Path("data") / name).write_bytes(good)
+    before = contents("out")
+    run("--resume")
+    assert as_undisturbed()
+    assert all(contents("out")[name] == data for name, data in before.items() if not name.startswith("results"))
 
 
 @pytest.mark.parametrize("terminal", [True, False])
@@ -331,24 +334,6 @@ def test_a_bar_on_a_terminal_and_silence_elsewhere(run, monkeypatch, terminal):
     shown = stream.getvalue()
     assert ("6/6" in shown and "失败 1" in shown and "张/s" in shown) == terminal
     assert ("\r" in shown) == terminal
-
-
-def test_a_failed_image_is_tried_again_when_resuming(run, as_undisturbed):
-    good = Path("data/001.png").read_bytes()
-    Path("data/001.png").write_bytes(good[:50])
-    run(code=1)
-    Path("data/001.png").write_bytes(good)
-    before = contents("out")
-    run("--resume")
-    assert as_undisturbed()
-    assert all(contents("out")[name] == data for name, data in before.items() if not name.startswith("results"))
-
-
-def test_an_image_whose_results_cannot_be_written_is_its_own_failure(run, capsys):
-    Path("out/clip_gradcam_001.png").mkdir(parents=True)
-    rows = run(code=1)
-    assert "完成 4 张，失败 1 张" in capsys.readouterr().out
-    assert [row["image"] for row in rows if row.get("error")] == [str(Path("data/001.png"))]
 
 
 def test_a_chunk_that_fails_as_a_whole_is_done_one_by_one(run, monkeypatch):
@@ -365,6 +350,20 @@ def test_a_chunk_that_fails_as_a_whole_is_done_one_by_one(run, monkeypatch):
 
 # -- whatever happens -------------------------------------------------------------------------
 
+CAPTURED = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "encoding": "utf-8"}
+
+
+def start(arguments):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, *arguments], env=environment, **CAPTURED)
+
+
+def wait_for_rows(folder, count=1, seconds=180):
+    end = time.monotonic() + seconds
+    while finished_rows(folder) < count:
+        assert time.monotonic() < end, "no rows"
+        time.sleep(0.02)
+
 
 def test_resuming_does_what_is_missing_only(home, run, capsys, monkeypatch):
     genuine, drawn = folder_run.encode_outputs, []
@@ -373,26 +372,18 @@ def test_resuming_does_what_is_missing_only(home, run, capsys, monkeypatch):
         drawn.append(path.name)
         return genuine(results, path, choice)
 
-    run()
+    run("--batch-size", "3")  # what is finished shares a chunk with what is not
     before = contents("out")
     monkeypatch.setattr(folder_run, "encode_outputs", record)
-    run("--resume")
+    run("--resume", "--batch-size", "3")
     assert "完成 0 张（另有 5 张此前已完成）" in capsys.readouterr().out
     assert drawn == [] and contents("out") == before
     Path("out/clip_gradcam_001_overlay.png").unlink()
     Path("out/b/c/clip_gradcam_000.png").write_bytes(b"cut")
-    run("--resume")
+    run("--resume", "--batch-size", "3")
     assert sorted(drawn) == ["clip_gradcam_000.png", "clip_gradcam_001.png"] and contents("out") == before
     write_images(home / "data", 1, start=7)
-    assert len(run("--resume")) == 6 and drawn[2:] == ["clip_gradcam_007.png"]
-
-
-def test_without_resume_everything_is_done_again(run, capsys):
-    run()
-    before = contents("out")
-    Path("out/clip_gradcam_001.png").write_bytes(b"old")
-    run()
-    assert "完成 5 张，失败" in capsys.readouterr().out and contents("out") == before
+    assert len(run("--resume", "--batch-size", "3")) == 6 and drawn[2:] == ["clip_gradcam_007.png"]
 
 
 @pytest.mark.parametrize(
@@ -420,7 +411,7 @@ def test_resuming_with_other_settings_is_refused_by_name(run, clip, capsys, chan
     assert re.search(f"错误: --resume：.*({named})", capsys.readouterr().err) and contents("out") == before
 
 
-def test_a_full_disk_ends_the_run_and_can_be_resumed(run, monkeypatch, capsys):
+def test_a_full_disk_ends_the_run_and_can_be_resumed(run, as_undisturbed, monkeypatch, capsys):
     genuine, calls = folder_run.write_files, []
 
     def full(contents, **options):
@@ -434,55 +425,50 @@ def test_a_full_disk_ends_the_run_and_can_be_resumed(run, monkeypatch, capsys):
     assert re.search("错误: .*No space left.*--resume", capsys.readouterr().err)
     monkeypatch.setattr(folder_run, "write_files", genuine)
     run("--resume", "--batch-size", "1")
-    run("--batch-size", "1", output="undisturbed")
-    assert contents("out") == contents("undisturbed")
+    assert as_undisturbed("--batch-size", "1")
 
 
-FORK_AND_KILL = """
-import glob, json, os, random, signal, sys, time
-sys.path.insert(0, {project!r})
-import torch
-import clip_gradcam_visualization as script
+def finished_rows(folder):
+    """How many images a run has finished so far; read again where a part has just gone into that of earlier runs."""
+    try:
+        return sum(part.read_bytes().count(b"\n") for part in Path(folder).glob(".clip_gradcam/rows-*"))
+    except FileNotFoundError:
+        return finished_rows(folder)
 
-def start(arguments):
+
+def fork_run(arguments):
     pid = os.fork()
     if pid == 0:
         os.setsid()
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, 1), os.dup2(null, 2)
-        os._exit(script.main(arguments))
+        os._exit(main(arguments))
     return pid
 
-def rows():
-    try:
-        return sum(open(part, "rb").read().count(b"\\n") for part in glob.glob("out/.clip_gradcam/rows-*"))
-    except FileNotFoundError:  # a part has just gone into the one of the earlier runs
-        return rows()
 
 def kill_on_the_way(pid):
-    # now and then before the first image, mostly a moment after one of the next few
-    end, goal = time.monotonic() + 20, rows() + random.randint(1, 6)
+    """Kill a run now and then before the first image, mostly a moment after one of the next few; 0 if it had ended."""
     early = random.random() < 0.25
-    if not early:
-        while rows() < goal and time.monotonic() < end and os.waitpid(pid, os.WNOHANG) == (0, 0):
-            time.sleep(0.001)
+    end, goal = time.monotonic() + 20, 0 if early else finished_rows("out") + random.randint(1, 6)
+    while finished_rows("out") < goal and time.monotonic() < end and os.waitpid(pid, os.WNOHANG) == (0, 0):
+        time.sleep(0.001)
     time.sleep(random.uniform(0, 0.3 if early else 0.02))
     try:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
     except (ProcessLookupError, ChildProcessError):
-        return 0  # it had ended
+        return 0
     return 1
 
-arguments, undisturbed = json.loads(sys.argv[1])
-random.seed(0)
-assert os.waitpid(start(undisturbed), 0)[1] == 0
-kills = kill_on_the_way(start(arguments))
-for _ in range(14):
-    kills += kill_on_the_way(start([*arguments, "--resume"]))
-assert os.waitpid(start([*arguments, "--resume"]), 0)[1] == 0
-print(kills)
-"""
+
+def kill_and_resume(arguments, undisturbed):
+    """In a process of its own, in which torch has no threads yet; how often a run was killed."""
+    random.seed(0)
+    assert os.waitpid(fork_run(undisturbed), 0)[1] == 0
+    resumed = [*arguments, "--resume"]
+    kills = sum(kill_on_the_way(fork_run(each)) for each in [arguments, *[resumed] * 14])
+    assert os.waitpid(fork_run(resumed), 0)[1] == 0
+    return kills
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
@@ -491,9 +477,11 @@ def test_killed_at_random_moments_and_resumed(home, command, workers):
     """However often it is killed, in the end files and tables are those of a run that was never disturbed."""
     write_images(home / "data" / "more", 55)
     arguments, undisturbed = ([*command(output=o), "--num-workers", str(workers)] for o in ("out", "undisturbed"))
-    code = FORK_AND_KILL.format(project=str(SCRIPT.parent))
+    code = "import json, sys, test_many_images as t; print(t.kill_and_resume(*json.loads(sys.argv[1])))"
+    places = (SCRIPT.parent, SCRIPT.parent / "tests", Path(__file__).parent)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, places))}
     finished = subprocess.run(
-        [sys.executable, "-c", code, json.dumps([arguments, undisturbed])], capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", code, json.dumps([arguments, undisturbed])], timeout=300, env=environment, **CAPTURED
     )
     assert finished.returncode == 0, finished.stderr
     assert int(finished.stdout) >= 8
@@ -502,29 +490,9 @@ def test_killed_at_random_moments_and_resumed(home, command, workers):
     assert not list(Path("out").rglob("*.tmp"))
 
 
-CAPTURED = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "encoding": "utf-8"}
-
-
-def one_thread():
-    return {**os.environ, "OMP_NUM_THREADS": "1"}
-
-
-def start_run(arguments):
-    return subprocess.Popen([sys.executable, SCRIPT, *arguments], env=one_thread(), **CAPTURED)
-
-
-def wait_for_rows(folder, count=1, seconds=180):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if sum(part.read_bytes().count(b"\n") for part in Path(folder).glob(".clip_gradcam/rows-*")) >= count:
-            return
-        time.sleep(0.02)
-    raise AssertionError("no rows")
-
-
 def test_ctrl_c_and_a_second_run_meanwhile(home, command, run, as_undisturbed, capsys):
     write_images(home / "data" / "more", 300)
-    with start_run(command("--num-workers", "1")) as process:
+    with start([SCRIPT, *command("--num-workers", "1")]) as process:
         wait_for_rows("out")
         run("--resume", code=2)
         assert re.search(f"错误: .*另一次运行.*{process.pid}", capsys.readouterr().err)
@@ -541,8 +509,8 @@ def test_ctrl_c_and_a_second_run_meanwhile(home, command, run, as_undisturbed, c
 
 
 def torchrun(processes, arguments, *options):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    return subprocess.Popen([*command, *options, SCRIPT, *arguments], env=one_thread(), **CAPTURED)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    return start([*launcher, *options, SCRIPT, *arguments])
 
 
 def test_several_processes_give_the_files_and_rows_and_the_exit_code_of_one(home, command, as_undisturbed):
