@@ -14,7 +14,8 @@ all settings (of Score-CAM these two), the costly parts these two. Nothing is le
 
 The parts: `maps` (pointing, energy, IoU, text sensitivity, wrong texts, two findings in one image, baselines),
 `faithfulness` (deletion, insertion), `sanity` (Adebayo et al. 2018, arXiv 1810.03292), `libraries` (the same maps by
-grad-cam and torchcam, where installed), `time`. Protocols: evaluate_demo.py, models/faithfulness.py and `sanity` below.
+grad-cam and torchcam, where installed), `time`. Protocols: evaluate_demo.py, models/explain/faithfulness.py, `sanity`
+below.
 
 All phantoms are synthetic, and both encoders were trained with masks of their kind: the CNN through its Grad-CAM of
 the cosine at the last block, which is favoured there; the ViT through a loss of its patch tokens only.

@@ -476,7 +476,7 @@ def squash(image, size):
 
 
 def squash_as_the_tool(image, size):
-    """The same with the tool's own filter (`preprocess` of clip_gradcam_visualization)."""
+    """The same with the tool's own filter (`preprocess` of models.images.preprocessing)."""
     return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))
 
 

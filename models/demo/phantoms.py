@@ -4,7 +4,7 @@ These are drawings, not patients' images. Anatomy is laid out in millimetres aro
 right hip (x to the patient's midline, y to the feet), seen through a random view (scale, rotation,
 mirror, place), and summed up as attenuation: grey = 1 - exp(-attenuation), so metal ends near white.
 
-    from models.phantoms import draw_phantom
+    from models.demo.phantoms import draw_phantom
     phantom = draw_phantom(seed=7, findings=("fracture",), size=(900, 700))
     phantom.image          # uint8 [900, 700]
     phantom.masks          # {"fracture": bool [900, 700]}, what the heatmap should point at

@@ -1,4 +1,4 @@
-"""models/attention.py: LeGrad, Grad-ECLIP and rollout against attention written out by hand, in float64."""
+"""models/explain/attention.py: LeGrad, Grad-ECLIP and rollout against attention written out by hand, in float64."""
 
 import copy
 import functools

@@ -1,4 +1,4 @@
-"""models/images.py and models/dicom.py: finding, reading and decoding images."""
+"""models/images.py and models/images/dicom.py: finding, reading and decoding images."""
 
 import os
 import re
