@@ -14,7 +14,7 @@ Top to bottom: the flags, loading, target layers, CLIPGradCAM, one image, many i
 
     path -> pixels -> model input -> maps at a layer -> heatmap on the image -> figure, overlay
 
-and each arrow is a call that `run_one` makes; what the calls need stands in `models/`, a folder for each subject.
+in `run_one`; what the steps need stands in `models/`, a folder for each subject.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ FLAGS = (
     (
         "--method",
         NAME | {"choices": (*METHODS, "all")},
-        f"热力图方法（默认：ViT 用 layercam，其余用 gradcam）：{'、'.join(METHODS)}；all 把它们并排",
+        f"热力图方法（默认：有类别词元的 ViT 用 layercam，其余用 gradcam）：{'、'.join(METHODS)}；all 把它们并排",
     ),
     ("--similarity", {"choices": SIMILARITIES}, "解释余弦相似度 cosine（默认）还是点积 dot"),
     ("--faithfulness", SWITCH, "检验热力图：按它删除和插入像素，给出曲线下面积与随机图之差"),

@@ -1,4 +1,4 @@
-"""The CLIP model behind the heatmaps: two towers, the networks of the image tower, and checkpoint layouts."""
+"""All that the script stands on, a folder for each subject; the four names that it hands on are of the CLIP model."""
 
 __all__ = ["CLIPModel", "ImageEncoder", "TextEncoder", "create_model"]
 

@@ -1,4 +1,4 @@
-"""Heatmaps: methods, layers and attention, what is captured of a forward pass, and what can be measured of a map.
+"""Heatmaps: methods, layers and attention, what is captured of a forward pass, maps as colours, and their measures.
 
-Never a file, a picture or a word to the reader but for why a map is empty.
+Never a file, a page or a table.
 """

@@ -36,7 +36,7 @@ def layer_name(model, layer: torch.nn.Module) -> str:
 
 
 def layers_name(model, layers: Sequence[torch.nn.Module]) -> str:
-    """The layers' paths as they are shown: "a + b", "a ... z" for more than three; "attention" where there are none."""
+    """The layers' paths as shown: "a + b", "a … z" of more than three; "attention pool" where there are none."""
     names = [layer_name(model, layer) for layer in layers]
     if len(names) > 3:
         names = [f"{names[0]} … {names[-1]}"]

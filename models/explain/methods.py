@@ -1,7 +1,9 @@
-"""The methods: one row of METHODS each. To add one, write its formula and its row; nothing else.
+"""The methods: one row of METHODS each. To add one, write its formula and its row; nothing else. A name is of
+lower-case letters, digits, + and -.
 
 A formula makes maps [B, h, w] before the ReLU from a layer's activations A and gradients g = dy/dA, both [B, C, h, w];
-<.> is the mean over positions. Those of attention stand in `models.explain.attention`.
+<.> is the mean over positions. Those of attention stand in `models.explain.attention`; what a row
+needs, in `models.explain.needs`.
 """
 
 from collections.abc import Callable

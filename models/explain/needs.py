@@ -134,9 +134,11 @@ class Attention:
         transformer = transformer_of(tower, method)
         if layers:
             if not self.takes_layers:
-                raise InputError("grad-eclip 和 rollout 不使用目标层；请去掉 --target-layer 或 --layers")
+                raise InputError(f"{method} 不使用目标层；请去掉 --target-layer 或 --layers")
             if any(layer not in list(transformer.blocks) for layer in layers):
-                raise InputError("LeGrad 的层必须是整个 Transformer 块；用 --layers 给出块的名称，或不给（取最后几块）")
+                raise InputError(
+                    f"{method} 的层必须是整个 Transformer 块；用 --layers 给出块的名称，或不给（取最后几块）"
+                )
             return list(layers)
         if self.pool_alone and transformer.pool is not None:
             return []

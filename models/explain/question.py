@@ -22,7 +22,7 @@ class Question(NamedTuple):
     texts: list[str]  # K texts as the model reads them
     targets: Sequence[int] | None = None  # which are explained; None: the most similar one of each image
     contrast: float = 0.0  # gamma of `contrastive_directions`
-    method: str = "gradcam"  # one of METHODS, or "all"
+    method: str = "gradcam"  # one of METHODS, or "all"; an Explainer's has the encoder's default in place of none
     similarity: str = "cosine"  # or "dot": what is explained
     faithfulness: bool = False  # whether each heatmap is tested by deletion and insertion
     img_size: int | None = None  # side of the model's input where the model does not say

@@ -1,4 +1,4 @@
 """Images: which ones the user means, what their results are called, their pixels, and how these become model input.
 
-Never a model, and nothing of what is explained.
+Never a forward pass, and nothing of what is explained.
 """

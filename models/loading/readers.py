@@ -1,4 +1,11 @@
-"""The kinds of model that can be loaded: each reader recognises a content and loads it; the first one counts."""
+"""The kinds of model that can be loaded: each reader recognises a content and loads it; the first one counts.
+
+A reader is a module with `recognises(content) -> bool` and `load(content, request, cached) -> model`; `folder` takes
+every folder, so one for folders of another kind stands before it. The model is a `TwoTowers`: an `image_encoder` that
+offers `embed`, `token_grid`, `patch_size` and `transformer` as `towers.image.ImageEncoder` does, a `text_encoder`,
+`logits` and `probabilities`, an `image_encoder_name` that the script's ENCODERS has, and `img_size` or a
+`preprocessing` of its own.
+"""
 
 from typing import TYPE_CHECKING
 
@@ -10,4 +17,4 @@ if TYPE_CHECKING:
 else:  # with the networks that they build: imported where a content is none of our own
     openai, folder = HeavyModule(f"{__package__}.openai"), HeavyModule(f"{__package__}.folder")
 
-READERS = (own, openai, folder)  # modules with recognises(content) and load(content, request, cached)
+READERS = (own, openai, folder)

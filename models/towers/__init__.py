@@ -1,1 +1,1 @@
-"""Networks: the image and text towers, their backbones and tokenizers. Never a file of weights, or a heatmap."""
+"""Networks: the image and text towers, their backbones and tokenizers. Never their weights, never a heatmap."""

@@ -29,7 +29,7 @@ STRUCTURES = {
 
 
 def recognise_vision(backbone: nn.Module) -> str | None:
-    """The row of the target-layer table that a vision model's structure belongs to; None where to none."""
+    """The family that a vision model's structure belongs to, one of the constants above; None where to none."""
     paths = {name for name, _ in (*backbone.named_modules(), *backbone.named_parameters())}
     family = next((family for family, needed in STRUCTURES.items() if paths.issuperset(needed)), None)
     flat = family == POOLED and isinstance(backbone.embeddings.patch_embedding, nn.Linear)

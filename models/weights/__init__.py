@@ -1,3 +1,4 @@
-"""What stands in files of weights: reading them safely, their names, translating these to ours; where a name of a model
-leads. Never a network, nor anything that is computed with the weights.
+"""What stands in files of weights: reading them safely, their names, giving them to modules; where a name leads.
+
+Never the definition of a network, nor a computation with one.
 """

@@ -25,7 +25,7 @@ class Layout(NamedTuple):
     marker: str  # a key that matches proves the layout
     leftovers: str  # keys that belong to a head or pooler and are not needed
     renames: Rules = ()
-    batch_norm_eps: float | None = None  # None: as the builder in models.clip has it
+    batch_norm_eps: float | None = None  # None: as the builder in models.towers.image has it
 
 
 RESNET_CHILDREN = ("conv1", "bn1", None, None, "layer1", "layer2", "layer3", "layer4", None, "fc")
