@@ -128,9 +128,10 @@ def run_chunks(
 
     try:
         for chunk in chunks:  # the next one is decoded while the others are under way
+            under_way.append(executor.submit(begin, chunk))
+            del chunk
             if len(under_way) > threads:
                 settle(under_way.popleft())
-            under_way.append(executor.submit(begin, chunk))
         while under_way:
             settle(under_way.popleft())
     finally:
