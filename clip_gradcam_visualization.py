@@ -14,7 +14,8 @@ Top to bottom: the flags, loading, target layers, CLIPGradCAM, one image, many i
 
     path -> pixels -> model input -> maps at a layer -> heatmap on the image -> figure, overlay
 
-in `run_one`; what the steps need stands in `models/`, a folder for each subject.
+in `run_one`; what the steps need stands in `models/`, a folder for each subject. "The users' guide" is the
+contract that the project began with: its flags, its four panels, its Grad-CAM of one layer and the cosine.
 """
 
 from __future__ import annotations
@@ -138,7 +139,7 @@ EITHER = (
 
 
 def build_parser() -> ChineseArgumentParser:
-    """The parser of the command line: every flag of the guide with its default."""
+    """The parser of the command line: every flag, with its default."""
     parser = ChineseArgumentParser(
         prog="clip_gradcam_visualization.py",
         description="用 Grad-CAM 显示图像中哪些区域与一段文本最相关（CLIP 图像-文本相似度的热力图）。",
@@ -225,15 +226,15 @@ def load_from_arguments(args, texts: list[str] | None = None, local_rank: int = 
 class EncoderRow(NamedTuple):
     """What is explained of an image encoder. Layers are paths below image_encoder.backbone: -1 is the last member."""
 
-    target_layer: str  # the last spatial map before pooling, or the block that makes it: the guide's
+    target_layer: str  # the last spatial map before pooling, or the block that makes it: the users' guide's
     method: str = "gradcam"  # where nothing is asked for, with the similarity and the layers that follow
     similarity: str = "cosine"
     layers: tuple[str, ...] = ()  # whose maps are fused; none: the target layer, or the method's blocks
 
 
-# A method or layers other than the guide's were chosen by `tests/evaluate.py --choose` on validation phantoms. ViT: the
-# patch tokens of the last block's OUTPUT no longer reach the class token; SigLIP pools all tokens: those that its pool
-# reads have a gradient.
+# A method or layers other than the users' guide's were chosen by `tests/evaluate.py --choose` on validation phantoms.
+# ViT: the patch tokens of the last block's OUTPUT no longer reach the class token; SigLIP pools all tokens: those that
+# its pool reads have a gradient.
 _FAMILIES = (
     (("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"), EncoderRow("layer4.-1")),
     (
@@ -293,7 +294,7 @@ def with_defaults(model, encoder: str, method: str | None, similarity: str | Non
 
 
 # ---------------------------------------------------------------------------------------------
-# 4. CLIPGradCAM: hook, gradient, heatmap
+# 4. CLIPGradCAM: from images to the maps of texts at a layer
 
 
 class CLIPGradCAM:
@@ -335,7 +336,8 @@ class CLIPGradCAM:
         """Images [B, 3, H, W] (or [3, H, W]), text features [K, D] -> float32 [B, H, W] in [0, 1]; [H, W] if B is 1.
 
         `target_text_idx`: the text explained, one int for all images or one per image; None takes the most
-        similar text of each image. A flat map comes back as zeros, with a warning that says why.
+        similar text of each image. A flat map comes back as zeros, with a warning that says why. This is for callers
+        from Python; the command goes through `text_maps`, as it draws the maps of all texts.
         """
         images = images[None] if images.ndim == 3 else images
         text_maps = self.text_maps(images, text_features, target_text_idx)
@@ -598,7 +600,7 @@ def explainer_of(args, model, question: Question) -> Explainer:
 
 
 def run_one(args, question: Question) -> None:
-    """One image to its files, as the guide says."""
+    """One image to its files: the model gives maps at a layer; encoding the files makes heatmaps of them and draws."""
     image_path = args.image_path[0]
     save_path = Path(args.output_dir) / (args.output_name or f"clip_gradcam_{Path(image_path).stem}.png")
     check_output_folder(save_path.parent)
@@ -695,8 +697,8 @@ def run(args) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code.
 
-    0; 1 where some images of many failed; 2 where nothing could start, after one line `错误: ...` on standard
-    error; 130 after Ctrl-C.
+    0; 1 where images of many are missing from the results; 2 where nothing could start, after one line `错误: ...` on
+    standard error; 130 after Ctrl-C.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):

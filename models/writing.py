@@ -24,7 +24,7 @@ def write_files(
     staging: Path | None = None,
     private: bool = False,
 ) -> None:
-    """Write all files whole, or none of them: each beside its place first, then all moved into place.
+    """Write all files whole: each beside its place first, then all moved into place; if that fails, no new one stays.
 
     Contents that are iterables are written piece by piece. With `durable` each file's data is on the disk before it is
     moved. `staging`: a folder of the same file system to write them in first, where what a killed process leaves can

@@ -111,10 +111,11 @@ def two_decimals(value: float) -> str:
 
 
 COLORMAP_JET = 2  # cv2.COLORMAP_JET, by value: `import cv2` waits until something is drawn
+OVERLAY_ALPHA = 0.4  # what an overlay has of the colours; the rest is the image
 
 
 def show_cam_on_image(
-    img: np.ndarray, mask: np.ndarray, colormap: int = COLORMAP_JET, alpha: float = 0.4
+    img: np.ndarray, mask: np.ndarray, colormap: int = COLORMAP_JET, alpha: float = OVERLAY_ALPHA
 ) -> np.ndarray:
     """Lay a heatmap over an image: alpha * colour + (1 - alpha) * image.
 
@@ -140,7 +141,7 @@ def jet(heatmap: np.ndarray) -> np.ndarray:
     return cv2.cvtColor(cv2.applyColorMap(cv2.convertScaleAbs(heatmap, alpha=255), COLORMAP_JET), cv2.COLOR_BGR2RGB)
 
 
-def blend(pixels: np.ndarray, heatmap: np.ndarray, alpha: float = 0.4) -> np.ndarray:
+def blend(pixels: np.ndarray, heatmap: np.ndarray, alpha: float = OVERLAY_ALPHA) -> np.ndarray:
     """`show_cam_on_image` in whole levels, several times as fast: uint8 [H, W, 3] and [H, W] -> uint8 [H, W, 3]."""
     unseen = np.isnan(heatmap)
     if not unseen.any():

@@ -155,6 +155,6 @@ DEFAULT_IMG_SIZE = 224
 
 
 def preprocessing_of(model, img_size: int | None = None) -> Preprocessing:
-    """The model's own preprocessing, else a square of the checkpoint's side, of `img_size`, or the guide's."""
+    """The model's own preprocessing, else a square of the checkpoint's side, of `img_size`, or the default."""
     own = getattr(model, "preprocessing", None)
     return own or square(getattr(model, "img_size", None) or img_size or DEFAULT_IMG_SIZE)

@@ -28,7 +28,7 @@ def load(content: Content, request: Request, cached: CachedFeatures | None = Non
     """
     translated = translate_checkpoint(content.checkpoint)
     config = model_config(translated, request)
-    has_features = cached is not None and cached.look_up(config)
+    has_features = cached is not None and cached.load_for(config)
     if cached is not None and not has_features:
         _copy_small_file(content.path, translated)
     model = build_on_meta(config, request.text_tower and not has_features)

@@ -1,7 +1,7 @@
 """Text features kept between runs, in the user's cache folder: keyed by content, never by path or date.
 
     cached = CachedFeatures(path, texts, "cpu")      # before the file is read
-    if cached.look_up(config):
+    if cached.load_for(config):
         features, messages = cached.entry
     else:
         cached.keep(features, messages)              # once they are computed
@@ -44,8 +44,11 @@ class CachedFeatures:
         self._key: str | None = None
         self.entry: tuple[np.ndarray, list[str]] | None = None  # see `load_entry`
 
-    def look_up(self, config: Mapping) -> bool:
-        """Whether there is an entry for the model that `config` describes; CLIP's tokenizer may be anywhere: none."""
+    def load_for(self, config: Mapping) -> bool:
+        """Set `entry` to what the cache has for the model of this config; returns whether it has any.
+
+        A CLIP's own tokenizer may be anywhere: it has none.
+        """
         if config["text_config"].get("model_type") is None:
             self._key = file_features_key(self._path, self._state, config, self._texts, self._device)
         self.entry = load_entry(self._key) if self._key else None

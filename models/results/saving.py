@@ -33,7 +33,7 @@ class OutputFiles(NamedTuple):
 
 
 def encode_outputs(results: Results, save_path: str | os.PathLike, choice: OutputChoice) -> OutputFiles:
-    """Draw and encode every file of an image: the figure at `save_path`, the others beside it."""
+    """Make the heatmaps, draw and encode every file of an image: the figure at `save_path`, the others beside it."""
     figure_path = figure_file(save_path)
     marks = file_marks(results)
     overlays = [overlay_path(figure_path, mark, choice.overlay_format) for mark in marks]
