@@ -364,11 +364,11 @@ def measure_methods(repetitions: int) -> None:
     from models.explain.needs import SCORECAM_BATCH, SCORECAM_CHANNELS
 
     model, texts, forward = tower_and_texts("vit")
-    image, every = torch.randn(1, 3, 224, 224), torch.arange(9)[None]
+    image, all_texts = torch.randn(1, 3, 224, 224), torch.arange(9)[None]
     for method, demanded in (("legrad", 2.0), ("grad-eclip", 2.0), ("rollout", ""), ("gradcam", "")):
         cam = CLIPGradCAM(model, None if method != "gradcam" else get_target_layer_for_clip(model), False, method)
         ratio = median_ratio(
-            lambda cam=cam: cam.text_maps(image, texts, every), lambda: forward(image), max(5, 2 * repetitions)
+            lambda cam=cam: cam.text_maps(image, texts, all_texts), lambda: forward(image), max(5, 2 * repetitions)
         )
         row(f"{method}, ViT-B/16, nine texts", f"{ratio:.2f} forward passes", demanded)
     model, texts, forward = tower_and_texts("resnet50")

@@ -118,13 +118,13 @@ GUIDE = Setting("gradcam", "last", "cosine")
 
 def settings_of(encoder: Encoder, model) -> list[Setting]:
     """All that is measured of an encoder, the guide's setting of each method first."""
-    found = []
+    settings = []
     for method in methods_for(model, "all"):
         layers = list(encoder.layers) if not isinstance(METHODS[method].needs, Attention) else ["own"]
         layers = {"legrad": list(encoder.blocks), "scorecam": layers[:2]}.get(method, layers)  # Score-CAM is slow
         similarities = SIMILARITIES if METHODS[method].knows_text else SIMILARITIES[:1]
-        found += [Setting(method, layer, similarity) for similarity in similarities for layer in layers]
-    return found
+        settings += [Setting(method, layer, similarity) for similarity in similarities for layer in layers]
+    return settings
 
 
 def together(settings: Sequence[Setting]) -> list[list[Setting]]:
@@ -211,9 +211,9 @@ class Subject:
         batches = []
         for start in range(0, len(cases.images), BATCH):
             pixels = self.pixels(cases.images[start : start + BATCH])
-            every = torch.arange(len(self.texts)).expand(len(pixels), -1)
-            asked = every if targets is None else torch.from_numpy(targets[start : start + BATCH])
-            batches.append(self.explain(group, pixels, asked, model))
+            all_texts = torch.arange(len(self.texts)).expand(len(pixels), -1)
+            batch_targets = all_texts if targets is None else torch.from_numpy(targets[start : start + BATCH])
+            batches.append(self.explain(group, pixels, batch_targets, model))
         return {setting: np.concatenate([batch[setting] for batch in batches]) for setting in group}
 
     def explain(self, group, pixels, targets, model=None) -> dict[Setting, np.ndarray]:
@@ -275,14 +275,14 @@ def measure_map(heatmap, mask, near) -> dict:
 
 def measure_texts(maps: np.ndarray, own: int, near=None) -> dict:
     """What the maps of all texts [T, h, w] say of how much the text matters; `near`: of the image's finding."""
-    found = {}
+    measures = {}
     sensitivity = text_sensitivity(maps, own)
     if sensitivity is not None:
-        found["text_sensitivity"] = sensitivity
+        measures["text_sensitivity"] = sensitivity
     if near is not None:
         others = [to_heatmap(raw, GRID) for t, raw in enumerate(maps) if t != own]
-        found["wrong_text_hits"] = np.mean([peaks_in(heatmap, near) for heatmap in others])
-    return found
+        measures["wrong_text_hits"] = np.mean([peaks_in(heatmap, near) for heatmap in others])
+    return measures
 
 
 def gather(rows) -> dict[str, list]:
@@ -358,8 +358,8 @@ def part_maps(subject: Subject, sizes) -> Iterator[dict]:
     yield {"model": measure_model(subject, singles)}
     yield {"baselines": measure_baselines(singles.findings(), doubles)}
     for group in together([s for s in subject.settings if s.method != "scorecam" or s in sizes.shown]):
-        found = measure_group(subject, group, *reduced(group, singles, doubles, sizes))
-        yield {"settings": {s.key: describe(subject, s) | {"maps": counted(*found[s])} for s in group}}
+        measured = measure_group(subject, group, *reduced(group, singles, doubles, sizes))
+        yield {"settings": {s.key: describe(subject, s) | {"maps": counted(*measured[s])} for s in group}}
 
 
 def reduced(group, singles: Cases, doubles: Cases, sizes) -> tuple[Cases, Cases]:
@@ -369,9 +369,9 @@ def reduced(group, singles: Cases, doubles: Cases, sizes) -> tuple[Cases, Cases]
     return singles.findings(sizes.scorecam_images), doubles.head(sizes.scorecam_images)
 
 
-def measure_group(subject, group, singles, doubles, every=True) -> dict[Setting, tuple[dict, dict]]:
-    """{setting: (lists of the single findings, lists of the doubles)}; the singles asked `every` text or their own."""
-    single_maps = subject.maps(group, singles, None if every else singles.own)
+def measure_group(subject, group, singles, doubles, all_texts=True) -> dict[Setting, tuple[dict, dict]]:
+    """{setting: (lists of the single findings, lists of the doubles)}; the singles asked all texts or their own."""
+    single_maps = subject.maps(group, singles, None if all_texts else singles.own)
     double_maps = subject.maps(group, doubles, pair_targets(doubles))
     return {s: (measure_singles(single_maps[s], singles), measure_doubles(double_maps[s], doubles)) for s in group}
 
@@ -421,10 +421,10 @@ def part_faithfulness(subject: Subject, sizes) -> Iterator[dict]:
         fewer = cases.head(sizes.scorecam_images) if group[0].method == "scorecam" else cases
         maps = {s.key: raw[:, 0] for s, raw in subject.maps(group, fewer, fewer.own).items()}
         blind = blind_maps(fewer, maps[GUIDE.key].shape[1:]) if GUIDE in group else {}
-        found = measure_faithful(subject, maps | blind, fewer)
-        yield {"settings": {key: {"faithfulness": found[key]} for key in maps}}
+        measured = measure_faithful(subject, maps | blind, fewer)
+        yield {"settings": {key: {"faithfulness": measured[key]} for key in maps}}
         if blind:  # at the grid of the guide's layer, as the random maps are that all are held against
-            yield {"baselines": {name: {"faithfulness": found[name]} for name in blind}}
+            yield {"baselines": {name: {"faithfulness": measured[name]} for name in blind}}
 
 
 def blind_maps(cases: Cases, grid) -> dict[str, np.ndarray]:
@@ -446,9 +446,9 @@ def measure_faithful(subject: Subject, maps: dict[str, np.ndarray], cases: Cases
         raw = np.stack([of_name[i] for of_name in maps.values()])
         score = partial(cam.score, text_features=subject.texts)
         tested = measure_faithfulness(score, image, raw, [own] * len(raw), seed=i)
-        for name, found in zip(maps, tested, strict=True):
-            if found is not None:
-                rows[name].append({measure: getattr(found, measure) for measure in names})
+        for name, faithfulness in zip(maps, tested, strict=True):
+            if faithfulness is not None:
+                rows[name].append({measure: getattr(faithfulness, measure) for measure in names})
     return {name: {"images": len(values)} | summarise(gather(values)) for name, values in rows.items()}
 
 
@@ -593,7 +593,7 @@ def part_libraries(subject: Subject, sizes) -> Iterator[dict]:
     """As `part_maps`, on fewer images: a library runs the network once per text."""
     cases = draw(demo.SEEDS["test"], sizes.images, subject.prepare).findings(sizes.library_images)
     doubles = draw(demo.SEEDS["pairs"], sizes.doubles, subject.prepare, True).head(sizes.library_doubles)
-    every = cases.head(sizes.library_texts)
+    fewer = cases.head(sizes.library_texts)
     for (library, name, method), call in library_calls(subject).items():
         ask = partial(library_maps, subject, call)
         theirs = ask(cases, cases.own)
@@ -604,14 +604,14 @@ def part_libraries(subject: Subject, sizes) -> Iterator[dict]:
             heatmap = to_heatmap(a[0], GRID)
             likeness = correlation(heatmap, to_heatmap(b[0], GRID)) or 0.0
             rows.append(measure_map(heatmap, mask[kind], near[kind]) | {"likeness_to_ours": likeness})
-        nine = ask(every, np.tile(np.arange(len(subject.texts)), (len(every.asked), 1)))
-        for raw, (kind,), near in zip(nine, every.asked, every.near, strict=True):
+        nine = ask(fewer, np.tile(np.arange(len(subject.texts)), (len(fewer.asked), 1)))
+        for raw, (kind,), near in zip(nine, fewer.asked, fewer.near, strict=True):
             rows.append(measure_texts(raw, KINDS.index(kind), near[kind]))
         pairs = measure_doubles(ask(doubles, pair_targets(doubles)), doubles)
-        found = counted(gather(rows), pairs) | {"texts_images": len(every.asked)}
+        measures = counted(gather(rows), pairs) | {"texts_images": len(fewer.asked)}
         times = measure_time(subject, lambda pixels, texts, call=call: [call(pixels, [t]) for t in texts])
         described = {"library": library, "class": name, "method": method, "layer": subject.layer_name(ours)}
-        yield {"libraries": {f"{library}/{name}": described | {"maps": found, "time": times}}}
+        yield {"libraries": {f"{library}/{name}": described | {"maps": measures, "time": times}}}
 
 
 def library_maps(subject: Subject, call: Callable, cases: Cases, targets: np.ndarray) -> np.ndarray:
@@ -678,7 +678,7 @@ def choose(subject: Subject, sizes) -> Iterator[dict]:
     doubles = draw(CHOOSING, sizes.doubles, subject.prepare, True)
     measured = {}
     for group in together(subject.settings):
-        measured |= measure_group(subject, group, *reduced(group, singles, doubles, sizes), every=False)
+        measured |= measure_group(subject, group, *reduced(group, singles, doubles, sizes), all_texts=False)
         print(f"  {len(measured)} of {len(subject.settings)} settings", flush=True)
     best = {}
     for method in dict.fromkeys(setting.method for setting in measured):
@@ -776,20 +776,20 @@ def markdown(results: dict) -> str:
     return "\n\n".join(["\n".join(lines), *notes])
 
 
-def _encoder_rows(found: dict, default: str) -> list[str]:
+def _encoder_rows(results: dict, default: str) -> list[str]:
     """The lines of one encoder, without its name."""
-    chosen, order, rows = found.get("chosen", {}), list(METHODS), []
-    settings = sorted(found.get("settings", {}).items(), key=lambda item: order.index(item[1]["method"]))
+    chosen, order, rows = results.get("chosen", {}), list(METHODS), []
+    settings = sorted(results.get("settings", {}).items(), key=lambda item: order.index(item[1]["method"]))
     for key, row in settings:
         method = row["method"]
-        star = "" if key != chosen.get(method) else "★★" if key == found["winner"] else "★"
+        star = "" if key != chosen.get(method) else "★★" if key == results["winner"] else "★"
         star += "，**默认**" if key == default else ""
         if star or row["guide"]:
             similarity = [] if not METHODS[method].knows_text else [SIMILARITY_LABELS[row["similarity"]]]
             where = "，".join([row["layer"], *similarity])
             rows.append(_line(f"{METHODS[method].label}{star}（{where}）", row))
-    rows += [_line(f"{row['library']} {row['class']}", row) for row in found.get("libraries", {}).values()]
-    return rows + [_line(BASELINES[name], row) for name, row in found.get("baselines", {}).items()]
+    rows += [_line(f"{row['library']} {row['class']}", row) for row in results.get("libraries", {}).values()]
+    return rows + [_line(BASELINES[name], row) for name, row in results.get("baselines", {}).items()]
 
 
 def _line(label: str, row: dict) -> str:
@@ -946,18 +946,18 @@ def run(arguments, name: str, subject: Subject) -> None:
         save_results(path, {name: {"settings": {s.key: describe(subject, s) for s in arguments.shown}}})
         start = time.time()
         print(f"{name} {part} ...", flush=True)
-        for found in measure(subject, arguments):
-            save_results(path, {name: found})
+        for results in measure(subject, arguments):
+            save_results(path, {name: results})
         save_results(path, {name: {"seconds": {part: round(time.time() - start)}}})
         print(f"{name} {part}: {time.time() - start:.0f} s", flush=True)
 
 
-def print_choice(name: str, found: dict) -> None:
+def print_choice(name: str, results: dict) -> None:
     """What validation says, the best first."""
-    rows = sorted(found["validation"].items(), key=lambda item: -item[1]["score"])
+    rows = sorted(results["validation"].items(), key=lambda item: -item[1]["score"])
     print(f"{name}: score = (pointing + both) / 2, behind the best with its 95 % interval")
     for key, row in rows:
-        mark = "**" if key == found["winner"] else "*" if key in found["chosen"].values() else ""
+        mark = "**" if key == results["winner"] else "*" if key in results["chosen"].values() else ""
         numbers = f"{row['score']:.3f}  pointing {row['pointing'][0]:.3f}  both {row['both'][0]:.3f}"
         print(f"  {key:28s}{mark:3s} {numbers}  behind {row['behind_the_winner']}  ({row['images']}/{row['doubles']})")
 
@@ -972,8 +972,8 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     cv2.setNumThreads(1)  # before its first use: the forks that draw would wait forever for the threads it started here
     if arguments.demo:
-        found = evaluate_demo.evaluate(arguments.output / demo.CHECKPOINT.name)
-        text = json.dumps(found, ensure_ascii=False, indent=1) + "\n"
+        evaluation = evaluate_demo.evaluate(arguments.output / demo.CHECKPOINT.name)
+        text = json.dumps(evaluation, ensure_ascii=False, indent=1) + "\n"
         write_files({arguments.output / EVALUATION_FILE: text.encode()})
         write_tables(arguments.output)
         return

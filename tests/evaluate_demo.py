@@ -131,18 +131,18 @@ def evaluate_singles(kinds, masks, answers, short_answers, maps, places, rng):
 
 def evaluate_doubles(both, masks, maps, places, rng):
     """Two findings in one image, each text asked in turn: share of images with both found, of findings found."""
-    found, swapped, blind, each = [], [], [], {kind: [] for kind in demo.PROXIMAL + demo.DISTAL}
+    hits, swapped, blind, each = [], [], [], {kind: [] for kind in demo.PROXIMAL + demo.DISTAL}
     for pair, mask, heat in zip(both, masks, maps, strict=True):
         near = [dilate(mask[kind]) for kind in pair]
         heatmaps = [heat[KINDS.index(kind)] for kind in pair]
-        found.append([peaks_in(heatmap, region) for heatmap, region in zip(heatmaps, near)])
+        hits.append([peaks_in(heatmap, region) for heatmap, region in zip(heatmaps, near)])
         swapped.append([peaks_in(heatmap, region) for heatmap, region in zip(heatmaps, near[::-1])])
         blind.append([peaks_in(places[kind], region) for kind, region in zip(pair, near)])
-        for kind, hit in zip(pair, found[-1]):
+        for kind, hit in zip(pair, hits[-1]):
             each[kind].append(hit)
     return {
-        "both": interval(np.all(found, axis=1), rng),
-        "each": interval(np.mean(found, axis=1), rng),
+        "both": interval(np.all(hits, axis=1), rng),
+        "each": interval(np.mean(hits, axis=1), rng),
         "swapped_texts": interval(np.mean(swapped, axis=1), rng),
         "both_class_place": interval(np.all(blind, axis=1), rng),
         "each_class_place": interval(np.mean(blind, axis=1), rng),

@@ -412,7 +412,7 @@ def warm_up_texts(encoder, recipe, rng):
     print(f"text tower alone: loss {loss.item():.3f}", flush=True)
 
 
-def train(recipe, dataset, validate, every=200):
+def train(recipe, dataset, validate, validation_period=200):
     """Train from scratch; returns the exponential moving average of the model, in eval mode."""
     torch.manual_seed(recipe["seed"])
     rng = np.random.default_rng(recipe["seed"])
@@ -449,7 +449,7 @@ def train(recipe, dataset, validate, every=200):
                 f"sharpness {sharpness.exp().item():.2f}",
                 flush=True,
             )
-        if (step + 1) % every == 0 or step + 1 == len(sizes):
+        if (step + 1) % validation_period == 0 or step + 1 == len(sizes):
             validate(average.eval(), step + 1)
     return average.eval()
 
@@ -589,11 +589,11 @@ def summarise(answers, hits, kinds):
     }
 
 
-def print_validation(found, step):
-    shown = {name: tuple(round(float(v), 2) for v in pair) for name, pair in found["by_kind"].items()}
+def print_validation(validation, step):
+    shown = {name: tuple(round(float(v), 2) for v in pair) for name, pair in validation["by_kind"].items()}
     print(
-        f"validation, step {step}: accuracy {found['accuracy']:.3f}  pointing {found['pointing']:.3f}  "
-        f"both of two {found['both']:.3f}  {shown}",
+        f"validation, step {step}: accuracy {validation['accuracy']:.3f}  pointing {validation['pointing']:.3f}  "
+        f"both of two {validation['both']:.3f}  {shown}",
         flush=True,
     )
 
@@ -685,9 +685,9 @@ def make(recipe=RECIPE, folder=ASSETS):
     print(f"drawing took {time.time() - start:.0f} s", flush=True)
 
     def report(model, step):
-        found = quick_validation(similarities_and_maps(model), singles, doubles)
-        save_checkpoint(model, recipe, found, folder / CHECKPOINT.name)
-        print_validation(found, step)
+        validation = quick_validation(similarities_and_maps(model), singles, doubles)
+        save_checkpoint(model, recipe, validation, folder / CHECKPOINT.name)
+        print_validation(validation, step)
 
     train(recipe, dataset, report)
     write_samples(folder)

@@ -221,7 +221,7 @@ def training_step(model, tokenizer, dataset, recipe, size, rng):
     return losses(logits, shares, kinds, column), right
 
 
-def train(recipe, dataset, validate, every=200):
+def train(recipe, dataset, validate, validation_period=200):
     """Train from scratch; returns the exponential moving average of the model, in eval mode."""
     torch.manual_seed(recipe["seed"])
     rng = np.random.default_rng(recipe["seed"])
@@ -244,7 +244,7 @@ def train(recipe, dataset, validate, every=200):
         if step % 25 == 0 or step + 1 == len(sizes):
             shown = "  ".join(f"{name} {term.item():.3f}" for name, term in terms.items())
             print(f"step {step:5d}  {size} px  {time.time() - start:5.0f} s  {shown}  right {right:.2f}", flush=True)
-        if (step + 1) % every == 0 or step + 1 == len(sizes):
+        if (step + 1) % validation_period == 0 or step + 1 == len(sizes):
             validate(average.eval(), step + 1)
     return average.eval()
 
@@ -279,11 +279,11 @@ def save_folder(model, recipe, validation, folder):
     shutil.copyfile(VOCABULARY / "vocab.txt", folder / "vocab.txt")
     tokenizer = json.loads((VOCABULARY / "tokenizer_config.json").read_text(encoding="utf-8"))
     note = "trained on synthetic phantoms, masks seen by an auxiliary patch loss; not for real radiographs"
-    found = {name: round(validation[name], 4) for name in ("accuracy", "pointing", "both")}
+    shares = {name: round(validation[name], 4) for name in ("accuracy", "pointing", "both")}
     for name, content in {
         "tokenizer_config.json": tokenizer | {"model_max_length": MAX_TOKENS},
         "preprocessor_config.json": PREPROCESSOR,
-        "recipe.json": {"note": note, "recipe": recipe, "validation": found},
+        "recipe.json": {"note": note, "recipe": recipe, "validation": shares},
     }.items():
         (folder / name).write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
@@ -305,9 +305,9 @@ def make(recipe=RECIPE, folder=ASSETS):
     print(f"drawing took {time.time() - start:.0f} s", flush=True)
 
     def report(model, step):
-        found = demo.quick_validation(similarities_and_maps(model), singles, doubles, batch=30)
-        save_folder(model, recipe, found, folder)
-        demo.print_validation(found, step)
+        validation = demo.quick_validation(similarities_and_maps(model), singles, doubles, batch=30)
+        save_folder(model, recipe, validation, folder)
+        demo.print_validation(validation, step)
 
     train(recipe, dataset, report)
     print(f"wrote {folder} after {(time.time() - start) / 60:.0f} minutes")

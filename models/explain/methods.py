@@ -1,5 +1,5 @@
-"""The methods: one row of METHODS each. To add one, write its formula and its row; nothing else. A name is of
-lower-case letters, digits, + and -.
+"""The methods: one row of METHODS each. To add one, write its formula and its row; nothing else. A name is
+of lower-case letters, digits, + and -, where a letter follows each -: `images.naming` knows results by it.
 
 A formula makes maps [B, h, w] before the ReLU from a layer's activations A and gradients g = dy/dA, both [B, C, h, w];
 <.> is the mean over positions. Those of attention stand in `models.explain.attention`; what a row

@@ -95,15 +95,15 @@ class MaskedImages(Gradients):
         `means` [B, T, C]: <g_k> of each text. A channel that several texts ask for is run once.
         """
         count = min(SCORECAM_CHANNELS, A.shape[1])
-        asked = torch.zeros_like(means, dtype=torch.bool).scatter_(2, means.topk(count, dim=2).indices, True)
+        chosen = torch.zeros_like(means, dtype=torch.bool).scatter_(2, means.topk(count, dim=2).indices, True)
         masked = torch.full_like(means, -torch.inf)
         for b, image in enumerate(forward.images):
-            for channels in asked[b].any(0).nonzero()[:, 0].split(SCORECAM_BATCH):
+            for channels in chosen[b].any(0).nonzero()[:, 0].split(SCORECAM_BATCH):
                 masks = F.interpolate(A[b, channels, None], image.shape[1:], mode="bilinear", align_corners=False)
                 low, high = masks.amin((2, 3), keepdim=True), masks.amax((2, 3), keepdim=True)
                 masks = (masks - low) / (high - low).clamp_min(torch.finfo(masks.dtype).tiny)
                 masked[b, :, channels] = score(forward.embed(image * masks), b).T
-        return masked.where(asked, -torch.inf)
+        return masked.where(chosen, -torch.inf)
 
 
 class Activations(Gradients):

@@ -46,24 +46,24 @@ def test_a_map_is_cut_at_its_mean_and_at_half_its_maximum():
     heatmap = np.zeros((224, 224))
     heatmap[quarter(0, 0)], heatmap[quarter(0, 1)] = 1, 0.4  # mean 0.35: both; half of the maximum: the first
     mask = quarter(0, 0)
-    found = evaluate.measure_map(heatmap, mask, mask)
-    assert found["iou_mean"] == pytest.approx((1 / 2 + 2 / 3) / 2)
-    assert found["iou_half"] == 1
-    assert found["energy"] == pytest.approx(1 / 1.4)
-    assert found["pointing"] and not found["flat"]
+    measures = evaluate.measure_map(heatmap, mask, mask)
+    assert measures["iou_mean"] == pytest.approx((1 / 2 + 2 / 3) / 2)
+    assert measures["iou_half"] == 1
+    assert measures["energy"] == pytest.approx(1 / 1.4)
+    assert measures["pointing"] and not measures["flat"]
 
 
 def test_a_flat_map_points_nowhere_and_shows_nothing():
-    found = evaluate.measure_map(np.zeros((224, 224)), quarter(0, 0), quarter(0, 0))
-    assert not found["pointing"] and found["flat"] and found["energy"] == 0
-    assert found["iou_mean"] == found["iou_half"] == pytest.approx((0 + 3 / 4) / 2)
+    measures = evaluate.measure_map(np.zeros((224, 224)), quarter(0, 0), quarter(0, 0))
+    assert not measures["pointing"] and measures["flat"] and measures["energy"] == 0
+    assert measures["iou_mean"] == measures["iou_half"] == pytest.approx((0 + 3 / 4) / 2)
 
 
 def test_wrong_texts_and_sensitivity():
     maps = np.stack([peak_in(0, 0), peak_in(0, 0), peak_in(1, 1)])
-    found = evaluate.measure_texts(maps, 0, quarter(0, 0))
-    assert found["wrong_text_hits"] == pytest.approx(1 / 2)
-    assert found["text_sensitivity"] == pytest.approx((1 - 1 / 63) / 2)
+    measures = evaluate.measure_texts(maps, 0, quarter(0, 0))
+    assert measures["wrong_text_hits"] == pytest.approx(1 / 2)
+    assert measures["text_sensitivity"] == pytest.approx((1 - 1 / 63) / 2)
     assert "wrong_text_hits" not in evaluate.measure_texts(maps, 0)
 
 
@@ -83,8 +83,8 @@ def case(*kinds, places=((0, 0), (1, 1))):
 )
 def test_two_findings_count_where_each_text_finds_its_own(peaks, both, each, swapped):
     maps = np.stack([peak_in(*peak) for peak in peaks])[None]
-    found = evaluate.measure_doubles(maps, case("cup_loose", "fracture"))
-    assert found == {"both": [both], "each": [each], "swapped_texts": [swapped]}
+    measures = evaluate.measure_doubles(maps, case("cup_loose", "fracture"))
+    assert measures == {"both": [both], "each": [each], "swapped_texts": [swapped]}
 
 
 def test_a_phantom_without_a_finding_is_asked_but_not_pointed_at():
@@ -163,13 +163,13 @@ def test_one_pass_for_many_formulas_gives_each_methods_own_map(subject):
     groups = evaluate.together(subject.settings)
     assert sorted(s for group in groups for s in group) == sorted(subject.settings)
     for group in (group for group in groups if len(group) > 1):
-        found = subject.maps(group, cases)
+        together = subject.maps(group, cases)
         for setting in group:
             modules = subject.modules(setting.layer, setting.method)
             cam = CLIPGradCAM(subject.model, modules, False, setting.method, setting.similarity)
-            every = torch.arange(len(KINDS)).expand(len(cases.images), -1)
-            alone = cam.text_maps(subject.pixels(cases.images), subject.texts, every).maps.numpy()
-            assert np.array_equal(found[setting], alone), setting
+            all_texts = torch.arange(len(KINDS)).expand(len(cases.images), -1)
+            alone = cam.text_maps(subject.pixels(cases.images), subject.texts, all_texts).maps.numpy()
+            assert np.array_equal(together[setting], alone), setting
 
 
 # -- the sanity check ---------------------------------------------------------------------------
@@ -246,10 +246,10 @@ def test_what_was_measured_before_stays(tmp_path):
     path = tmp_path / "methods.json"
     evaluate.save_results(path, {"cnn": {"settings": {"a": {"maps": {"pointing": [0.5, 0.4, 0.6]}}}}})
     evaluate.save_results(path, {"cnn": {"settings": {"a": {"sanity": [{"step": "all"}]}, "b": {"maps": {}}}}})
-    found = evaluate.save_results(path, {"vit": {"winner": "b"}})
-    assert found == json.loads(path.read_text(encoding="utf-8"))
-    assert found["cnn"]["settings"]["a"] == {"maps": {"pointing": [0.5, 0.4, 0.6]}, "sanity": [{"step": "all"}]}
-    assert found["cnn"]["settings"]["b"] == {"maps": {}} and found["vit"] == {"winner": "b"}
+    results = evaluate.save_results(path, {"vit": {"winner": "b"}})
+    assert results == json.loads(path.read_text(encoding="utf-8"))
+    assert results["cnn"]["settings"]["a"] == {"maps": {"pointing": [0.5, 0.4, 0.6]}, "sanity": [{"step": "all"}]}
+    assert results["cnn"]["settings"]["b"] == {"maps": {}} and results["vit"] == {"winner": "b"}
     assert "[0.5, 0.4, 0.6]" in path.read_text(encoding="utf-8")
 
 
@@ -266,12 +266,12 @@ PUBLISHED = evaluate.read_results(demo.ASSETS / evaluate.METHODS_FILE)
 @pytest.mark.skipif("maps" not in PUBLISHED.get("cnn", {}).get("seconds", {}), reason="not measured yet")
 def test_the_guides_row_is_what_the_demo_publishes():
     demo_says = json.loads((demo.ASSETS / "evaluation.json").read_text(encoding="utf-8"))
-    found = PUBLISHED["cnn"]["settings"][evaluate.GUIDE.key]["maps"]
+    published = PUBLISHED["cnn"]["settings"][evaluate.GUIDE.key]["maps"]
     for name in ("pointing", "energy", "wrong_text_hits"):
-        assert found[name][0] == pytest.approx(demo_says["overall"][name][0], abs=2e-3)
+        assert published[name][0] == pytest.approx(demo_says["overall"][name][0], abs=2e-3)
     for name in ("both", "each", "swapped_texts"):
-        assert found[name][0] == pytest.approx(demo_says["two_findings"][name][0], abs=2e-3)
-    assert (found["images"], found["doubles"]) == (388, 100)
+        assert published[name][0] == pytest.approx(demo_says["two_findings"][name][0], abs=2e-3)
+    assert (published["images"], published["doubles"]) == (388, 100)
 
 
 def test_the_defaults_of_the_tool_are_those_of_the_table():

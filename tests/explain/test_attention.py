@@ -288,9 +288,9 @@ def test_the_methods_and_texts_are_told_apart(family, tower):
     """What the oracles agree on is not one and the same map."""
     model = tower(family)
     images, features = asked_of(family)
-    every = torch.arange(3).expand(2, 3)
+    all_texts = torch.arange(3).expand(2, 3)
     cams = [CLIPGradCAM(model, None, method=method) for method in METHODS]
-    legrads, eclips, rollouts = (cam.text_maps(images, features, every).maps[0].flatten(1) for cam in cams)
+    legrads, eclips, rollouts = (cam.text_maps(images, features, all_texts).maps[0].flatten(1) for cam in cams)
     assert np.corrcoef(torch.cat([legrads, eclips, rollouts[:1]]))[~np.eye(7, dtype=bool)].max() < 0.99
     assert torch.equal(rollouts[0], rollouts[1]) and torch.equal(rollouts[0], rollouts[2])
 

@@ -469,8 +469,8 @@ def test_contrast_of_grad_cam_is_the_difference_of_the_maps(clip):
     """Grad-CAM before the ReLU is linear in what is explained."""
     cam = CLIPGradCAM(clip, get_target_layer_for_clip(clip))
     images, features = pictures(2, 64, 64), texts(3, 32)
-    every = torch.arange(3).expand(2, 3)
-    plain, contrast = (cam.text_maps(images, features, every, contrast=gamma) for gamma in (0.0, 0.6))
+    all_texts = torch.arange(3).expand(2, 3)
+    plain, contrast = (cam.text_maps(images, features, all_texts, contrast=gamma) for gamma in (0.0, 0.6))
     expected = torch.stack([plain.maps[:, k] - 0.3 * (plain.maps.sum(1) - plain.maps[:, k]) for k in range(3)], 1)
     torch.testing.assert_close(contrast.maps, expected, rtol=1e-3, atol=1e-6 * float(plain.maps.abs().max()))
     torch.testing.assert_close(contrast.similarities, plain.similarities, rtol=0, atol=0)

@@ -522,9 +522,9 @@ def test_hirescam_of_tokens_that_are_only_read_through_a_norm_is_zero():
 @pytest.mark.parametrize("method", GRADIENT_METHODS[:2])
 def test_the_dot_map_of_the_contrast_is_the_difference_of_the_maps(method):
     model, layer, images, features = setting("layer3")
-    every = torch.arange(3).expand(2, 3)
+    all_texts = torch.arange(3).expand(2, 3)
     cam = CLIPGradCAM(model, layer, method=method, similarity="dot")
-    plain, contrast = (cam.text_maps(images, features, every, contrast=gamma).maps for gamma in (0.0, 0.6))
+    plain, contrast = (cam.text_maps(images, features, all_texts, contrast=gamma).maps for gamma in (0.0, 0.6))
     assert_close(contrast, plain - 0.3 * (plain.sum(1, keepdim=True) - plain), 1e-5)
 
 

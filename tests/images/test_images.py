@@ -24,6 +24,7 @@ from pydicom.uid import UID
 from tiny import gradient_picture
 
 from models.errors import InputError, InputWarning
+from models.explain.methods import METHODS
 from models.images import loader as loader_module
 from models.images.finding import IMAGE_SUFFIXES, find_images, is_single
 from models.images.loader import DecodedChunk, ImageDataset, is_lost_worker, make_loader
@@ -816,6 +817,13 @@ def test_names_that_would_collide_keep_their_suffix(tree, files, stems):
     assert names_of("d/*") == [re.sub("([^/]+)$", r"clip_gradcam_\1", stem) for stem in stems.split()]
     assert names_of(*reversed(sorted(str(root / "d" / name) for name in files.split()))) == names_of("d/*")
     assert_no_two_share_a_file(names_of("d/*"))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_results_of_each_method_are_known_by_its_name(tree, method):
+    files = ["a.png", f"a_overlay_{method}.png", f"a_heatmap_layer_{method}_2.png"]
+    tree(*(f"d/{name}" for name in files))
+    assert set(names_of("d")) == {f"clip_gradcam_{name}" for name in files}  # with the suffix: they would meet
 
 
 def test_no_two_images_ever_share_a_file(tree):
