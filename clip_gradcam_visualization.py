@@ -65,7 +65,7 @@ from models.explain.question import (
 from models.heavy import functional as F
 from models.heavy import torch
 from models.images.finding import find_images, is_single
-from models.images.preprocessing import DEFAULT_IMG_SIZE, Region, preprocessing_of
+from models.images.preprocessing import DEFAULT_IMG_SIZE, Region, describe_assumed_size, preprocessing_of
 from models.images.reading import read_image, to_pixels
 from models.loading.fingerprint import fingerprint
 from models.loading.load import choose_device, embed_texts, load_clip_checkpoint
@@ -487,11 +487,16 @@ class Explainer:
             source=(self.encoder, self.layer_names[method], *image.maps.shape[1:]),
             flaws=flaws,
             sensitivities=[text_sensitivity(image.maps, target) for target in targets],
+            cautions=self._cautions(),
             method=method,
             region=self._region(pixels.shape[:2], image.maps.shape[1:]),
             faithfulness=image.faithfulness,
             independent=getattr(self.model, "independent_probabilities", False),
         )
+
+    def _cautions(self) -> list[str]:
+        """What the reader must know of the model, whatever is asked of it."""
+        return list(filter(None, [describe_assumed_size(self.model, self.question.img_size)]))
 
     def _region(self, size, grid) -> Region | None:
         """The part of an image that a map of this grid lies on, None for the whole image."""
@@ -510,7 +515,7 @@ def explain(
     class_texts: Sequence[str] | Mapping[str, str],
     target_layer=None,
     target_text_idx: int | Sequence[int] | str | None = None,
-    img_size: int = DEFAULT_IMG_SIZE,
+    img_size: int | None = None,
     use_cuda: bool = True,
     image_encoder_name: str | None = None,
     contrast: bool = False,
@@ -524,13 +529,13 @@ def explain(
     `image`: a path, a PIL image, or an array [H, W] or [H, W, 3] (see `to_pixels`). `class_texts`: a list, or a dict
     {short name: description}. `target_text_idx`: None explains the most similar text, several or "all" more than
     one. `target_layer`: a module or a dotted path, or a list of them to fuse; None for the encoder's own.
-    `img_size` counts where the model names none. `method`, `similarity`: of METHODS and SIMILARITIES, None for the
-    encoder's default; method "all" gives Results, a tuple of one result per method. `contrast`: what speaks for
+    `img_size` counts where the model names none, 224 where neither does. `method`, `similarity`: of METHODS and
+    SIMILARITIES, None for the encoder's default; method "all" gives Results, a tuple of one result per method. `contrast`: what speaks for
     a text rather than for the others. `faithfulness`: test each heatmap by deletion and insertion.
     `text_features` [K, D] spare embedding the texts again. Raises InputError for what cannot be used.
     """
     own_size = getattr(model, "img_size", None)
-    if own_size and img_size not in (own_size, DEFAULT_IMG_SIZE):
+    if own_size and img_size not in (own_size, None):
         warnings.warn(f"img_size={img_size} 与检查点不符，按检查点的 {own_size} 处理", InputWarning, stacklevel=2)
     names, texts = names_and_texts(class_texts)
     targets = target_texts(target_text_idx, len(texts))
@@ -556,7 +561,7 @@ def visualize_clip_gradcam(
     class_texts: Sequence[str] | Mapping[str, str],
     target_layer=None,
     target_text_idx: int | Sequence[int] | str | None = None,
-    img_size: int = DEFAULT_IMG_SIZE,
+    img_size: int | None = None,
     save_path: str | os.PathLike | None = None,
     use_cuda: bool = True,
     image_encoder_name: str | None = None,

@@ -158,3 +158,11 @@ def preprocessing_of(model, img_size: int | None = None) -> Preprocessing:
     """The model's own preprocessing, else a square of the checkpoint's side, of `img_size`, or the default."""
     own = getattr(model, "preprocessing", None)
     return own or square(getattr(model, "img_size", None) or img_size or DEFAULT_IMG_SIZE)
+
+
+def describe_assumed_size(model, img_size: int | None = None) -> str | None:
+    """What the reader must know where neither the model nor the user says how large its input is."""
+    if getattr(model, "preprocessing", None) or getattr(model, "img_size", None) or img_size:
+        return None
+    side = DEFAULT_IMG_SIZE
+    return f"检查点没有说明输入图像的大小，按 {side}×{side} 处理；训练时若是别的大小，请用 --img-size 给出"

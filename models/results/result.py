@@ -1,7 +1,7 @@
 """What is known of one image: an ImageResult for each method, and Results of several over the same image."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -29,6 +29,7 @@ class ImageResult(NamedTuple):
     source: tuple  # image encoder, target layer, rows, columns of its grid
     flaws: list[str | None]  # T, why a map shows nothing
     sensitivities: list[float | None]  # T, see text_sensitivity
+    cautions: Sequence[str] = ()  # what the reader of any of its maps must know, of the model or the picture
     method: str = "gradcam"
     region: Region | None = None  # the part of the image that the model saw; None: all of it
     faithfulness: list | None = None  # T of models.explain.faithfulness.Faithfulness, None for an empty map
@@ -48,8 +49,9 @@ class ImageResult(NamedTuple):
         return (to_heatmap(self.maps[target], size, scale, self.region) for target in self.targets)
 
     def warnings(self) -> list[str | None]:
-        """What the reader of each explained text's map must know: it is empty, or it ignores the text."""
-        return [flaw or self._insensitive(value) for flaw, value in zip(self.flaws, self.sensitivities)]
+        """What the reader of each explained text's map must know: the cautions; it is empty, or it ignores the text."""
+        own = (flaw or self._insensitive(value) for flaw, value in zip(self.flaws, self.sensitivities))
+        return ["；".join(filter(None, [*self.cautions, flaw])) or None for flaw in own]
 
     def _insensitive(self, value: float | None) -> str | None:
         if not self.knows_text:
@@ -62,11 +64,12 @@ class ImageResult(NamedTuple):
     def messages(self) -> list[str]:
         """The warnings, each once; with several texts, after the names of those it is about."""
         about: dict[str, list[str]] = {}
-        for target, warning in zip(self.targets, self.warnings()):
+        for target, warning in zip(self.targets, self._replace(cautions=()).warnings()):
             if warning:
                 about.setdefault(warning, []).append(self.question.names[target])
         alone = len(self.targets) == 1
-        return [warning if alone else f"{'、'.join(names)}：{warning}" for warning, names in about.items()]
+        of_texts = (warning if alone else f"{'、'.join(names)}：{warning}" for warning, names in about.items())
+        return [*self.cautions, *of_texts]
 
     # of the only, or the first, explained text
 
@@ -149,8 +152,9 @@ class Results(tuple):
         """The warnings of all, each once; with several methods, after the method's name."""
         alone = len(self) == 1
         warning = (result for result in self if alone or result.knows_text)
-        labelled = (m if alone else f"{result.label}：{m}" for result in warning for m in result.messages())
-        return list(dict.fromkeys(labelled))
+        cautions = (caution for result in self for caution in result.cautions)
+        own = ((result.label, m) for result in warning for m in result._replace(cautions=()).messages())
+        return list(dict.fromkeys([*cautions, *(m if alone else f"{label}：{m}" for label, m in own)]))
 
     def pairs(self) -> list[tuple[ImageResult, int]]:
         """(result, index into its targets) of each explained text and method."""

@@ -199,4 +199,4 @@ def print_totals(totals: Totals, state: RunState, progress: Progress) -> None:
     if totals.failed > len(totals.failures):
         print(f"失败: 其余 {totals.failed - len(totals.failures)} 张见结果表的 error 列", file=sys.stderr)
     if totals.warned:
-        print(f"警告: {totals.warned} 行结果带有警告（热力图为空，或几乎不随文本变化），见 warning 列", file=sys.stderr)
+        print(f"警告: {totals.warned} 行结果带有警告，见 warning 列", file=sys.stderr)

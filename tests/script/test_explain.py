@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import Clip, PooledNet, gradient_picture, tiny_clip, vit_blocks
+from tiny import Clip, PooledNet, gradient_picture, tiny_clip, tiny_result, vit_blocks
 
 import clip_gradcam_visualization as script
 from clip_gradcam_visualization import CLIPGradCAM, explain, get_target_layer_for_clip, main
-from models.errors import InputError
+from models.errors import InputError, InputWarning
 from models.explain.methods import METHODS
 from models.explain.needs import Attention
 from models.images.preprocessing import Preprocessing, Region, square
@@ -293,3 +293,25 @@ def test_flags_that_cannot_be_are_one_line(command, capsys, tmp_path, more, mess
     out, err = capsys.readouterr()
     assert out == "" and len(err.splitlines()) == 1 and message in err, err
     assert not (tmp_path / "out").exists()
+
+
+# -- what the reader must know ----------------------------------------------------------------
+
+
+def test_an_input_size_that_nobody_named_is_said(picture):
+    model = tiny_clip()
+    with pytest.warns(InputWarning, match="没有说明输入图像的大小，按 224×224"):
+        script.visualize_clip_gradcam(model, picture, TEXTS)
+    (message,) = explain(model, picture, TEXTS).cautions
+    assert "--img-size" in message
+    assert not explain(model, picture, TEXTS, img_size=64).cautions
+    model.img_size = 64
+    assert not explain(model, picture, TEXTS).cautions
+
+
+def test_cautions_stand_once_before_the_warnings_of_texts_and_methods():
+    result = tiny_result([0, 1])._replace(cautions=["小心"], flaws=["空", None])
+    assert result.warnings() == ["小心；空", "小心"]
+    assert result.messages() == ["小心", "正常：空"]
+    results = Results([result._replace(targets=[0], flaws=["空"], method=method) for method in ("gradcam", "hirescam")])
+    assert results.messages() == ["小心", "Grad-CAM：空", "HiResCAM：空"]
