@@ -84,6 +84,7 @@ from models.writing import check_output_folder, write_files
 # 1. Flags
 
 PATH, NAME, TEXT, INT = {"metavar": "PATH"}, {"metavar": "NAME"}, {"metavar": "TEXT"}, {"metavar": "INT", "type": int}
+FLOAT = {"metavar": "FLOAT", "type": float}
 SEVERAL, SWITCH = {"nargs": "+"}, {"action": "store_true"}
 
 # flag, what argparse is told, help
@@ -107,6 +108,8 @@ FLAGS = (
     ("--text-encoder", NAME, "文本编码器名称或本地文件夹（默认：bert-base-chinese）"),
     ("--embed-dim", INT, "嵌入维度（默认：512；检查点中有则以检查点为准）"),
     ("--img-size", INT, "图像大小（默认：224；检查点中有则以检查点为准）"),
+    ("--mean", FLOAT | SEVERAL, "图像的均值，1 个或 3 个数（默认：检查点的，否则 ImageNet 的）"),
+    ("--std", FLOAT | SEVERAL, "图像的标准差，1 个或 3 个数（与 --mean 一起给出）"),
     ("--output-dir", PATH | {"default": "clip_gradcam_results"}, "输出目录（默认：clip_gradcam_results）"),
     ("--output-name", NAME, "输出文件名（默认：clip_gradcam_<图像名>.png；也可用 .pdf、.svg、.jpg）"),
     ("--target-layer", NAME, "目标层的名称，例如 layer4.1（默认：按图像编码器自动选择）"),
@@ -216,6 +219,8 @@ def load_from_arguments(args, texts: list[str] | None = None, local_rank: int = 
         texts=texts,
         device="cpu" if texts is None else choose_device(args.cpu, local_rank),
         use_cache=not args.no_text_cache,
+        mean=args.mean,
+        std=args.std,
     )
 
 
@@ -530,9 +535,9 @@ def explain(
     {short name: description}. `target_text_idx`: None explains the most similar text, several or "all" more than
     one. `target_layer`: a module or a dotted path, or a list of them to fuse; None for the encoder's own.
     `img_size` counts where the model names none, 224 where neither does. `method`, `similarity`: of METHODS and
-    SIMILARITIES, None for the encoder's default; method "all" gives Results, a tuple of one result per method. `contrast`: what speaks for
-    a text rather than for the others. `faithfulness`: test each heatmap by deletion and insertion.
-    `text_features` [K, D] spare embedding the texts again. Raises InputError for what cannot be used.
+    SIMILARITIES, None for the encoder's default; method "all" gives Results, a tuple of one result per method.
+    `contrast`: what speaks for a text rather than for the others. `faithfulness`: test each heatmap by deletion and
+    insertion. `text_features` [K, D] spare embedding the texts again. Raises InputError for what cannot be used.
     """
     own_size = getattr(model, "img_size", None)
     if own_size and img_size not in (own_size, None):

@@ -11,6 +11,7 @@ ARGPARSE_IN_CHINESE = (
     (r"argument (\S+): expected one argument", r"\1 后面需要一个值"),
     (r"argument (\S+): expected at least one argument", r"\1 后面至少需要一个值"),
     (r"argument (\S+): invalid int value: (.*)", r"\1 应是整数，收到 \2"),
+    (r"argument (\S+): invalid float value: (.*)", r"\1 应是数，收到 \2"),
     (r"argument (\S+): invalid choice: (\S+) \(choose from (.*)\)", r"\1 不能是 \2，可选：\3"),
     (r"argument (\S+): ignored explicit argument (.*)", r"\1 不带值，收到 \2"),
     (r"argument (\S+): (.*)", r"\1：\2"),

@@ -8,6 +8,8 @@ Building a model never downloads anything: the vocabulary and the sizes of bert-
 `models/assets/`, and the weights come from the checkpoint.
 """
 
+import math
+import os
 import warnings
 from collections.abc import Mapping
 
@@ -20,7 +22,7 @@ from .towers.image import CONVNEXTS, EFFICIENTNETS, RESNETS, ImageEncoder
 from .towers.similarity import softmax_probabilities
 from .towers.text import TextEncoder, build_text_encoder, is_clip_text
 from .towers.two_towers import TwoTowers
-from .weights.files import allow_safe_globals
+from .weights.files import read_checkpoint_file
 from .weights.layouts import (
     VIT_INTO_TRANSFORMERS_4,
     Translated,
@@ -33,14 +35,12 @@ from .weights.names import BACKBONE, TEXT_TOWER, rename
 
 __all__ = ["CLIPModel", "ImageEncoder", "TextEncoder", "build_on_meta", "create_model"]
 
-allow_safe_globals()  # `torch.load` of our users' checkpoints: numpy scalars, argparse.Namespace, paths
-
 
 class CLIPModel(TwoTowers):
     """Image tower, text tower, and a temperature that divides their cosine similarity.
 
-    The checkpoint's preprocessing travels with the model: `img_size`, the side in pixels of the square
-    that images are resized to, None where nobody said (ImageNet mean and deviation are the same for all).
+    The checkpoint's preprocessing travels with the model: `img_size`, the side in pixels of the square that images are
+    resized to, and `mean` and `std` of levels in [0, 1], three numbers each; None where nobody said.
     With `text_tower=False` there is no text encoder, nor its libraries: for texts whose features are known.
     """
 
@@ -53,12 +53,14 @@ class CLIPModel(TwoTowers):
         text_config: Mapping | None = None,
         img_size: int | None = None,
         text_tower: bool = True,
+        mean: tuple[float, float, float] | None = None,
+        std: tuple[float, float, float] | None = None,
     ):
         super().__init__()
         self.image_encoder_name = image_encoder_name
         self.text_encoder_name = text_encoder_name
         self.embed_dim = embed_dim
-        self.img_size = img_size
+        self.img_size, self.mean, self.std = img_size, mean, std
         self.image_encoder = ImageEncoder(image_encoder_name, embed_dim)
         self.text_encoder = build_text_encoder(text_encoder_name, embed_dim, text_config) if text_tower else None
         self.temperature = nn.Parameter(torch.tensor(float(temperature)))
@@ -73,14 +75,16 @@ class CLIPModel(TwoTowers):
 
     # -- weights ------------------------------------------------------------------------------
 
-    def load_state_dict(self, state_dict: Mapping, strict: bool = True, assign: bool = False):
-        """Load a checkpoint of any layout in `models.weights.layouts`, wrapped or bare.
+    def load_state_dict(self, state_dict: Mapping | str | os.PathLike, strict: bool = True, assign: bool = False):
+        """Load a checkpoint of any layout in `models.weights.layouts`, wrapped or bare, or the one at a path.
 
         The text tower takes the sizes of the weights. Half precision becomes float32. Raises
         CheckpointError where weights of the two towers are missing, left over, or of another shape;
         parameters outside the towers are one warning. `strict=False` forgives missing ones. A model
         without a text tower leaves the weights of one aside.
         """
+        if isinstance(state_dict, (str, os.PathLike)):
+            state_dict = read_checkpoint_file(state_dict)
         checkpoint = state_dict if isinstance(state_dict, Translated) else translate_checkpoint(state_dict)
         self._fit_to(checkpoint, assign)
         weights = self._match(checkpoint, strict)
@@ -89,7 +93,8 @@ class CLIPModel(TwoTowers):
                 f"忽略了检查点中与热力图无关的 {len(checkpoint.ignored)} 个参数：{first_names(checkpoint.ignored)}"
             )
             warnings.warn(message, InputWarning, stacklevel=2)
-        self.img_size = checkpoint.metadata.get("img_size", self.img_size)
+        for name in ("img_size", "mean", "std"):
+            setattr(self, name, checkpoint.metadata.get(name, getattr(self, name)))
         return super().load_state_dict(weights, strict=strict, assign=assign)
 
     def _fit_to(self, checkpoint: Translated, on_meta: bool) -> None:
@@ -136,7 +141,17 @@ class CLIPModel(TwoTowers):
                 temperature = 0.07
                 warnings.warn("检查点没有 temperature，概率按 0.07 计算（热力图不受影响）", InputWarning, stacklevel=3)
             weights["temperature"] = torch.tensor(float(temperature))
-        return fit_weights(own, weights, self.image_encoder_name, strict)
+        fitted = fit_weights(own, weights, self.image_encoder_name, strict)
+        if not fitted["temperature"].is_meta:
+            check_temperature(fitted["temperature"])
+        return fitted
+
+
+def check_temperature(temperature: torch.Tensor) -> None:
+    """CheckpointError for a temperature that no cosine can be divided by: a negative one turns the classes round."""
+    value = float(temperature)
+    if not (math.isfinite(value) and value > 0):
+        raise CheckpointError(f"检查点的 temperature 是 {value}，应是有限的正数；请检查保存的是不是训练好的权重")
 
 
 def build_on_meta(config: Mapping, text_tower: bool = True) -> CLIPModel:
@@ -159,7 +174,7 @@ def build_on_meta(config: Mapping, text_tower: bool = True) -> CLIPModel:
 
 
 def create_model(config: Mapping, text_tower: bool = True) -> CLIPModel:
-    """Build a CLIPModel from a training config; see weights.layouts.METADATA_NAMES for what is read."""
+    """Build a CLIPModel from a training config; see weights.search.FIELDS for what is read."""
     settings = split_checkpoint({"config": config})[1]
     return CLIPModel(
         image_encoder_name=settings.get("image_encoder", "resnet50"),
@@ -169,4 +184,6 @@ def create_model(config: Mapping, text_tower: bool = True) -> CLIPModel:
         text_config=settings.get("text_config"),
         img_size=settings.get("img_size"),
         text_tower=text_tower,
+        mean=settings.get("mean"),
+        std=settings.get("std"),
     )

@@ -155,9 +155,15 @@ DEFAULT_IMG_SIZE = 224
 
 
 def preprocessing_of(model, img_size: int | None = None) -> Preprocessing:
-    """The model's own preprocessing, else a square of the checkpoint's side, of `img_size`, or the default."""
-    own = getattr(model, "preprocessing", None)
-    return own or square(getattr(model, "img_size", None) or img_size or DEFAULT_IMG_SIZE)
+    """The model's own preprocessing, else a square of the checkpoint's side, of `img_size`, or the default.
+
+    Mean and deviation are the checkpoint's, else ImageNet's.
+    """
+    if own := getattr(model, "preprocessing", None):
+        return own
+    prepare = square(getattr(model, "img_size", None) or img_size or DEFAULT_IMG_SIZE)
+    levels = {name: value for name in ("mean", "std") if (value := getattr(model, name, None)) is not None}
+    return prepare._replace(**levels)
 
 
 def describe_assumed_size(model, img_size: int | None = None) -> str | None:

@@ -39,6 +39,8 @@ class Request(NamedTuple):
     text_encoder: str | None = None
     embed_dim: int | None = None
     img_size: int | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
     text_tower: bool = True
 
     @property
@@ -50,6 +52,7 @@ class Request(NamedTuple):
         """A published model says of itself what it is: what the user says of its structure has no effect."""
         text_encoder = None if self.text_folder else self.text_encoder
         unused = {"image_encoder": self.image_encoder, "text_encoder": text_encoder, "embed_dim": self.embed_dim}
+        unused |= {"mean": self.mean, "std": self.std}
         for name, value in unused.items():
             if value is not None:
                 message = f"{flag_of(name)} {value} 对这种模型不起作用：模型自己说明了它的结构"

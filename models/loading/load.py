@@ -15,6 +15,7 @@ from ..errors import InputError, InputWarning
 from ..heavy import torch
 from ..savings import forget
 from ..weights.modules import evaluating, release_text_tower
+from ..weights.search import FIELDS, in_unit_levels
 from .content import Content, Request, read_content
 from .text_cache import CachedFeatures
 
@@ -29,6 +30,8 @@ def load_clip_checkpoint(
     texts: Sequence[str] | None = None,
     device: str = "cpu",
     use_cache: bool = True,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
 ):
     """The model whose weights stand at `path`, in eval mode, on `device`; on request without its text tower.
 
@@ -40,7 +43,8 @@ def load_clip_checkpoint(
     tower. Features that the cache has are not computed again: the text tower is then neither read nor built. Either
     way the results are the same, bit for bit.
     """
-    request = Request(image_encoder, text_encoder, embed_dim, img_size, text_tower)
+    levels = levels_of(mean, std)
+    request = Request(image_encoder, text_encoder, embed_dim, img_size, *levels, text_tower=text_tower)
     cached = CachedFeatures(path, texts, device) if texts is not None and use_cache else None
     content = read_content(path, mapped=True if cached else None)
     model = reader_of(content).load(content, request, cached)
@@ -48,6 +52,16 @@ def load_clip_checkpoint(
     if texts is not None:
         _add_features(model, texts, device, cached)
     return model.to(device)
+
+
+def levels_of(mean: Sequence[float] | None, std: Sequence[float] | None) -> tuple:
+    """(mean, deviation) of levels in [0, 1], three numbers each, of one or three; those of 0 to 255 count too."""
+    if mean is None and std is None:
+        return None, None
+    read = in_unit_levels({"mean": FIELDS["mean"].read(mean), "std": FIELDS["std"].read(std)})
+    if "mean" not in read:
+        raise InputError("--mean 和 --std 要一起给出，各是 1 个或 3 个数；均值不小于 -1，标准差大于 0")
+    return read["mean"], read["std"]
 
 
 def reader_of(content: Content) -> ModuleType:

@@ -21,12 +21,12 @@ from ..savings import forget
 from ..towers.clip_resnet import build_clip_resnet
 from ..towers.published import CNN, ImageTower, PretrainedCLIP, build_text_tower, build_towers
 from ..towers.tokenizers import find_clip_tokenizer, tokenizer_of
+from ..weights.files import TORCHSCRIPT
 from ..weights.hub import SHIPPED_TEXT_ENCODERS, read_json
 from ..weights.layouts import split_checkpoint
 from ..weights.modules import assign_weights, give_buffers_values
 from ..weights.names import WRAPPER_PREFIX
 from ..weights.openai_names import translate
-from ..weights.torchscript import TORCHSCRIPT
 from .content import Content, Request
 from .processors import CLIP_MEAN, CLIP_STD, scaled
 

@@ -1,11 +1,12 @@
 """Our users' checkpoints: a CLIPModel in any layout of `models.weights.layouts`, wrapped or bare."""
 
+import math
 import os
 import warnings
 from collections.abc import Mapping
 
 from ..clip import CLIPModel, build_on_meta
-from ..errors import InputError, InputWarning
+from ..errors import CheckpointError, InputError, InputWarning, reason
 from ..savings import forget
 from ..weights.files import MAPPED_FROM_BYTES
 from ..weights.layouts import Translated, read_text_config, split_checkpoint, translate_checkpoint
@@ -31,11 +32,21 @@ def load(content: Content, request: Request, cached: CachedFeatures | None = Non
     has_features = cached is not None and cached.load_for(config)
     if cached is not None and not has_features:
         _copy_small_file(content.path, translated)
-    model = build_on_meta(config, request.text_tower and not has_features)
+    model = _build(config, request.text_tower and not has_features)
     model.load_state_dict(translated, assign=True)
     give_buffers_values(model)
     forget(translated.state_dict)
     return model.eval()
+
+
+def _build(config: Mapping, text_tower: bool) -> CLIPModel:
+    """The network of a config, without memory; CheckpointError where its text tower's settings are none."""
+    try:
+        return build_on_meta(config, text_tower)
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError, ZeroDivisionError, OverflowError) as error:
+        raise CheckpointError(f"检查点的 text_config 无法使用：{reason(error)}") from error
 
 
 def _copy_small_file(path: os.PathLike, translated: Translated) -> None:
@@ -56,6 +67,8 @@ def model_config(translated: Translated, request: Request) -> dict:
     projection = translated.state_dict.get("image_encoder.projection.weight")
     if projection is not None:
         config["embed_dim"] = int(projection.shape[0])
+    if "img_size" not in config and (side := side_of_positions(translated)):
+        config["img_size"] = translated.metadata["img_size"] = side
     config["text_config"] = {**(config.get("text_config") or {}), **read_text_config(translated.state_dict)}
     _fill_in(config, request)
     if "image_encoder" not in config:
@@ -63,12 +76,22 @@ def model_config(translated: Translated, request: Request) -> dict:
     return config
 
 
+def side_of_positions(translated: Translated) -> int | None:
+    """The input's side that a ViT's table of positions is for; None for a network without one."""
+    positions = translated.state_dict.get(BACKBONE + "embeddings.position_embeddings")
+    patches = translated.state_dict.get(BACKBONE + "embeddings.patch_embeddings.projection.weight")
+    if positions is None or patches is None or positions.ndim != 3 or patches.ndim != 4:
+        return None
+    return math.isqrt(max(0, positions.shape[1] - 1)) * patches.shape[-1]
+
+
 def _fill_in(config: dict, request: Request) -> None:
     """Take from the request what the checkpoint leaves open, and warn of what contradicts it."""
     if request.text_folder:
         config["text_encoder"] = request.text_folder  # not another encoder, but where its files are
     requested: Mapping = {
-        name: getattr(request, name) for name in ("image_encoder", "text_encoder", "embed_dim", "img_size")
+        name: getattr(request, name)
+        for name in ("image_encoder", "text_encoder", "embed_dim", "img_size", "mean", "std")
     }
     for name, value in requested.items():
         if value is not None and config.setdefault(name, value) != value:

@@ -3,125 +3,113 @@
 read_checkpoint_file("clip_model.pth") -> {"model_state_dict": {...}, "config": {...}}
 """
 
-import argparse
-import collections
-import contextlib
-import json
 import os
-import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 
-import numpy as np
-
-from ..errors import CheckpointError, InputError
+from ..errors import CheckpointError, InputError, InputWarning
 from ..heavy import safetensors, torch
-from .torchscript import is_torchscript, read_torchscript
+from .archives import BadArchive, is_legacy, is_torchscript, read_archive, read_legacy
+from .pickles import BadPickle, Opaque, fields_of
 
-
-def allow_safe_globals() -> None:
-    """Let `torch.load(weights_only=True)` build the plain data that training scripts put beside weights.
-
-    numpy scalars and arrays, argparse.Namespace, pathlib paths and the standard containers: none of
-    them runs code of the file's choosing. Names of numpy 1 and 2 and of either operating system load
-    on every machine; a path comes back as a pure path, which opens nothing.
-    """
-    allowed = [argparse.Namespace, collections.OrderedDict, collections.Counter, set, frozenset, slice, range, complex]
-    allowed += [(_plain_dict, "collections.defaultdict"), (_plain_list, "collections.deque")]
-    allowed += [dict, list, tuple, int, float, str, bool, bytes]
-    for module in ("pathlib", "pathlib._local"):
-        allowed += [(PurePosixPath, f"{module}.{name}") for name in ("PosixPath", "PurePosixPath")]
-        allowed += [(PureWindowsPath, f"{module}.{name}") for name in ("WindowsPath", "PureWindowsPath")]
-    allowed += [np.dtype, np.ndarray, *{type(np.dtype(code)) for code in PLAIN_DTYPES}]
-    scalar, reconstruct = np.float64(0).__reduce__()[0], np.zeros(0).__reduce__()[0]
-    for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
-        allowed += [(scalar, f"{module}.scalar"), (reconstruct, f"{module}._reconstruct")]
-    torch.serialization.add_safe_globals(allowed)
-
-
-def _plain_dict(*default_factory):
-    """What a defaultdict comes back as: the unpickler fills dicts of no other kind."""
-    return {}
-
-
-def _plain_list(*items_and_length):
-    """What a deque comes back as."""
-    return []
-
-
-PLAIN_DTYPES = "?bBhHiIlLqQefdgFDGSUMm"  # numpy's codes of all but object and void
 MAPPED_FROM_BYTES = 100_000_000
+TORCHSCRIPT = "torchscript"  # key that tells a checkpoint which was an archive of TorchScript
 
 
 def read_torch_file(path: Path, mapped: bool | None = None) -> Mapping:
-    """`torch.load` of a `.pth` without executing anything in it, memory-mapped where the format allows.
+    """What `torch.save` or `torch.jit.save` wrote: see `models.weights.pickles` for what becomes of it.
 
-    torch's format before 1.6 is no zip and cannot be mapped. A mapped file that a running training
-    overwrites ends the process without a word, so by default only those that are worth it are; with
-    `mapped=True` all: the caller copies at once what is needed, and drops the rest unread.
-    Raises CheckpointError with the name of the first object that is no tensor and no plain data.
+    torch's format before 1.6 is no zip and cannot be mapped. A mapped file that a running training overwrites ends the
+    process without a word, so by default only those that are worth it are; with `mapped=True` all: the caller copies
+    at once what is needed, and drops the rest unread. Objects that are no plain data are passed over, with a warning.
     """
-    allow_safe_globals()
-    try:
+    if zipfile.is_zipfile(path):
+        scripted = is_torchscript(path)
         worth_it = path.stat().st_size > MAPPED_FROM_BYTES if mapped is None else mapped
-        mmap = worth_it and zipfile.is_zipfile(path)
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except pickle.UnpicklingError as error:
-        refused = _refused_names(path, error)
-        if not refused:
-            raise
-        raise CheckpointError(
-            f"检查点 {path} 中含有 {'、'.join(refused[:3])}，载入它可能执行任意代码，已拒绝；"
-            "请在训练环境中只保存权重后重试："
-            f'ckpt = torch.load("{path.name}", weights_only=False)；'
-            'torch.save({"model_state_dict": ckpt["model_state_dict"], "config": {...}}, "weights.pth")'
-        ) from error
+        value, passed_over = read_archive(path, worth_it)
+        if scripted:
+            return {"state_dict": dict(_tensors_of(value)), TORCHSCRIPT: True}
+    else:
+        value, passed_over = read_legacy(path)
+    if passed_over:
+        _say_what_was_passed_over(path, passed_over)
+    return _whole_model(value) if isinstance(value, Opaque) else value
 
 
-def _refused_names(path: Path, error: pickle.UnpicklingError) -> list[str]:
-    """The names in a file that torch refuses: what it lists, or for its format before 1.6 the one that it speaks of."""
-    with contextlib.suppress(ValueError):
-        if names := torch.serialization.get_unsafe_globals_in_checkpoint(path):
-            return sorted(names)
-    named = re.search(r"GLOBAL ([\w.]+)|but got <class '([\w.]+)'", str(error))
-    return [named[1] or named[2]] if named else []
+def _whole_model(module: Opaque) -> Mapping:
+    """A model that was saved whole: its weights and attributes by name."""
+    return fields_of(module)
+
+
+def _say_what_was_passed_over(path: Path, names: list[str]) -> None:
+    kinds = list(dict.fromkeys(names))
+    shown = "、".join(kinds[:3]) + ("……" if len(kinds) > 3 else "")
+    message = f"检查点 {path.name} 中有 {len(kinds)} 种对象没有载入（{shown}），只读取了其中的权重和普通数据"
+    warnings.warn(message, InputWarning, stacklevel=4)
+
+
+def _tensors_of(module, prefix: str = "", depth: int = 0):
+    """The tensors of a module of TorchScript by their dotted names."""
+    for name, value in fields_of(module).items() if isinstance(module, Opaque) and depth < 100 else ():
+        if isinstance(value, torch.Tensor):
+            yield prefix + name, value
+        elif isinstance(value, Opaque):
+            yield from _tensors_of(value, f"{prefix}{name}.", depth + 1)
 
 
 def read_safetensors(path: Path) -> Mapping:
     """The tensors of a `.safetensors` file, memory-mapped, with the file's metadata strings as its config."""
     with safetensors.safe_open(path, framework="pt") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
-        metadata = file.metadata() or {}
-    return {"state_dict": tensors, "config": {key: _read_string(value) for key, value in metadata.items()}}
+        return {"state_dict": tensors, "config": file.metadata() or {}}
 
 
-def _read_string(value: str):
-    """safetensors keeps metadata as strings: numbers and JSON objects come back as what they were."""
-    try:
-        return json.loads(value)
-    except ValueError:
-        return value
+# What a file is that is none of ours, by its first bytes.
+STRANGERS = (
+    (rb"version https://git-lfs", "它是 Git LFS 的指针，不是权重本身；请在仓库中执行 git lfs pull"),
+    (rb"\s*<(?:!doctype|html|\?xml)", "它是网页，不是权重；请重新下载"),
+    (rb"\x89HDF", "它是 HDF5（Keras）文件"),
+    (rb"\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf|Rar!", "它是压缩包；请先解压"),
+    (rb"(?s).{257}ustar", "它是 tar 包，或很旧的 PyTorch 保存的文件；请先解压，或用较新的 PyTorch 重新保存"),
+    (rb"\x89PNG|\xff\xd8\xff|GIF8|BM", "它是图像；--model-path 应是检查点"),
+    (rb"\x80[\x02-\x05]", "它是 pickle，但不是 torch.save 保存的；请在训练环境中用 torch.save 保存 model.state_dict()"),
+)
 
 
 def read_checkpoint_file(path: str | os.PathLike, mapped: bool | None = None) -> Mapping:
     """Read a `.pth` or `.safetensors` file, memory-mapped (see `read_torch_file`); nothing in it is executed.
 
-    Of a TorchScript archive the tensors are read. Raises InputError where the file is missing, cut short, no
-    checkpoint, or holds objects beyond tensors and plain data.
+    Of a TorchScript archive the tensors are read. Raises InputError where the file is missing, cut short or no
+    checkpoint.
     """
     path = Path(path)
     if not path.is_file():
         folder = "（是文件夹，但其中没有 config.json）" if path.is_dir() else ""
         raise InputError(f"找不到检查点文件：{path}{folder}")
     try:
-        if path.suffix == ".safetensors":
+        with open(path, "rb") as file:
+            start = file.read(512)
+        if path.suffix == ".safetensors" or start[8:9] == b"{":
             return read_safetensors(path)
-        return read_torchscript(path) if is_torchscript(path) else read_torch_file(path, mapped)
-    except InputError:
+        if not start or not zipfile.is_zipfile(path) and not is_legacy(start):
+            raise BadArchive(_what_else(start))
+        return read_torch_file(path, mapped)
+    except CheckpointError as error:
+        raise CheckpointError(f"无法读取检查点 {path}：{error}") from error
+    except MemoryError:
         raise
-    except Exception as error:  # torch raises RuntimeError, EOFError, UnpicklingError, KeyError, ... on a bad file
-        torchs_own = isinstance(error, pickle.UnpicklingError)  # its text speaks of torch.load's own options
-        reason = "不是 PyTorch 保存的文件" if torchs_own else re.split(r"[.:\n] ?", str(error).strip())[0][:80]
+    except Exception as error:  # safetensors raises its own
+        own = isinstance(error, (BadArchive, BadPickle))
+        reason = str(error) if own else re.split(r"[.:\n] ?", str(error).strip())[0][:80]
         raise InputError(f"无法读取检查点 {path}：文件不完整、已损坏或不是检查点（{reason}）") from error
+
+
+def _what_else(start: bytes) -> str:
+    """What a file is whose first bytes are no checkpoint's."""
+    if not start:
+        return "文件是空的"
+    cut = "文件不完整，下载或复制时被截断" if start[:4] == b"PK\x03\x04" else "不是 PyTorch 保存的文件"
+    return next((what for pattern, what in STRANGERS if re.match(pattern, start, re.IGNORECASE)), cut)

@@ -8,14 +8,16 @@ weights, and says which constants that no key shows belong to the library they c
 
 from __future__ import annotations
 
-import argparse
 import re
+import warnings
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, InputWarning
 from ..heavy import torch
-from .names import BACKBONE, CLIP_TEXT, CLIP_WORDS, TEXT_BACKBONE, WRAPPER_PREFIX, Rules, rename
+from .names import BACKBONE, CLIP_TEXT, CLIP_WORDS, TEXT_BACKBONE, Rules, rename
+from .pickles import fields_of
+from .search import Contents, same_weight, search_checkpoint
 
 
 class Layout(NamedTuple):
@@ -140,18 +142,8 @@ ENCODER_SIGNATURES = {
     ("vit", (12,), 768): "vit",
 }
 
-# -- the wrapping -----------------------------------------------------------------------------
+# -- from a checkpoint to our names ------------------------------------------------------------
 
-WEIGHT_KEYS = ("model_state_dict", "state_dict", "model")
-CONFIG_KEYS = ("config", "args", "hparams")
-METADATA_NAMES = {
-    "image_encoder": ("image_encoder", "image_encoder_name"),
-    "text_encoder": ("text_encoder", "text_encoder_name"),
-    "embed_dim": ("embed_dim",),
-    "img_size": ("img_size", "image_size"),
-    "temperature": ("temperature",),
-    "text_config": ("text_config",),
-}
 TEXT_SIZES = (
     ("max_position_embeddings", "embeddings.position_embeddings.weight"),
     ("max_position_embeddings", "embeddings.position_embedding.weight"),
@@ -159,6 +151,7 @@ TEXT_SIZES = (
     ("intermediate_size", "encoder.layer.0.intermediate.dense.weight"),
     ("intermediate_size", "encoder.layers.0.mlp.fc1.weight"),
 )
+ADAPTER = re.compile(r"\.(?:lora_\w+|base_layer|modules_to_save|original_module|ia3_\w+|oft_r|hada_w\w+)(?:\.|$)")
 TEXT_LEFTOVER = re.compile(r"^(?:pooler|cls)\.|(?:^|\.)position_ids$|(?:^|\.)token_type_ids$")
 
 
@@ -166,63 +159,46 @@ class Translated(NamedTuple):
     """A checkpoint in our names. `state_dict` holds the tensors themselves, no copies."""
 
     state_dict: dict[str, torch.Tensor]
-    metadata: dict  # image_encoder, text_encoder, embed_dim, img_size, temperature, text_config, where known
+    metadata: dict  # of models.weights.search.FIELDS, where the checkpoint says something
     image_encoder_name: str | None  # recognised from the weights
     batch_norm_eps: float | None
     ignored: list[str]  # outside the two towers: a training loss's parameters, say
 
 
-def split_checkpoint(checkpoint: Mapping) -> tuple[Mapping, dict]:
-    """Separate (state dict, metadata) of a wrapped or bare checkpoint.
-
-    Metadata is read from the top level and from `config` (a dict or argparse.Namespace, which wins).
-    """
-    if not isinstance(checkpoint, Mapping):
-        raise CheckpointError(f"检查点应当是字典，读到的是 {type(checkpoint).__name__}；请保存 model.state_dict()")
-    weights = next((checkpoint[k] for k in WEIGHT_KEYS if isinstance(checkpoint.get(k), Mapping)), checkpoint)
-    sources = [checkpoint]
-    for key in CONFIG_KEYS:
-        config = checkpoint.get(key)
-        sources.append(vars(config) if isinstance(config, argparse.Namespace) else config)
-    metadata = {}
-    for source in sources:
-        if isinstance(source, Mapping):
-            for name, aliases in METADATA_NAMES.items():
-                values = [source[alias] for alias in aliases if source.get(alias) is not None]
-                if values and not isinstance(values[0], torch.Tensor):
-                    metadata[name] = values[0]
-    side = _image_side(metadata.pop("img_size", None))
-    return weights, {**metadata, "img_size": side} if side else metadata
+def split_checkpoint(checkpoint: Mapping) -> tuple[dict[str, torch.Tensor], dict]:
+    """(state dict, metadata) of a checkpoint, wrapped in any way or bare: see `models.weights.search`."""
+    contents = search_checkpoint(checkpoint)
+    return contents.weights, contents.metadata
 
 
-def _image_side(size) -> int | None:
-    """224, "224", (224, 224) or {"height": 224, "width": 224} -> 224; None for what is no side of a square."""
-    sides = set(size.values() if isinstance(size, Mapping) else size if isinstance(size, (list, tuple)) else [size])
-    try:
-        side = int(sides.pop()) if len(sides) == 1 else 0
-    except (TypeError, ValueError):
-        return None
-    return side if side > 0 else None
-
-
-def _strip_prefixes(weights: Mapping) -> dict[str, torch.Tensor]:
-    """Drop what wrappers put before or between the names, and fold keys that name one weight twice."""
-    stripped = {}
+def _without_inner_wrappers(weights: Mapping) -> dict[str, torch.Tensor]:
+    """Drop what some put between a backbone's name and its weights, and fold keys that name one weight twice."""
+    inner = {}
     for key, tensor in weights.items():
-        if not isinstance(key, str) or not isinstance(tensor, torch.Tensor):
-            continue
-        name = WRAPPER_PREFIX.sub("", key).replace("._orig_mod.", ".").replace(".module.", ".")
+        name = key
         for backbone, wrapper in ((BACKBONE, "model."), (TEXT_BACKBONE, "bert.")):
             if name.startswith(backbone + wrapper):
                 name = backbone + name[len(backbone + wrapper) :]
-        if name in stripped and not _same_weight(stripped[name], tensor):
+        if name in inner and not same_weight(inner[name], tensor):
             raise CheckpointError(f"检查点中同一个权重 {name} 有两份不同的值（{key} 与另一个键），无法判断用哪一份")
-        stripped[name] = tensor
-    return stripped
+        inner[name] = tensor
+    return inner
 
 
-def _same_weight(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return a.shape == b.shape and (a.data_ptr() == b.data_ptr() or torch.equal(a, b))
+def _check_usable(contents: Contents) -> None:
+    """CheckpointError for weights that are no dense tensors, and for adapters that nobody has merged."""
+    for name, kind in contents.unusable.items():
+        raise CheckpointError(
+            f"检查点中的权重 {name} 是{kind}，不是普通的数值张量；请在训练环境中还原后重新保存："
+            "torch.save({key: t.dequantize() if t.is_quantized else t.to_dense().real "
+            'for key, t in model.state_dict().items()}, "weights.pth")'
+        )
+    adapter = next((name for name in contents.weights if ADAPTER.search(name)), None)
+    if adapter:
+        raise CheckpointError(
+            f"检查点中有没有合并的适配器（{adapter}）；请在训练环境中先合并再保存："
+            'torch.save(model.merge_and_unload().state_dict(), "weights.pth")'
+        )
 
 
 def _find_layout(backbone_keys) -> Layout | None:
@@ -248,8 +224,11 @@ def translate_checkpoint(checkpoint: Mapping) -> Translated:
 
     Raises CheckpointError where there is no weight of a CLIP model in it, or one weight twice.
     """
-    weights, metadata = split_checkpoint(checkpoint)
-    weights = _strip_prefixes(weights)
+    contents = search_checkpoint(checkpoint)
+    _check_usable(contents)
+    for message in contents.messages:
+        warnings.warn(message, InputWarning, stacklevel=3)
+    metadata, weights = contents.metadata, _without_inner_wrappers(contents.weights)
     if any(TEXT_BACKBONE + key in weights for key in CLIP_WORDS):
         from .openai_names import translate_text_tower
 
@@ -258,7 +237,7 @@ def translate_checkpoint(checkpoint: Mapping) -> Translated:
     if not backbone:
         raise CheckpointError(
             f"检查点里没有 {BACKBONE}* 权重，不是本工具支持的 CLIP 检查点；"
-            f"读到的键例如：{'、'.join(map(str, list(weights or checkpoint)[:3])) or '（空）'}"
+            f"读到的键例如：{'、'.join(map(str, list(weights or fields_of(checkpoint))[:3])) or '（空）'}"
         )
     layout = _find_layout(backbone)
     encoder = None
