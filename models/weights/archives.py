@@ -26,8 +26,8 @@ MOST_INFLATED = 20  # what a compressed entry may grow by: weights hardly do
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
 
-class BadArchive(ValueError):
-    """A file that is damaged, or not what it says it is; the message says why, in Chinese."""
+class BadArchive(BadPickle):
+    """A file around a pickle that is damaged, or not what it says it is; the message says why, in Chinese."""
 
 
 # -- zip --------------------------------------------------------------------------------------

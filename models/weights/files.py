@@ -102,8 +102,7 @@ def read_checkpoint_file(path: str | os.PathLike, mapped: bool | None = None) ->
     except MemoryError:
         raise
     except Exception as error:  # safetensors raises its own
-        own = isinstance(error, (BadArchive, BadPickle))
-        reason = str(error) if own else re.split(r"[.:\n] ?", str(error).strip())[0][:80]
+        reason = str(error) if isinstance(error, BadPickle) else re.split(r"[.:\n] ?", str(error).strip())[0][:80]
         raise InputError(f"无法读取检查点 {path}：文件不完整、已损坏或不是检查点（{reason}）") from error
 
 

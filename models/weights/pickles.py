@@ -82,7 +82,7 @@ CONTAINERS = (list, tuple, set, frozenset, dict)
 
 def _members(items=()):
     """The members of a container that stands in the file; counts (`range(10**9)`) are none."""
-    if not isinstance(items, CONTAINERS):
+    if type(items) not in CONTAINERS:
         raise BadPickle(f"其中要由 {type(items).__name__} 生成一个容器")
     return items
 
@@ -624,11 +624,14 @@ def fields_of(value) -> Mapping | None:
 
 
 def plain_value(value):
-    """The scalar that an Opaque stands for, where it does: a node of OmegaConf, a member of an Enum; else the value."""
+    """What an Opaque stands for, where it does: a node of OmegaConf, a member of an Enum; else the value itself."""
     if not isinstance(value, Opaque):
         return value
     if "_val" in value.state:
         return value.state["_val"]
+    content = value.state.get("_content")
+    if isinstance(content, (dict, list)):
+        return [plain_value(item) for item in content] if isinstance(content, list) else content
     if len(value.arguments) == 1 and isinstance(value.arguments[0], (str, int, float)) and not fields_of(value):
         return value.arguments[0]
     return value

@@ -351,12 +351,12 @@ def _metadata(plain, root: Path) -> tuple[dict, list[str]]:
 
 def _is_normalisation(holder) -> bool:
     """Whether `mean` and `std` stand in one mapping, three numbers each."""
-    fields = {_folded(key): value for key, value in (fields_of(holder) or {}).items()}
+    fields = {_folded(key): value for key, value in (fields_of(plain_value(holder)) or {}).items()}
     return all(len(_sequence(fields.get(name))) == 3 for name in BARE)
 
 
 def _sequence(value):
-    value = _parse(value) if isinstance(value, str) else value
+    value = plain_value(_parse(value) if isinstance(value, str) else value)
     value = value.tolist() if hasattr(value, "tolist") else value
     return value if isinstance(value, (list, tuple)) else ()
 

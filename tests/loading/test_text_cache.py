@@ -22,6 +22,7 @@ from tiny_pretrained import Payload
 
 import clip_gradcam_visualization as script
 import models.clip
+import models.loading.own
 from clip_gradcam_visualization import main
 from models import writing
 from models.errors import CheckpointError, InputError, InputWarning
