@@ -4,7 +4,9 @@ import hashlib
 import json
 import os
 import zipfile
+from pathlib import Path
 
+from ..weights.archives import open_archive, read_entry
 from ..weights.hub import SMALL_FILES, local_folder, weight_files
 
 CHECKED_TENSORS = 8
@@ -33,7 +35,7 @@ def checkpoint_fingerprint(path: str | os.PathLike) -> str:
     tensors themselves are not read. Any other file, and a zip without real CRCs, is hashed whole.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_archive(Path(path)) as archive:
             content = _zip_content(archive)
     except OSError:
         raise
@@ -64,9 +66,9 @@ def _zip_content(archive: zipfile.ZipFile) -> bytes | None:
         return None
     tensors = (entry for entry in entries if _inner_name(entry).startswith("data/"))
     for entry in sorted(tensors, key=lambda entry: entry.file_size)[:CHECKED_TENSORS]:
-        archive.read(entry)  # BadZipFile where the CRC is not that of the bytes
+        read_entry(archive, entry)  # BadArchive where the CRC is not that of the bytes
     directory = sorted((_inner_name(entry), entry.file_size, entry.CRC) for entry in archive.infolist())
-    return json.dumps(directory).encode() + b"\0" + archive.read(pickled)
+    return json.dumps(directory).encode() + b"\0" + read_entry(archive, pickled)
 
 
 def _inner_name(entry: zipfile.ZipInfo) -> str:

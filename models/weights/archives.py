@@ -75,7 +75,7 @@ def read_archive(path: Path, mapped: bool = False) -> tuple[object, list[str]]:
             raise BadPickle(f"其中的 pickle 超过 {LARGEST_PICKLE >> 20} MB")
         folder = pickled.filename.removesuffix("data.pkl")
         storages = _Storages(path, archive, file, folder, mapped)
-        return read_pickle(io.BytesIO(_read_entry(archive, pickled)), storages)
+        return read_pickle(io.BytesIO(read_entry(archive, pickled)), storages)
 
 
 def _only(archive: zipfile.ZipFile, pattern: str) -> zipfile.ZipInfo:
@@ -85,7 +85,7 @@ def _only(archive: zipfile.ZipFile, pattern: str) -> zipfile.ZipInfo:
     return entries[0]
 
 
-def _read_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
+def read_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
     """All bytes of an entry, its CRC checked."""
     if entry.file_size > MOST_INFLATED * entry.compress_size + (1 << 20):
         raise BadArchive(f"{entry.filename} 解压后大得可疑")
@@ -136,7 +136,7 @@ class _Storages:
         if self._whole is not None and entry.compress_type == zipfile.ZIP_STORED and not self._swapped:
             offset = self._offset(entry)
             return self._whole[offset : offset + size]
-        storage = torch.frombuffer(bytearray(_read_entry(self._archive, entry)), dtype=torch.uint8).untyped_storage()
+        storage = torch.frombuffer(bytearray(read_entry(self._archive, entry)), dtype=torch.uint8).untyped_storage()
         if self._swapped:
             storage.byteswap(dtype)
         return storage

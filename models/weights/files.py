@@ -16,6 +16,7 @@ from .archives import BadArchive, is_legacy, is_torchscript, read_archive, read_
 from .pickles import BadPickle, Opaque, fields_of
 
 MAPPED_FROM_BYTES = 100_000_000
+LARGEST_HEADER = 16 << 20  # bytes of a `.safetensors` file's header: a hundred for each tensor
 TORCHSCRIPT = "torchscript"  # key that tells a checkpoint which was an archive of TorchScript
 
 
@@ -62,6 +63,9 @@ def _tensors_of(module, prefix: str = "", depth: int = 0):
 
 def read_safetensors(path: Path) -> Mapping:
     """The tensors of a `.safetensors` file, memory-mapped, with the file's metadata strings as its config."""
+    with open(path, "rb") as file:
+        if int.from_bytes(file.read(8), "little") > LARGEST_HEADER:
+            raise BadArchive("文件头大得可疑")
     with safetensors.safe_open(path, framework="pt") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
         return {"state_dict": tensors, "config": file.metadata() or {}}

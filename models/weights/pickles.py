@@ -229,10 +229,8 @@ def _tensor_of_dtype(storage, offset, size, stride, requires_grad, hooks, dtype,
 
 
 def _tensor_of_type(function, kind, arguments, *_):
-    """`_rebuild_from_type_v2`: a tensor of a subclass, or with attributes; of torch's own two classes it is one."""
-    if kind in (Name("torch", "Tensor"), Name("torch.nn.parameter", "Parameter")) and isinstance(arguments, tuple):
-        return _apply(function, arguments, [])
-    return Opaque(kind, arguments)
+    """`_rebuild_from_type_v2`: a tensor of a subclass, or with attributes: the tensor that it was made of."""
+    return _apply(function, arguments, [])
 
 
 def _unusable(kind):

@@ -42,6 +42,8 @@ def search_checkpoint(checkpoint: Mapping) -> Contents:
     places = _places(tensors)
     place = places[0] if places else _largest(tensors)
     weights, unusable = _weights_at(place, tensors)
+    if "temperature" in weights:
+        plain = [(path, value) for path, value in plain if path[-1:] != ("temperature",)]
     metadata, messages = _metadata(plain, place.root)
     return Contents(weights, metadata, [*_describe_choice(places, tensors), *messages], unusable)
 
@@ -59,15 +61,15 @@ def _walk(checkpoint) -> tuple[list[tuple[Path, object]], list[tuple[Path, objec
         if isinstance(value, (torch.Tensor, UnusableTensor)):
             tensors.append((path, value))
             continue
-        children = _children(value) if len(path) < DEEPEST else None
-        if children is None:
-            plain.append((path, value))
-            if isinstance(value, Opaque):
-                tensors.append((path, UnusableTensor(f" {value.name} 对象")))
-        elif id(value) not in visited:
-            visited.add(id(value))
-            plain.append((path, value))
+        seen = id(value) in visited
+        children = None if seen or len(path) >= DEEPEST else _children(value)
+        if children is not None:
+            visited.add(id(value))  # `plain` keeps it, so that its number stays its own
             pending += [((*path, str(key)), child) for key, child in reversed(children)]
+        elif isinstance(value, Opaque):
+            tensors.append((path, UnusableTensor(f" {value.name} 对象")))
+        if not seen or isinstance(value, str):
+            plain.append((path, value))
     return tensors, plain
 
 
@@ -303,6 +305,8 @@ class Field(NamedTuple):
     contradicts: bool = True  # whether two values are worth a line
 
 
+# Steps from the weights at which a word may well mean something else.
+FAR = {"temperature": 2, **dict.fromkeys(("resolution", "inputsize", "cropsize", "mean", "std"), 3)}
 SIZES = ("imgsize", "imagesize", "imageresolution", "inputresolution", "resolution", "inputsize", "cropsize")
 FIELDS = {
     "image_encoder": Field(("imageencoder", "imageencodername"), _text, contradicts=False),  # the weights decide
@@ -346,6 +350,11 @@ def _metadata(plain, root: Path) -> tuple[dict, list[str]]:
             entries.setdefault(field, []).append(_Entry(rank, ".".join(path), read))
     nearest = {field: min(rows, key=lambda entry: entry.rank) for field, rows in entries.items()}
     messages = [message for field, entry in nearest.items() for message in _contradiction(field, entry, entries[field])]
+    messages += [
+        f"{field} 取自检查点中离权重较远的 {entry.place}（{entry.value}），请核对"
+        for field, entry in nearest.items()
+        if entry.rank[0] >= FAR.get(_folded(entry.place.rpartition(".")[2]), DEEPEST)
+    ]
     return in_unit_levels({field: entry.value for field, entry in nearest.items()}), messages
 
 

@@ -506,6 +506,16 @@ def test_the_nearest_to_the_weights_wins_and_a_contradiction_is_told(clip, write
         assert load_clip_checkpoint(write_checkpoint(agreeing)).img_size == 96
 
 
+def test_a_word_far_from_the_weights_is_told(clip, write_checkpoint):
+    content = {"state_dict": clip.state_dict(), "data": {"sources": {"scanner": {"resolution": 512}}}}
+    with pytest.warns(InputWarning, match=r"img_size 取自.*data.sources.scanner.resolution（512）"):
+        assert load_clip_checkpoint(write_checkpoint(content)).img_size == 512
+    bare = {key: tensor for key, tensor in clip.state_dict().items() if key != "temperature"}
+    content = {"state_dict": bare, "img_size": 96, "teacher": {"distillation": {"temperature": 2.0}}}
+    with pytest.warns(InputWarning, match=r"temperature 取自.*teacher.distillation.temperature（2.0）"):
+        assert float(load_clip_checkpoint(write_checkpoint(content)).temperature) == 2.0
+
+
 def test_numbers_that_are_no_input_size_are_none(clip, write_checkpoint):
     metrics = {"mean": 0.8, "std": 0.01, "resolution": "high", "img_size": 10**9, "crop_size": -3, "input_size": True}
     model = load_clip_checkpoint(write_checkpoint({"state_dict": clip.state_dict(), "metrics": metrics}))
@@ -594,3 +604,31 @@ def test_an_opaque_object_does_nothing():
         opaque.anything = 1
     with pytest.raises(TypeError):
         opaque()
+
+
+class Subclass(torch.Tensor):
+    """A tensor of a class of the training's own."""
+
+
+def test_a_tensor_of_another_class_is_the_tensor_that_it_was_made_of(clip, write_checkpoint):
+    state = {key: tensor.as_subclass(Subclass) for key, tensor in clip.state_dict().items()}
+    model = load_clip_checkpoint(write_checkpoint(state))
+    assert_same_model(model, clip)
+    assert {type(parameter) for parameter in model.parameters()} == {torch.nn.Parameter}
+
+
+def test_an_object_in_a_weights_place_is_named(clip, write_checkpoint):
+    with pytest.warns(InputWarning, match="没有载入"), pytest.raises(CheckpointError, match=f"{KEY} 是.*Items 对象"):
+        load_clip_checkpoint(write_checkpoint({**clip.state_dict(), KEY: Items()}))
+
+
+def test_a_text_that_stands_a_million_times_is_read_once(clip):
+    config = json.dumps({"deep": [{"x": list(range(10_000))}], "img_size": 96})
+    contents = search_checkpoint({"state_dict": clip.state_dict(), "config": config, "x": [{"a": config}] * 200_000})
+    assert contents.metadata["img_size"] == 96
+
+
+def test_a_header_of_safetensors_that_is_larger_than_any_models(tmp_path):
+    (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", 1 << 40) + b"{" + bytes(100))
+    with pytest.raises(InputError, match="文件头"):
+        read_checkpoint_file(tmp_path / "a.safetensors")
