@@ -173,6 +173,14 @@ def test_a_view_of_a_storage_is_right(tmp_path, compress, mapped):
     assert content["w"].tolist() == [[2, 3], [3, 4]] and content["v"].tolist() == [1, 2, 3, 4]
 
 
+def test_numbers_of_a_machine_that_writes_them_the_other_way_round(tmp_path):
+    entries = {"data/0": struct.pack(">4f", 1, 2, 3, 4), "byteorder": "big"}
+    content = read_checkpoint_file(
+        write_zip(tmp_path / "a.pth", mapping(w=stored(0, (4,), (1,))), **entries), mapped=True
+    )
+    assert content["w"].tolist() == [1, 2, 3, 4]
+
+
 NUMBERS = {
     "scalars": [np.float64(0.5), np.float32(1.5), np.int64(-3), np.bool_(True), np.uint8(255), np.complex64(1j)],
     "arrays": [np.arange(6.0).reshape(2, 3), np.asfortranarray(np.arange(6).reshape(2, 3)), np.arange(3, dtype=">i4")],
