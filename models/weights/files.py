@@ -37,12 +37,7 @@ def read_torch_file(path: Path, mapped: bool | None = None) -> Mapping:
         value, passed_over = read_legacy(path)
     if passed_over:
         _say_what_was_passed_over(path, passed_over)
-    return _whole_model(value) if isinstance(value, Opaque) else value
-
-
-def _whole_model(module: Opaque) -> Mapping:
-    """A model that was saved whole: its weights and attributes by name."""
-    return fields_of(module)
+    return fields_of(value) if isinstance(value, Opaque) else value  # an Opaque: a model that was saved whole
 
 
 def _say_what_was_passed_over(path: Path, names: list[str]) -> None:

@@ -125,7 +125,7 @@ class Dtype:
     """numpy's dtype as a code; numpy's own constructor never sees what a file says."""
 
     __slots__ = ("code",)
-    PLAIN = re.compile(r"[<>=|]?(b1|[iu][1248]|f(?:2|4|8|12|16)|c(?:8|16)|[SU]\d{1,5}|\?)")
+    PLAIN = re.compile(r"[<>=|]?(b1|[iu][1248]|f(?:2|4|8|12|16)|c(?:8|16)|[SU][1-9]\d{0,4}|\?)")
 
     def __init__(self, code="", *_):
         self.code = code if isinstance(code, str) and self.PLAIN.fullmatch(code) else None
@@ -154,12 +154,10 @@ def _numpy_array(data, dtype, shape, order="C"):
     if dtype is None or not isinstance(data, (bytes, bytearray)):
         return Opaque(Name("numpy", "ndarray"))
     sides = shape if isinstance(shape, tuple) else (shape,)
-    if not all(type(side) is int and side >= 0 for side in sides) or len(sides) > 32:
+    if not all(type(side) is int and 0 <= side < LARGEST_KEY for side in sides) or len(sides) > 32:
         raise BadPickle("其中的 numpy 数组形状不明")
     if math.prod(sides) * dtype.itemsize != len(data):
         raise BadPickle("其中的 numpy 数组的形状与字节数不符")
-    if not dtype.itemsize:
-        return np.zeros(sides, dtype) if math.prod(sides) < LARGEST_KEY and not math.prod(sides) else []
     return np.frombuffer(bytes(data), dtype).reshape(sides, order="F" if order in ("F", True) else "C").copy()
 
 
@@ -170,7 +168,6 @@ def _numpy_scalar(dtype, data=b""):
 
 
 # -- torch
-
 
 REAL = "float64 float32 float16 bfloat16 int64 int32 int16 int8 uint64 uint32 uint16 uint8 bool"
 REAL_8_BITS = "float8_e4m3fn float8_e5m2 float8_e4m3fnuz float8_e5m2fnuz float8_e8m0fnu"
