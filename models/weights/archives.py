@@ -108,6 +108,7 @@ class _Storages:
         self._entries = {entry.filename.removeprefix(start): entry for entry in entries}
         if len(self._entries) < len(entries):
             raise BadArchive("其中有同名的张量")
+        self._read_bytes = 0  # entries may lie over each other
         self._size = os.fstat(file.fileno()).st_size
         self._whole = torch.UntypedStorage.from_file(str(path), False, self._size) if mapped else None
         self._swapped = self._byte_order(folder) != sys.byteorder
@@ -136,6 +137,9 @@ class _Storages:
         if self._whole is not None and entry.compress_type == zipfile.ZIP_STORED and not self._swapped:
             offset = self._offset(entry)
             return self._whole[offset : offset + size]
+        self._read_bytes += size
+        if self._read_bytes > MOST_INFLATED * self._size:
+            raise BadArchive("其中的张量合起来大得可疑")
         storage = torch.frombuffer(bytearray(read_entry(self._archive, entry)), dtype=torch.uint8).untyped_storage()
         if self._swapped:
             storage.byteswap(dtype)

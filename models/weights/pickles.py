@@ -269,7 +269,10 @@ FUNCTIONS: dict[Name, Callable] = {
     Name("torch._utils", "_rebuild_qtensor"): _unusable("量化张量"),
     Name("torch._utils", "_rebuild_nested_tensor"): _unusable("嵌套张量"),
     Name("torch._utils", "_rebuild_meta_tensor_no_storage"): _unusable("没有数值的 meta 张量"),
-    **{Name("torch.jit._pickle", f"build_{kind}list"): list for kind in ("int", "double", "bool", "tensor")},
+    **{
+        Name("torch.jit._pickle", f"build_{kind}list"): lambda items: list(_members(items))
+        for kind in ("int", "double", "bool", "tensor")
+    },
     Name("torch.jit._pickle", "restore_type_tag"): lambda value, _: value,
     **{
         Name(_m, _n): _path(flavour)

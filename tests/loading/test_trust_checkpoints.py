@@ -640,3 +640,20 @@ def test_a_header_of_safetensors_that_is_larger_than_any_models(tmp_path):
     (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", 1 << 40) + b"{" + bytes(100))
     with pytest.raises(InputError, match="文件头"):
         read_checkpoint_file(tmp_path / "a.safetensors")
+
+
+def test_tensors_that_lie_over_each_other_are_no_bomb(tmp_path):
+    """Ten thousand entries of a directory that all lead to one piece of a file."""
+    body = mapping(**{f"w{n}": stored(0, (1000,), (1,), 1000, key=str(n)) for n in range(1000)})
+    write_zip(tmp_path / "a.pth", body, **{"data/0": bytes(4000)})
+    with zipfile.ZipFile(tmp_path / "a.pth", "a") as archive:
+        first = archive.getinfo("archive/data/0")
+        for n in range(1, 1000):
+            entry = zipfile.ZipInfo(f"archive/data/{n}")
+            for name in ("CRC", "compress_size", "file_size", "header_offset"):
+                setattr(entry, name, getattr(first, name))
+            archive.filelist.append(entry)
+            archive.NameToInfo[entry.filename] = entry
+        archive._didModify = True
+    with pytest.raises(InputError, match="大得可疑|已损坏"):
+        read_checkpoint_file(tmp_path / "a.pth")
