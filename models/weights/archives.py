@@ -23,6 +23,17 @@ from .pickles import LARGEST_PICKLE, BadPickle, Storage, Stream, dtype_of, read_
 
 LARGEST_DIRECTORY = 16 << 20  # bytes of a zip's directory: a hundred for each tensor
 MOST_INFLATED = 20  # what a compressed entry may grow by: weights hardly do
+# what zipfile makes of a damaged file
+DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    NotImplementedError,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    OSError,
+    struct.error,
+)
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
 
@@ -41,7 +52,7 @@ def open_archive(path: Path) -> zipfile.ZipFile:
         raise BadArchive(f"压缩包的目录有 {size >> 20} MB")
     try:
         return zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error, EOFError) as error:
+    except DAMAGE as error:
         raise BadArchive("压缩包的目录已损坏") from error
 
 
@@ -51,9 +62,8 @@ def _directory_size(file) -> int:
     file.seek(max(0, length - (1 << 16) - 42))
     tail = file.read()
     at, large = tail.rfind(b"PK\x05\x06"), tail.rfind(b"PK\x06\x06")
-    if large >= 0 and len(tail) >= large + 48:
-        return int.from_bytes(tail[large + 40 : large + 48], "little")
-    return int.from_bytes(tail[at + 12 : at + 16], "little") if at >= 0 else 0
+    size = int.from_bytes(tail[at + 12 : at + 16], "little") if at >= 0 else 0
+    return int.from_bytes(tail[large + 40 : large + 48], "little") if size == 0xFFFFFFFF and large >= 0 else size
 
 
 def is_torchscript(path: str | os.PathLike) -> bool:
@@ -91,7 +101,7 @@ def read_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
         raise BadArchive(f"{entry.filename} 解压后大得可疑")
     try:
         data = archive.read(entry)
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, struct.error) as error:
+    except DAMAGE as error:
         raise BadArchive(f"{entry.filename} 已损坏（校验不符）") from error
     if len(data) != entry.file_size:
         raise BadArchive(f"{entry.filename} 不完整")
@@ -117,7 +127,7 @@ class _Storages:
         name = f"{folder}byteorder"
         if name not in self._archive.namelist():
             return "little"  # before torch 2.1, which was the first to say so
-        return self._archive.open(name).read(16).decode("latin-1")
+        return read_entry(self._archive, self._archive.getinfo(name)).decode("latin-1")
 
     def __call__(self, identity) -> Storage:
         kind, dtype, key, _, count = identity
@@ -147,9 +157,9 @@ class _Storages:
 
     def _offset(self, entry: zipfile.ZipInfo) -> int:
         """Where an entry's bytes begin: behind a header of its own, whose length the directory does not say."""
-        self._file.seek(entry.header_offset)
+        self._file.seek(max(0, entry.header_offset))
         header = self._file.read(30)
-        if len(header) < 30 or header[:4] != b"PK\x03\x04":
+        if len(header) < 30 or header[:4] != b"PK\x03\x04" or entry.header_offset < 0:
             raise BadArchive(f"{entry.filename} 已损坏")
         name, extra = struct.unpack("<HH", header[26:30])
         offset = entry.header_offset + 30 + name + extra

@@ -643,7 +643,7 @@ def test_a_header_of_safetensors_that_is_larger_than_any_models(tmp_path):
 
 
 def test_tensors_that_lie_over_each_other_are_no_bomb(tmp_path):
-    """Ten thousand entries of a directory that all lead to one piece of a file."""
+    """A thousand entries of a directory that all lead to one piece of a file."""
     body = mapping(**{f"w{n}": stored(0, (1000,), (1,), 1000, key=str(n)) for n in range(1000)})
     write_zip(tmp_path / "a.pth", body, **{"data/0": bytes(4000)})
     with zipfile.ZipFile(tmp_path / "a.pth", "a") as archive:
