@@ -1,8 +1,9 @@
 """DICOM: from a file to the 8-bit picture that a viewer shows.
 
-The way of the grey levels (PS3.3 C.7.6.3, C.11.1, C.11.2): stored values -> modality LUT or rescale slope and
-intercept -> VOI LUT or window -> 0..255, inverted for MONOCHROME1. All of it acts on one level at a time, so
-it is worked out once per level that the frame can hold, not once per pixel. pydicom is an optional extra.
+The way of the grey levels (PS3.3 C.7.6.3, C.11.1, C.11.2, C.11.6): stored values -> modality LUT or rescale slope and
+intercept -> VOI LUT or window -> 0..255, inverted where the presentation LUT's shape or, without one, MONOCHROME1 says
+so. All of it acts on one level at a time, so it is worked out once per level that the frame can hold, not once per
+pixel. Without a window black and white are the smallest and the largest level that is not scattered (see `grey`).
 """
 
 from collections.abc import Callable, MutableSequence
@@ -11,64 +12,37 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from ..errors import InputError
-from ..heavy import Image
-from .grey import scale_over_own_range
+from .dicom_file import is_dicom, read_stored
+from .grey import AUTO, GreyRange, Levels, full_range, in_blocks, is_short, levels_of, look_up, own_range, scale_of
 
-DECODERS = "pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg"
 COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")  # what decoding turns into RGB
 
 
-def read_dicom(file: BinaryIO, path) -> np.ndarray:
+def read_dicom(file: BinaryIO, path, grey_range: GreyRange = AUTO) -> np.ndarray:
     """Read the first frame of an open DICOM file as RGB, uint8 [H, W, 3]; no other frame is decoded.
 
-    Raises InputError, naming `path` and the remedy, where pydicom or a decoder is missing, and where the file
-    holds no image, an enormous one, or is damaged.
+    A `grey_range` other than `auto` goes before the file's window. Raises InputError, naming `path` and the remedy,
+    where pydicom or a decoder is missing, and where the file holds no image, an enormous one, or is damaged.
     """
     try:
-        from pydicom import dcmread
-        from pydicom.errors import InvalidDicomError
-        from pydicom.pixels import pixel_array
+        import pydicom.pixels  # noqa: F401
     except ImportError as error:
         raise InputError(f'无法读取图像 {path}：读取 DICOM 需要 pydicom：pip install "pydicom>=3"') from error
     try:
-        header = dcmread(file, stop_before_pixels=True)
-        file.seek(0)
-        _check_image(header)
-        if header.file_meta.TransferSyntaxUID.is_deflated:  # one stream, in which no frame can be looked up
-            return _to_rgb(pixel_array(dcmread(file), index=0), header)
-        return _to_rgb(pixel_array(file, index=0), header)
+        if not is_dicom(file):
+            raise InputError("第 128 字节处没有 DICM 标记，开头也不是 DICOM 的数据；请重新导出为 DICOM 文件")
+        stored, header = read_stored(file)
+        return _to_rgb(stored, header, grey_range)
     except InputError as error:
         raise InputError(f"无法读取 DICOM {path}：{' '.join(str(error).split())}") from error
     except MemoryError:
         raise
-    except InvalidDicomError as error:
-        raise InputError(f"无法读取 DICOM {path}：第 128 字节处没有 DICM 标记，请重新导出为 DICOM 文件") from error
     except Exception as error:  # pydicom raises ValueError, AttributeError, TypeError, struct.error, ... on a bad file
         message = " ".join(str(error).split())[:150]
         raise InputError(f"无法读取 DICOM {path}：文件不完整或已损坏，请重新导出（{message}）") from error
 
 
-def _check_image(header) -> None:
-    """InputError where there is no image, one too large to decode, or no decoder for it."""
-    from pydicom.pixels import get_decoder
-
-    rows, columns = header.get("Rows"), header.get("Columns")
-    if not rows or not columns:
-        kind = getattr(header.file_meta.get("MediaStorageSOPClassUID"), "name", "未知类型")
-        raise InputError(f"其中没有图像（{kind}），或文件不完整；请换成影像文件")
-    limit = Image.MAX_IMAGE_PIXELS
-    if limit is not None and rows * columns > 2 * limit:  # as Pillow does with other formats
-        raise InputError(f"图像过大（{columns}×{rows}，上限 {2 * limit} 像素）；请先缩小或裁剪")
-    syntax = header.file_meta.TransferSyntaxUID
-    try:
-        decoder = get_decoder(syntax)
-    except NotImplementedError as error:
-        raise InputError(f"不支持压缩格式 {syntax.name}；请转换为未压缩的 DICOM") from error
-    if not decoder.is_available:
-        raise InputError(f"缺少压缩格式 {syntax.name} 的解码器：{DECODERS}，或转换为未压缩的 DICOM")
-
-
-def _to_rgb(stored: np.ndarray, header) -> np.ndarray:
+def _to_rgb(stored: np.ndarray, header, grey_range: GreyRange) -> np.ndarray:
     """Stored values [H, W] or [H, W, 3] (colour already turned into RGB) -> uint8 [H, W, 3]."""
     kind = header.PhotometricInterpretation
     if stored.ndim == 3:
@@ -77,47 +51,81 @@ def _to_rgb(stored: np.ndarray, header) -> np.ndarray:
         return _to_8_bits(stored, header.BitsStored)
     if kind == "PALETTE COLOR":
         return _palette_to_rgb(stored, header)
-    return np.repeat(_monochrome_to_grey(stored, header)[..., None], 3, axis=2)
+    if kind not in ("MONOCHROME1", "MONOCHROME2"):
+        raise InputError(f"不支持颜色空间 {kind}；请转换为 RGB 或灰度")
+    return _monochrome_to_rgb(stored, header, grey_range)
 
 
 def _to_8_bits(values: np.ndarray, bits: int) -> np.ndarray:
-    """Unsigned values of `bits` bits -> uint8 of the same shape."""
+    """Unsigned values [H, W, 3] of `bits` bits -> uint8 of the same shape."""
     if values.dtype == np.uint8 and bits == 8:
         return values
-    return np.rint(np.clip(values * (255.0 / (2**bits - 1)), 0, 255)).astype(np.uint8)
+    scale = 255.0 / (2**bits - 1)
+    return in_blocks(lambda part: np.rint(np.clip(part * scale, 0, 255)).astype(np.uint8), values)
 
 
 # -- grey -------------------------------------------------------------------------------------
 
 
-def _monochrome_to_grey(stored: np.ndarray, header) -> np.ndarray:
-    """Stored values [H, W] of any type -> uint8 [H, W]."""
-    low, high = stored.min(), stored.max()
-    if stored.dtype.kind not in "iu" or int(high) - int(low) >= 1 << 16:
-        return _displayed(stored, np.ones(stored.shape, dtype=bool), header)
-    offsets = stored.astype(np.int64) - int(low)
-    levels = np.arange(int(low), int(high) + 1).astype(stored.dtype)
-    present = np.bincount(offsets.ravel(), minlength=len(levels)) > 0
-    return _displayed(levels, present, header)[offsets]
+def _monochrome_to_rgb(stored: np.ndarray, header, grey_range: GreyRange) -> np.ndarray:
+    """Stored values [H, W] of any type -> uint8 [H, W, 3]."""
+    present = levels_of(stored)
+    shown = _display_of(present, stored.dtype, header, grey_range)
+    if not is_short(stored.dtype):
+        return in_blocks(shown, stored)
+    table = np.zeros(1 << 16, dtype=np.uint8)
+    values = present.values.astype(stored.dtype)
+    table[values.astype(np.int64) % (1 << 16)] = shown(values)
+    return look_up(table, stored)
 
 
-def _displayed(values: np.ndarray, present: np.ndarray, header) -> np.ndarray:
-    """Stored values -> uint8 of the same shape. Values not `present` in the frame do not count in its range.
+def _display_of(present: Levels, dtype, header, grey_range: GreyRange) -> Callable[[np.ndarray], np.ndarray]:
+    """A function from stored values of a type to uint8 of the same shape; `present`: those of the frame.
 
     Without a window the padding is left out of the range and drawn darkest; levels that are not finite always are.
     """
-    levels = _apply_modality(values, header)
-    drawn = np.isfinite(levels)
-    shares = _apply_voi(np.where(drawn, levels, 0), header)
-    if shares is not None:
-        grey = np.rint(shares * 255)
-    else:
-        counted = present & drawn & ~_is_padding(values, header)
-        drawn = counted if counted.any() else present & drawn
-        grey = scale_over_own_range(levels, drawn)
-    if header.PhotometricInterpretation == "MONOCHROME1":
-        grey = 255 - grey
-    return np.where(drawn, grey, 0).astype(np.uint8)
+    modality = _modality_of(header, present)
+    levels = modality(present.values)
+    voi = _voi_of(header, levels) if grey_range.rule == "auto" else None
+    scale, is_padded = None, False
+    if voi is None:
+        counted = ~_is_padding(present.values.astype(dtype), header)
+        is_padded = bool(counted.any())
+        order = np.argsort(levels[counted] if is_padded else levels, kind="stable")
+        counts = present.counts[counted][order] if is_padded else present.counts[order]
+        ordered = Levels((levels[counted] if is_padded else levels)[order], counts)
+        if grey_range.rule == "auto":
+            scale = own_range(ordered)
+        else:
+            scale = scale_of(ordered, grey_range, tuple(np.sort(modality(np.array(_stored_range(dtype, header))))))
+
+    def shown(values):
+        levels = modality(values)
+        drawn = np.isfinite(levels)
+        if voi is not None:
+            grey = np.rint(voi(np.where(drawn, levels, 0)) * 255)
+        else:
+            drawn = drawn & ~_is_padding(values, header) if is_padded else drawn
+            grey = scale.apply(np.where(drawn, levels, scale.black)).astype(np.float64)
+        grey = 255 - grey if _is_inverted(header) else grey
+        return np.where(drawn, grey, 0).astype(np.uint8)
+
+    return shown
+
+
+def _is_inverted(header) -> bool:
+    """Whether low levels are bright (PS3.3 C.11.6, C.7.6.3.1.2): a shape goes before MONOCHROME1, as in dcmtk."""
+    shapes = {"IDENTITY": False, "INVERSE": True}
+    shape = str(header.get("PresentationLUTShape") or "").strip().upper()
+    return shapes.get(shape, header.PhotometricInterpretation == "MONOCHROME1")
+
+
+def _stored_range(dtype, header) -> tuple[float, float]:
+    """The smallest and the largest value that can be stored."""
+    if dtype.kind not in "iu":
+        return full_range(dtype)
+    bits = int(header.BitsStored)
+    return (-(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1) if dtype.kind == "i" else (0.0, 2.0**bits - 1)
 
 
 def _is_padding(values: np.ndarray, header) -> np.ndarray:
@@ -134,30 +142,32 @@ def _is_padding(values: np.ndarray, header) -> np.ndarray:
     return (values >= min(ends)) & (values <= max(ends))
 
 
-def _apply_modality(values: np.ndarray, header) -> np.ndarray:
-    """Modality LUT, or rescale slope and intercept (PS3.3 C.11.1): float64 of the same shape."""
-    if header.get("ModalityLUTSequence"):
-        return _lookup_table(header.ModalityLUTSequence[0], header).apply(values)
+def _modality_of(header, present: Levels) -> Callable[[np.ndarray], np.ndarray]:
+    """Modality LUT, or rescale slope and intercept (PS3.3 C.11.1): values -> float64 of the same shape."""
+    table = _lookup_table(header.get("ModalityLUTSequence"), header, present.values, header.PixelRepresentation == 1)
+    if table:
+        return table.apply
     module = _module_of_first_frame(header, "PixelValueTransformationSequence")
     slope = _number(module, "RescaleSlope") or 1.0  # a slope of zero would say nothing
-    return values.astype(np.float64) * slope + (_number(module, "RescaleIntercept") or 0.0)
+    intercept = _number(module, "RescaleIntercept") or 0.0
+    return lambda values: values.astype(np.float64) * slope + intercept
 
 
-def _apply_voi(levels: np.ndarray, header) -> np.ndarray | None:
-    """The values of interest (PS3.3 C.11.2): shares in [0, 1], or None without a window that can be used.
+def _voi_of(header, levels: np.ndarray) -> Callable[[np.ndarray], np.ndarray] | None:
+    """The values of interest (PS3.3 C.11.2): levels -> shares in [0, 1], or None without a window that can be used.
 
     A VOI LUT goes before windows; of several the first counts.
     """
     module = _module_of_first_frame(header, "FrameVOILUTSequence")
-    if module.get("VOILUTSequence"):
-        table = _lookup_table(module.VOILUTSequence[0], header)
-        return table.apply(levels) / max(2**table.bits - 1, table.entries.max())
+    table = _lookup_table(module.get("VOILUTSequence"), header, levels, levels.min() < 0)
+    if table:
+        return lambda levels: table.apply(levels) / max(2**table.bits - 1, table.entries.max())
     centre, width = _number(module, "WindowCenter"), _number(module, "WindowWidth")
-    name = str(module.get("VOILUTFunction") or "LINEAR").upper()
+    name = str(module.get("VOILUTFunction") or "LINEAR").strip().upper()
     function, least_width = VOI_LUT_FUNCTIONS.get(name, VOI_LUT_FUNCTIONS["LINEAR"])
     if centre is None or width is None or width < least_width:
         return None
-    return function(levels, centre, width)
+    return lambda levels: function(levels, centre, width)
 
 
 def _linear(levels, centre, width):
@@ -201,15 +211,31 @@ class LookupTable(NamedTuple):
         return self.entries[np.clip(offsets, 0, len(self.entries) - 1).astype(np.intp)].astype(np.float64)
 
 
-def _lookup_table(item, header) -> LookupTable:
-    """The table in a sequence's item: its entries are numbers, or bytes of 8 or 16 bits each."""
-    count, first, bits = (int(number) for number in item.LUTDescriptor)
+def _lookup_table(sequence, header, levels: np.ndarray, is_signed: bool) -> LookupTable | None:
+    """The table in a sequence's first item: numbers, or bytes of 8 or 16 bits each; None where there is none.
+
+    `levels` are those it is for: a first value of the other sign than they can have was written with the wrong VR, and
+    wraps. Of a table shorter than it says what there is counts.
+    """
+    item = sequence[0] if sequence else None
+    descriptor, entries = (item.get(keyword) for keyword in ("LUTDescriptor", "LUTData")) if item else (None, None)
+    if not isinstance(descriptor, MutableSequence) or len(descriptor) != 3 or entries in (None, b"", []):
+        return None
+    count, first, bits = (int(number) for number in descriptor)
     count = count % 2**16 or 2**16
-    entries = item.LUTData
     if isinstance(entries, bytes):
         wide = "<u2" if header.original_encoding[1] else ">u2"
-        entries = np.frombuffer(entries, dtype=wide if len(entries) >= 2 * count else np.uint8, count=count)
-    return LookupTable(first, np.atleast_1d(entries)[:count], bits)
+        is_wide = len(entries) >= 2 * count or bits > 8
+        entries = np.frombuffer(entries[: len(entries) // 2 * 2] if is_wide else entries, wide if is_wide else np.uint8)
+    wrapped = first - 2**16 if is_signed and first >= 2**15 else first + 2**16 if not is_signed and first < 0 else first
+    if _overlap(levels, wrapped, count) > _overlap(levels, first, count):
+        first = wrapped
+    return LookupTable(first, np.atleast_1d(entries)[:count], min(bits, 16))
+
+
+def _overlap(levels: np.ndarray, first: int, count: int) -> float:
+    """How much of the range of levels a table covers."""
+    return max(0.0, min(float(levels.max()), first + count - 1.0) - max(float(levels.min()), first))
 
 
 def _palette_to_rgb(stored: np.ndarray, header) -> np.ndarray:

@@ -1,70 +1,141 @@
 """From a path, a PIL image or an array to pixels, RGB uint8 [H, W, 3]."""
 
+from __future__ import annotations
+
+import contextlib
+import io
 import os
 from typing import BinaryIO
 
 import numpy as np
 
 from ..errors import InputError, reason
-from ..heavy import Image, ImageOps
-from .dicom import read_dicom
-from .grey import grey_to_rgb, scale_over_own_range
+from ..heavy import Image, cv2
+from ..inputs import check_regular_file
+from .dicom import is_dicom, read_dicom
+from .grey import AUTO, GreyRange, grey_to_rgb, parse_grey_range
+from .limits import check_pixel_count
+from .tiff import full_range_of_tiff, is_min_is_white, levels_of_tiff, with_black_zero
 
 DICOM_SUFFIXES = (".dcm", ".dicom")
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF")  # others of Pillow's start programs, or are no radiographs
+_REFUSED = "不是支持的图像格式（PNG、JPEG、BMP、TIFF、WebP、GIF、DICOM），或文件已损坏"
+
+# what the EXIF orientation asks for
+_TURNS = {
+    2: lambda pixels: pixels[:, ::-1],
+    3: lambda pixels: pixels[::-1, ::-1],
+    4: lambda pixels: pixels[::-1],
+    5: lambda pixels: pixels.swapaxes(0, 1),
+    6: lambda pixels: np.rot90(pixels, -1),
+    7: lambda pixels: pixels[::-1, ::-1].swapaxes(0, 1),
+    8: lambda pixels: np.rot90(pixels),
+}
+_ORIENTATION = 0x0112
 
 
-def read_image(path: str | os.PathLike) -> np.ndarray:
-    """Read an image as RGB, uint8 [H, W, 3], turned as its EXIF data says.
+def read_image(path: str | os.PathLike, grey_range: GreyRange = AUTO) -> np.ndarray:
+    """Read an image as RGB, uint8 [H, W, 3], turned as its EXIF data says; of several pictures in a file the first.
 
-    Grey levels of 16 or 32 bits are scaled over the image's own range, those of a DICOM file as its window says.
-    Raises InputError where the file is missing, damaged or no image.
+    Grey levels of more than 8 bits become 8 by `grey_range`, those of a DICOM file as its window says unless another
+    rule than `auto` is asked for. Raises InputError where the file is missing, damaged, no image, or too large.
     """
+    check_regular_file(path, "图像")
     try:
         with open(path, "rb") as file:
-            if _is_dicom(file, path):
-                return read_dicom(file, path)
-            return _read_with_pillow(file)
-    except InputError:
-        raise
+            if is_dicom(file) or os.path.splitext(path)[1].lower() in DICOM_SUFFIXES:
+                return read_dicom(file, path, grey_range)
+            return _read_with_pillow(file, grey_range)
+    except InputError as error:
+        raise InputError(str(error) if str(path) in str(error) else f"无法读取图像 {path}：{error}") from error
     except FileNotFoundError as error:
         raise InputError(f"找不到图像文件：{path}") from error
+    except MemoryError:
+        raise
     except Image.UnidentifiedImageError as error:  # its text names Python's object, not the file
-        raise InputError(f"无法读取图像 {path}：不是支持的图像格式，或文件已损坏") from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"无法读取图像 {path}：不是支持的图像格式，或文件已损坏（{reason(error)}）") from error
+        raise InputError(f"无法读取图像 {path}：{_REFUSED}") from error
+    except Exception as error:  # Pillow raises whatever its decoders meet: OSError, SyntaxError, struct.error, ...
+        message = " ".join(reason(error).split())[:150]
+        raise InputError(f"无法读取图像 {path}：{_REFUSED}（{message}）") from error
 
 
-def _is_dicom(file: BinaryIO, path: str | os.PathLike) -> bool:
-    """Whether name or content say DICOM; leaves the file at its start."""
-    marked = file.read(132)[128:] == b"DICM"
-    file.seek(0)
-    return marked or os.path.splitext(path)[1].lower() in DICOM_SUFFIXES
-
-
-def _read_with_pillow(file: BinaryIO) -> np.ndarray:
+def _read_with_pillow(file: BinaryIO, grey_range: GreyRange) -> np.ndarray:
     """RGB, uint8 [H, W, 3], of the first picture in a file. Copies nothing that is RGB and upright already."""
-    with Image.open(file) as image:
-        return _from_pillow(image)
+    try:
+        image = Image.open(file, formats=FORMATS)
+    except Image.DecompressionBombError as error:  # before its size could be seen here
+        raise InputError(str(error)) from error
+    except Image.UnidentifiedImageError:
+        changed = with_black_zero(file)
+        if changed is None:
+            raise
+        with Image.open(io.BytesIO(changed), formats=("TIFF",)) as image:
+            return _from_pillow(image, grey_range, inverted=True)
+    with image:
+        return _from_pillow(image, grey_range, file)
 
 
-def _from_pillow(image) -> np.ndarray:
-    """A PIL image, turned in place as its EXIF data says -> RGB uint8 [H, W, 3]."""
-    ImageOps.exif_transpose(image, in_place=True)
-    if image.mode == "F" or image.mode.startswith("I"):
-        return grey_to_rgb(np.asarray(image, dtype=np.float64))
-    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+def _from_pillow(image, grey_range: GreyRange, file: BinaryIO | None = None, inverted: bool = False) -> np.ndarray:
+    """A PIL image, turned as its EXIF data says -> RGB uint8 [H, W, 3]; `file` of its bytes, `inverted`: 0 is white."""
+    check_pixel_count(*image.size)
+    inverted = inverted or is_min_is_white(image)
+    if file is not None and _is_deep_colour(image):
+        colours = _sixteen_bit_colours(file)
+        return _upright(grey_to_rgb(colours, grey_range, inverted=inverted), image)
+    full = full_range_of_tiff(image)
+    image.load()
+    levels = levels_of_tiff(image, full) if full else None
+    if levels is None and (image.mode == "F" or image.mode.startswith("I")):
+        levels = np.asarray(image)
+    if levels is not None:
+        return _upright(grey_to_rgb(levels, grey_range, full, inverted), image)
+    return _upright(np.asarray(_converted(image)), image)
 
 
-def to_pixels(image) -> np.ndarray:
+def _converted(image):
+    """The image as RGB; Pillow converts premultiplied colours in two steps only."""
+    if image.mode == "RGB":
+        return image
+    steps = {"La": "LA", "RGBa": "RGBA", "PA": "RGBA"}
+    return image.convert(steps[image.mode]).convert("RGB") if image.mode in steps else image.convert("RGB")
+
+
+def _upright(pixels: np.ndarray, image) -> np.ndarray:
+    """The pixels of an image that is loaded, turned as its EXIF data says; data that cannot be read says nothing."""
+    orientation = None
+    with contextlib.suppress(Exception):
+        orientation = image.getexif().get(_ORIENTATION)
+    turn = _TURNS.get(orientation) if isinstance(orientation, int) else None
+    return np.ascontiguousarray(turn(pixels)) if turn else pixels
+
+
+def _is_deep_colour(image) -> bool:
+    """Whether a file holds 16 bits of each colour, of which Pillow would give the upper 8 alone."""
+    layers = getattr(image, "tile", None) or []
+    return image.mode in ("RGB", "RGBA", "LA") and any(";16" in str(layer[3]) for layer in layers)
+
+
+def _sixteen_bit_colours(file: BinaryIO) -> np.ndarray:
+    """uint16 [H, W, 3] of a PNG or TIFF."""
+    file.seek(0)
+    pixels = cv2.imdecode(np.frombuffer(file.read(), np.uint8), cv2.IMREAD_UNCHANGED)
+    if pixels is None or pixels.ndim != 3 or pixels.dtype != np.uint16 or pixels.shape[2] < 3:
+        raise InputError("不能解码其中 16 位的颜色；请转换为每色 8 位")
+    return pixels[..., 2::-1]
+
+
+def to_pixels(image, grey_range: GreyRange | str | tuple | None = None) -> np.ndarray:
     """A path, a PIL image or an array -> RGB uint8 [H, W, 3].
 
     Arrays are [H, W] or [H, W, 1 | 3 | 4], the fourth channel ignored: uint8 as it is, booleans and floats between 0
-    and 1 from black to white, grey levels of any other kind over their own range. Raises InputError for others.
+    and 1 from black to white, grey levels of any other kind by `grey_range` (see `parse_grey_range`). Raises InputError
+    for others.
     """
+    grey_range = parse_grey_range(grey_range)
     if isinstance(image, (str, os.PathLike)):
-        return read_image(image)
+        return read_image(image, grey_range)
     if hasattr(image, "getexif"):
-        return _from_pillow(ImageOps.exif_transpose(image))  # a copy, turned
+        return _from_pillow(image, grey_range)
     pixels = np.asarray(image)
     if pixels.ndim == 2:
         pixels = pixels[..., None]
@@ -73,12 +144,10 @@ def to_pixels(image) -> np.ndarray:
             f"图像应是路径、PIL 图像，或 [高, 宽] 或 [高, 宽, 3] 的数组；收到 {pixels.dtype} {list(pixels.shape)}"
         )
     pixels = pixels[..., :3]
-    if pixels.dtype != np.uint8:
-        in_unit = pixels.dtype.kind == "b" or pixels.dtype.kind == "f" and pixels.min() >= 0 and pixels.max() <= 1
-        if in_unit:
-            pixels = np.rint(pixels.astype(np.float64) * 255).astype(np.uint8)
-        elif pixels.shape[2] == 1:
-            pixels = scale_over_own_range(pixels.astype(np.float64), np.isfinite(pixels))
-        else:
-            raise InputError("彩色图像的数组应是 uint8，或 0 到 1 之间的浮点数")
-    return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
+    if pixels.dtype == np.uint8:
+        return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
+    if pixels.dtype.kind == "b":
+        return to_pixels(pixels.astype(np.uint8) * 255)
+    if pixels.shape[2] == 3 and not (pixels.dtype.kind == "f" and pixels.min() >= 0 and pixels.max() <= 1):
+        raise InputError("彩色图像的数组应是 uint8，或 0 到 1 之间的浮点数")
+    return grey_to_rgb(pixels.astype(np.float32) if pixels.dtype == np.float16 else pixels, grey_range)

@@ -1,0 +1,25 @@
+"""What is read must be a file that ends: at a pipe or a device the command would wait, or read for ever."""
+
+import os
+import stat
+
+from .errors import InputError
+
+_KINDS = {
+    stat.S_IFDIR: "文件夹",
+    stat.S_IFIFO: "管道",
+    stat.S_IFSOCK: "套接字",
+    stat.S_IFCHR: "设备",
+    stat.S_IFBLK: "设备",
+}
+
+
+def check_regular_file(path: str | os.PathLike, what: str) -> None:
+    """InputError where `path` exists and is no regular file, before it is opened. `what` it should be, in Chinese."""
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):  # opening says it
+        return
+    if not stat.S_ISREG(mode):
+        kind = _KINDS.get(stat.S_IFMT(mode), "特殊文件")
+        raise InputError(f"无法读取{what} {path}：这是{kind}，不是普通文件；请给出文件的路径")
