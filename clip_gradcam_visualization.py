@@ -65,6 +65,9 @@ from models.explain.question import (
 from models.heavy import functional as F
 from models.heavy import torch
 from models.images.finding import find_images, is_single
+from models.images.flatness import describe_flat_picture
+from models.images.grey import parse_grey_range
+from models.images.loader import ImageDataset
 from models.images.preprocessing import DEFAULT_IMG_SIZE, Region, describe_assumed_size, preprocessing_of
 from models.images.reading import read_image, to_pixels
 from models.loading.fingerprint import fingerprint
@@ -110,6 +113,11 @@ FLAGS = (
     ("--img-size", INT, "图像大小（默认：224；检查点中有则以检查点为准）"),
     ("--mean", FLOAT | SEVERAL, "图像的均值，1 个或 3 个数（默认：检查点的，否则 ImageNet 的）"),
     ("--std", FLOAT | SEVERAL, "图像的标准差，1 个或 3 个数（与 --mean 一起给出）"),
+    (
+        "--grey-range",
+        {"metavar": "RANGE"} | SEVERAL,
+        "超过 8 位的灰度怎样变成 8 位：auto（默认）、full、minmax、两个灰度值（0 4095）或两个百分位（p0.5 p99.5）",
+    ),
     ("--output-dir", PATH | {"default": "clip_gradcam_results"}, "输出目录（默认：clip_gradcam_results）"),
     ("--output-name", NAME, "输出文件名（默认：clip_gradcam_<图像名>.png；也可用 .pdf、.svg、.jpg）"),
     ("--target-layer", NAME, "目标层的名称，例如 layer4.1（默认：按图像编码器自动选择）"),
@@ -178,6 +186,7 @@ def check_arguments(args) -> None:
         ("--num-workers", args.num_workers, 0),
     ):
         check_at_least(flag, value, least)
+    parse_grey_range(args.grey_range)
     if args.overlay_only and args.save_heatmap:
         raise InputError("--overlay-only 与 --save-heatmap 只能二选一；只是不要可视化图请用 --no-figure")
 
@@ -492,16 +501,17 @@ class Explainer:
             source=(self.encoder, self.layer_names[method], *image.maps.shape[1:]),
             flaws=flaws,
             sensitivities=[text_sensitivity(image.maps, target) for target in targets],
-            cautions=self._cautions(),
+            cautions=self._cautions(pixels),
             method=method,
             region=self._region(pixels.shape[:2], image.maps.shape[1:]),
             faithfulness=image.faithfulness,
             independent=getattr(self.model, "independent_probabilities", False),
         )
 
-    def _cautions(self) -> list[str]:
-        """What the reader must know of the model, whatever is asked of it."""
-        return list(filter(None, [describe_assumed_size(self.model, self.question.img_size)]))
+    def _cautions(self, pixels: np.ndarray) -> list[str]:
+        """What the reader must know of the model and of the picture, whatever is asked of them."""
+        cautions = (describe_assumed_size(self.model, self.question.img_size), describe_flat_picture(pixels))
+        return list(filter(None, cautions))
 
     def _region(self, size, grid) -> Region | None:
         """The part of an image that a map of this grid lies on, None for the whole image."""
@@ -528,6 +538,7 @@ def explain(
     similarity: str | None = None,
     faithfulness: bool = False,
     text_features: torch.Tensor | None = None,
+    grey_range: str | Sequence | None = None,
 ) -> ImageResult | Results:
     """Explain one image against K class texts; the result is frozen, and shows its figure in a notebook.
 
@@ -537,7 +548,8 @@ def explain(
     `img_size` counts where the model names none, 224 where neither does. `method`, `similarity`: of METHODS and
     SIMILARITIES, None for the encoder's default; method "all" gives Results, a tuple of one result per method.
     `contrast`: what speaks for a text rather than for the others. `faithfulness`: test each heatmap by deletion and
-    insertion. `text_features` [K, D] spare embedding the texts again. Raises InputError for what cannot be used.
+    insertion. `text_features` [K, D] spare embedding the texts again. `grey_range`: how more than 8 bits of grey become
+    8 (see `parse_grey_range`). Raises InputError for what cannot be used.
     """
     own_size = getattr(model, "img_size", None)
     if own_size and img_size not in (own_size, None):
@@ -549,7 +561,7 @@ def explain(
     gamma = CONTRAST_GAMMA if contrast else 0.0
     question = Question(names, texts, targets, gamma, method, similarity, faithfulness, img_size)
     check_question(question)
-    pixels = to_pixels(image)
+    pixels = to_pixels(image, grey_range)
     if use_cuda and torch.cuda.is_available():
         model.to("cuda")
     explainer = Explainer(model, text_features, question, target_layer, image_encoder_name)
@@ -575,9 +587,9 @@ def visualize_clip_gradcam(
 ) -> np.ndarray:
     """Explain one image against the class texts; returns the overlay, float32 RGB [H, W, 3] in [0, 1].
 
-    Everything as for `explain`, whose `method`, `similarity`, `faithfulness` and `text_features` may follow. Several
-    texts, or "all", give overlays [T, H, W, 3] that share one colour scale; method "all" overlays [M, H, W, 3],
-    each on its own. With `save_path` the figure and the overlays are written.
+    Everything as for `explain`, whose `method`, `similarity`, `faithfulness`, `text_features` and `grey_range` may
+    follow. Several texts, or "all", give overlays [T, H, W, 3] that share one colour scale; method "all" overlays
+    [M, H, W, 3], each on its own. With `save_path` the figure and the overlays are written.
     """
     answer = explain(
         model,
@@ -614,7 +626,7 @@ def run_one(args, question: Question) -> None:
     image_path = args.image_path[0]
     save_path = Path(args.output_dir) / (args.output_name or f"clip_gradcam_{Path(image_path).stem}.png")
     check_output_folder(save_path.parent)
-    pixels = read_image(image_path)
+    pixels = read_image(image_path, parse_grey_range(args.grey_range))
     model = load_from_arguments(args, question.texts)
     explainer = explainer_of(args, model, question)
     (maps,) = explainer(preprocessing_of(model, args.img_size)(pixels))
@@ -653,7 +665,8 @@ def run_many(args, question: Question) -> int:
         plan = state.plan()
         on_cpu = explainer.text_features.device.type == "cpu"
         size = chunk_size(len(plan), on_cpu, threads, ranks, args.batch_size, args.num_workers)
-        run = Run(explainer, preprocessing_of(model, args.img_size), state, output_choice(args), run_columns)
+        dataset = ImageDataset(preprocessing_of(model, args.img_size), parse_grey_range(args.grey_range))
+        run = Run(explainer, dataset, state, output_choice(args), run_columns)
         return finish_run(run, plan, size, ranks)
 
 
@@ -668,6 +681,7 @@ def run_settings(args, explainer: Explainer, root: str, run_columns: Mapping) ->
         "faithfulness": question.faithfulness,
         "layers": explainer.layer_names,
         "preprocessing": preprocessing_of(explainer.model, question.img_size),
+        "grey_range": str(parse_grey_range(args.grey_range)),
         **output_choice(args)._asdict(),
         "root": root,
         **run_columns,

@@ -39,6 +39,11 @@ class GreyRange(NamedTuple):
     low: float = 0.0  # of values and percentiles
     high: float = 0.0
 
+    def __str__(self) -> str:
+        """As it is written after --grey-range."""
+        mark = {"values": "", "percentiles": "p"}.get(self.rule)
+        return self.rule if mark is None else f"{mark}{self.low:g} {mark}{self.high:g}"
+
 
 AUTO = GreyRange()
 GREY_RULES = ("auto", "full", "minmax")

@@ -2,7 +2,7 @@
 
 from ..errors import InputError
 
-MOST_PIXELS = 89_478_485  # as many as Pillow opens without a warning: 9459 x 9459
+MOST_PIXELS = 64_000_000  # 8000 x 8000: twice the largest radiographs, with which a whole command stays below 2 GB
 
 
 def check_pixel_count(width: int, height: int) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..heavy import Image, torch
+from .grey import AUTO, GreyRange
 from .preprocessing import Preprocessing
 from .reading import read_image
 
@@ -43,8 +44,8 @@ class ImageDataset:
     A bad image gives its reason, never an exception; what libraries warn of is not shown.
     """
 
-    def __init__(self, prepare: Preprocessing):
-        self.prepare = prepare
+    def __init__(self, prepare: Preprocessing, grey_range: GreyRange = AUTO):
+        self.prepare, self.grey_range = prepare, grey_range
 
     def __getitem__(self, chunk: Chunk) -> DecodedChunk:
         index, items = chunk
@@ -59,7 +60,7 @@ class ImageDataset:
                 if path is None:
                     continue
                 try:
-                    image = read_image(path)
+                    image = read_image(path, self.grey_range)
                     resized[row] = self.prepare.resize_and_crop(image)
                     pixels[row] = image
                 except InputError as error:

@@ -18,7 +18,6 @@ from ..errors import InputError, print_error, reason
 from ..explain.question import ImageMaps
 from ..heavy import cv2, torch, tqdm
 from ..images.loader import ImageDataset, is_lost_worker, make_loader
-from ..images.preprocessing import Preprocessing
 from ..results.saving import OutputChoice, encode_outputs
 from ..writing import write_files
 from .sharing import ChunkSize, Ranks, chunks_to_do, claimed, run_chunks
@@ -33,8 +32,8 @@ class Run:
     `twin()` of it. `run_columns`: what stands in every row.
     """
 
-    def __init__(self, explainer, prepare: Preprocessing, state: RunState, choice: OutputChoice, run_columns: Mapping):
-        self.explainer, self.prepare, self.state = explainer, prepare, state
+    def __init__(self, explainer, dataset: ImageDataset, state: RunState, choice: OutputChoice, run_columns: Mapping):
+        self.explainer, self.dataset, self.prepare, self.state = explainer, dataset, dataset.prepare, state
         self.choice, self.run_columns = choice, run_columns
         self.device = next(explainer.model.parameters()).device
         if self.device.type == "cpu":  # as the chunks are: a twentieth faster
@@ -60,11 +59,10 @@ class Run:
             progress.advance("error" in record)
 
         chunks = (chunk(index) for index in claimed(chunks_to_do(pending, size.batch), ranks))
-        dataset = ImageDataset(self.prepare)
         with contextlib.closing(self.state.open_part(ranks.rank)) as file:
             part = Part(file)
             try:
-                loader = make_loader(dataset, chunks, size.num_workers)
+                loader = make_loader(self.dataset, chunks, size.num_workers)
                 run_chunks(loader, start, finish, size.threads, one_thread)
             except RuntimeError as error:
                 if not is_lost_worker(error):

@@ -14,6 +14,7 @@ SETTINGS_IN_CHINESE = {
     "similarity": "--similarity",
     "faithfulness": "--faithfulness",
     "preprocessing": "--img-size 或模型的预处理",
+    "grey_range": "--grey-range",
     "lang": "--lang",
     "overlay_format": "--overlay-format",
     "figure": "--no-figure 或 --overlay-only",

@@ -895,11 +895,11 @@ def test_a_chunk_of_images(pictures):
 def test_whatever_a_decoder_raises_is_a_reason_of_one_line(pictures, monkeypatch, error):
     genuine = loader_module.read_image
 
-    def read(path):
+    def read(path, *options):
         warnings.warn("what a library says", UserWarning, stacklevel=1)
         if path == pictures[1]:
             raise error
-        return genuine(path)
+        return genuine(path, *options)
 
     monkeypatch.setattr(loader_module, "read_image", read)
     with warnings.catch_warnings():

@@ -234,10 +234,10 @@ def test_each_warning_is_one_line(flags, capsys, clip, home, case):
 def test_what_libraries_say_to_developers_is_not_shown(flags, capsys, monkeypatch):
     genuine = script.read_image
 
-    def noisy(path):
+    def noisy(path, *options):
         warnings.warn("deprecated", FutureWarning, stacklevel=1)
         warnings.warn("developers only", UserWarning, stacklevel=1)
-        return genuine(path)
+        return genuine(path, *options)
 
     monkeypatch.setattr(script, "read_image", noisy)
     assert main(flags()) == 0

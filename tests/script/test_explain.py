@@ -84,7 +84,7 @@ def test_a_path_a_picture_and_an_array_are_one(clip, picture):
 
 def test_grey_levels_of_other_kinds_are_scaled_over_their_range():
     grey = np.arange(12, dtype=np.uint16).reshape(3, 4) * 1000 + 500
-    expected = np.repeat(np.rint(np.arange(12).reshape(3, 4, 1) * 255 / 11), 3, 2)
+    expected = np.repeat(np.rint(grey * 255.0 / 11500)[..., None], 3, 2)
     for image in (grey, grey.astype(np.int32), grey.astype(np.float32), grey[..., None], Image.fromarray(grey)):
         np.testing.assert_array_equal(to_pixels(image), expected)
 
