@@ -66,6 +66,7 @@ def read_stored(file: BinaryIO) -> tuple[np.ndarray, object]:
         options["bits_stored"] = header.BitsAllocated  # which of them count is seen to here
     source = _mended_jpeg(file, options, decoder) if syntax in SEQUENTIAL_JPEG else file
     stored, _ = decoder.as_array(source, index=0, validate=True, **options)
+    stored = np.ascontiguousarray(stored, dtype=stored.dtype.newbyteorder("="))
     return (_used_bits(stored, header) if own_bits else stored), header
 
 
@@ -147,7 +148,7 @@ def _used_bits(stored: np.ndarray, header) -> np.ndarray:
     shift = high + 1 - bits if isinstance(high, int) and bits <= high + 1 <= allocated else 0
     if stored.dtype.kind not in "iu" or not 1 <= bits < allocated:
         return stored
-    values = np.ascontiguousarray(stored).view(f"u{stored.dtype.itemsize}")
+    values = stored.view(f"u{stored.dtype.itemsize}")
     values <<= allocated - bits - shift  # what lies above falls off, and the sign comes to the top
     values = values.view(stored.dtype)
     values >>= allocated - bits

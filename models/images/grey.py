@@ -26,8 +26,8 @@ LEAST_CELLS = 3  # that a picture fills where it has more than scattered levels
 GAP = 8  # empty cells that part two groups of levels
 LEAST_SHARE, LEAST_PIXELS = 1e-4, 2  # of a picture's pixels, in a cell that is filled; 1 pixel of tiny pictures
 ODD_SHARE = 2e-3  # of a picture's pixels: so many may have levels that its rule does not know, hot pixels say
-BITS = (8, 10, 12, 14, 16)
-EDGES = (0, 1, 4, 16, 64, *(2**bits - 1 for bits in range(8, 34, 2)))  # of the ranges in which levels are looked for
+BITS = tuple(range(8, 34, 2))
+EDGES = (0, 1, 4, 16, 64, *(2**bits - 1 for bits in BITS))  # of the ranges in which levels are looked for
 BLOCK = 1 << 22  # pixels that are turned at a time: what they need beside the picture is small
 SAMPLE = 1 << 20  # pixels that stand for a picture where its levels are too many to be counted
 
@@ -237,8 +237,9 @@ def _recognised_scale(levels: Levels) -> Scale:
     levels = levels.between(0, body.values[-1] if body else whites[-1])
     if not levels.are_whole:
         return scale_between(0, whites[-1]) if whites[-1] in (1, 255) else own_range(levels)
-    for bits in (next((bits for bits in BITS if 2**bits > whites[-1]), 16), 16):
-        if _holds_8_bits(levels, bits):
+    least_bits = next((bits for bits in BITS if 2**bits > whites[-1]), 16)
+    for bits in (8, 16, least_bits):
+        if bits >= least_bits and _holds_8_bits(levels, bits):
             return Scale(0.0, 0.5 ** (bits - 8), 0.0)
     return own_range(levels, at_least=0.0)
 
@@ -288,4 +289,5 @@ def _heaviest_levels(levels: Levels, low: float, high: float) -> Levels | None:
     cells, edges = np.histogram(levels.values, CELLS, (low, high), weights=levels.counts)
     heaviest = int(cells.argmax())
     body = levels.between(edges[max(0, heaviest - 1)], edges[min(CELLS, heaviest + 2)])
-    return body if len(body.values) < len(levels.values) and body.total >= levels.total / 2 else None
+    is_most = LEAST_CELLS <= len(body.values) < len(levels.values) and body.total >= levels.total / 2
+    return body if is_most else None

@@ -118,7 +118,11 @@ def _is_deep_colour(image) -> bool:
 def _sixteen_bit_colours(file: BinaryIO) -> np.ndarray:
     """uint16 [H, W, 3] of a PNG or TIFF."""
     file.seek(0)
-    pixels = cv2.imdecode(np.frombuffer(file.read(), np.uint8), cv2.IMREAD_UNCHANGED)
+    level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # it would write to standard error
+    try:
+        pixels = cv2.imdecode(np.frombuffer(file.read(), np.uint8), cv2.IMREAD_UNCHANGED)
+    finally:
+        cv2.utils.logging.setLogLevel(level)
     if pixels is None or pixels.ndim != 3 or pixels.dtype != np.uint16 or pixels.shape[2] < 3:
         raise InputError("不能解码其中 16 位的颜色；请转换为每色 8 位")
     return pixels[..., 2::-1]

@@ -383,7 +383,7 @@ def test_interrupted(flags, capsys, home, monkeypatch):
 GUIDE = {
     "--model-path": "必需", "--image-path": "必需", "--class-texts": "二选一", "--class-texts-file": "二选一",
     "--target-text-idx": "最相似", "--image-encoder": "检查点", "--text-encoder": "bert-base-chinese",
-    "--embed-dim": "512", "--img-size": "224", "--output-dir": "clip_gradcam_results",
+    "--embed-dim": "512", "--img-size": "224", "--output-dir": "clip_gradcam_results", "--grey-range": "auto",
     "--output-name": "clip_gradcam_<图像名>.png", "--target-layer": "默认", "--layers": "LeGrad", "--method": "默认",
     "--similarity": "cosine（默认）", "--faithfulness": "随机图", "--list-layers": "--model-path", "--lang": "zh",
     "--all-texts": "--target-text-idx", "--contrast": "对比", "--save-heatmap": "float32", "--no-figure": "不写",
