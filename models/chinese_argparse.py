@@ -3,7 +3,7 @@
 import argparse
 import re
 
-from .errors import InputError, closest
+from .errors import InputError, closest, shortened
 
 ARGPARSE_IN_CHINESE = (
     (r"the following arguments are required: (.*)", r"缺少必需的参数：\1"),
@@ -33,7 +33,9 @@ class ChineseArgumentParser(argparse.ArgumentParser):
         if unknown:
             flags = [flag for action in self._actions for flag in action.option_strings]
             close = closest(unknown[0].split("=")[0], flags)
-            raise InputError(f"无法识别的参数 {unknown[0]}" + (f"，是否想用 {close[0]}？" if close else ""))
+            raise InputError(
+                f"无法识别的参数 {shortened(unknown[0], 200)}" + (f"，是否想用 {close[0]}？" if close else "")
+            )
         return parsed
 
     def format_help(self):

@@ -3,34 +3,47 @@
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 
-from .errors import InputError, reason
+from .errors import InputError, reason, shortened
+from .inputs import check_regular_file
+
+LARGEST_FILE = 10 << 20  # bytes
+MOST_TEXTS = 10_000  # a map and a column of the tables each
+LONGEST_TEXT = 10_000  # characters: text encoders read some hundred
 
 
 def _object_of_strings(path):
     """A hook for json.load: an object as a dict, InputError where a key stands twice."""
 
     def build(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next((key for key in keys if keys.count(key) > 1), None)
-        if twice is not None:
-            raise InputError(f"类别文本文件 {path} 中类别 {twice!r} 出现了两次")
-        return dict(pairs)
+        texts = dict(pairs)
+        if len(texts) < len(pairs):
+            seen = set()
+            twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+            raise InputError(f"类别文本文件 {path} 中类别 {_shown(twice)} 出现了两次")
+        return texts
 
     return build
 
 
-def read_class_texts(path: str | os.PathLike) -> dict[str, str]:
-    """Read {short name: description} from a JSON file (UTF-8, with or without BOM).
+def _shown(value) -> str:
+    return shortened(repr(value), 100)
 
-    Raises InputError where the file is missing, no JSON (with line and column), no object of strings,
-    empty, or has a key twice.
+
+def read_class_texts(path: str | os.PathLike) -> dict[str, str]:
+    """Read {short name: description} from a JSON file (UTF-8, with or without BOM) of at most 10 MB.
+
+    Raises InputError where the file is missing or no regular file, too large, no JSON (with line and column), no object
+    of strings, empty, or has a key twice.
     """
+    check_regular_file(path, "类别文本文件")
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-        texts = json.loads(text, object_pairs_hook=_object_of_strings(path))
+        with open(path, "rb") as file:
+            data = file.read(LARGEST_FILE + 1)
+        if len(data) > LARGEST_FILE:
+            raise InputError(f"类别文本文件 {path} 超过 {LARGEST_FILE >> 20} MB：它应只含类别的短名和描述")
+        texts = json.loads(data.decode("utf-8-sig"), object_pairs_hook=_object_of_strings(path))
     except UnicodeDecodeError as error:
         raise InputError(f"类别文本文件 {path} 不是 UTF-8 编码，请另存为 UTF-8") from error
     except InputError:
@@ -41,7 +54,7 @@ def read_class_texts(path: str | os.PathLike) -> dict[str, str]:
         raise InputError(
             f"类别文本文件 {path} 不是合法的 JSON：第 {error.lineno} 行第 {error.colno} 列，{error.msg}"
         ) from error
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits; brackets thousands deep
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits; brackets thousands deep; a NUL
         raise InputError(f"类别文本文件 {path} 不是合法的 JSON：{reason(error)}") from error
     if not isinstance(texts, dict):
         raise InputError(f'类别文本文件 {path} 应是 {{"类别": "描述"}} 形式的对象，读到的是 {type(texts).__name__}')
@@ -49,19 +62,29 @@ def read_class_texts(path: str | os.PathLike) -> dict[str, str]:
         raise InputError(f"类别文本文件 {path} 中没有类别")
     for name, description in texts.items():
         if not isinstance(description, str) or not description.strip():
-            raise InputError(f"类别文本文件 {path} 中 {name!r} 的描述应是非空的字符串，读到的是 {description!r}")
+            raise InputError(
+                f"类别文本文件 {path} 中 {_shown(name)} 的描述应是非空的字符串，读到的是 {_shown(description)}"
+            )
     return texts
 
 
 def names_and_texts(class_texts: Mapping[str, str] | Sequence[str]) -> tuple[list[str], list[str]]:
-    """(short names, texts for the model) of a list of texts or of the JSON file's dict."""
+    """(short names, texts for the model) of a list of texts or of the JSON file's dict; InputError where it is none."""
     if isinstance(class_texts, str):
         class_texts = [class_texts]
+    if not isinstance(class_texts, Iterable):
+        raise InputError(f"类别文本应是文本的列表，或 {{短名: 描述}} 的字典，收到 {type(class_texts).__name__}")
     pairs = class_texts.items() if isinstance(class_texts, Mapping) else [(text, text) for text in class_texts]
     names, texts = zip(*pairs) if pairs else ((), ())
     if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
         raise InputError("类别文本不能为空：请给出至少一个非空的文本")
-    broken = next((text for text in (*names, *texts) if re.search("[\ud800-\udfff]", text)), None)
-    if broken is not None:
-        raise InputError(f"类别文本 {broken!r} 含有无效的字符（残缺的编码），请检查终端或文件的编码")
+    if len(texts) > MOST_TEXTS:
+        raise InputError(f"类别文本有 {len(texts)} 个，至多 {MOST_TEXTS} 个：请分几次运行")
+    for text in (*names, *texts):
+        if not isinstance(text, str) or not text.strip():
+            raise InputError(f"类别的短名应是非空的字符串，收到 {_shown(text)}")
+        if len(text) > LONGEST_TEXT:
+            raise InputError(f"类别文本 {_shown(text)} 有 {len(text)} 个字符，至多 {LONGEST_TEXT} 个：请缩短")
+        if re.search("[\ud800-\udfff]", text):
+            raise InputError(f"类别文本 {_shown(text)} 含有无效的字符（残缺的编码），请检查终端或文件的编码")
     return list(names), list(texts)

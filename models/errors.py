@@ -1,11 +1,47 @@
 """What goes wrong on the user's side. Free of heavy imports, so that a typo is answered at once."""
 
 import difflib
+import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+
+# Controls (C0, DEL, C1), line and paragraph separators, halves of surrogate pairs, and what turns or hides letters
+# without a sign of its own: bidi marks, zero-width characters, tags, fillers.
+UNPRINTABLE = (
+    "\x00-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\u3164"
+    "\ud800-\udfff\ufeff\uffa0\ufff0-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e007f"
+)
+# Joiners are letters' own in Arabic, Persian, Indic scripts and emoji, and only between two of those.
+_JOINED = "[\u0600-\u109f\u1780-\u17b3\u2600-\u27bf\ufe0f\U0001f000-\U0001faff]"
+_UNPRINTABLE = re.compile(f"(?!(?<={_JOINED})[\u200c\u200d]{_JOINED})[{UNPRINTABLE}]")
+LONGEST_MESSAGE = 2000  # characters
 
 
-class InputError(ValueError):
+def _as_python(character: str) -> str:
+    return ascii(character)[1:-1]
+
+
+def escape_unprintable(text: str, escape: Callable[[str], str] = _as_python) -> str:
+    """`text` with what is no visible character as Python writes it: `\\n`, `\\x1b`, `\\u202e`, `\\udcff`."""
+    return _UNPRINTABLE.sub(lambda match: escape(match[0]), text)
+
+
+def shortened(text: str, limit: int) -> str:
+    """`text`, its middle left out where it is longer than `limit`: both ends say what it is."""
+    if len(text) <= limit:
+        return text
+    end = limit // 3
+    return f"{text[: limit - end - 1]}…{text[len(text) - end :]}"
+
+
+class _OneLine(Exception):
+    """An exception whose text is fit to be shown: one line, nothing in it that a terminal obeys."""
+
+    def __str__(self):
+        return shortened(escape_unprintable(super().__str__()), LONGEST_MESSAGE)
+
+
+class InputError(_OneLine, ValueError):
     """Something of the user's cannot be used; the message is one line: what, where, and what to try."""
 
 
@@ -13,7 +49,7 @@ class CheckpointError(InputError):
     """A checkpoint that cannot be used."""
 
 
-class InputWarning(UserWarning):
+class InputWarning(_OneLine, UserWarning):
     """Something the user should know although the work went on; the command line prints it as one line."""
 
 
@@ -31,21 +67,43 @@ def closest_hint(name, names: Iterable[str], count: int = 1, cutoff: float = 0.6
 def check_at_least(flag: str, value: int | None, least: int) -> None:
     """InputError where a number is below its least value; None is no number."""
     if value is not None and value < least:
-        raise InputError(f"{flag} 至少是 {least}，收到 {value}")
+        raise InputError(f"{flag} 至少是 {least}，收到 {shortened(str(value), 40)}")
+
+
+def check_at_most(flag: str, value: int | None, most: int) -> None:
+    """InputError where a number is above what any machine has memory for; None is no number."""
+    if value is not None and value > most:
+        raise InputError(f"{flag} 至多是 {most}，收到 {shortened(str(value), 40)}")
+
+
+def check_written(flag: str, value: str | Iterable[str] | None) -> None:
+    """InputError where a path or a name is empty, or holds what no system takes in one; None is none."""
+    for text in [value] if isinstance(value, str) else value or ():
+        if not text.strip():
+            raise InputError(f"{flag} 后面的值是空的")
+        if "\0" in text:
+            raise InputError(f"{flag} 的值 {text} 含有空字符，不能作路径或名称")
 
 
 def check_text_indices(indices: Iterable[int], count: int, name: str = "目标文本索引") -> None:
     """InputError, with the range, where one of `indices` is none of `count` texts'."""
     for index in indices:
         if not 0 <= index < count:
-            raise InputError(f"{name} {index} 超出范围：共 {count} 个文本，可用 0 到 {count - 1}")
+            raise InputError(f"{name} {shortened(str(index), 40)} 超出范围：共 {count} 个文本，可用 0 到 {count - 1}")
 
 
-def reason(error: Exception) -> str:
+def reason(error: BaseException) -> str:
     """What an exception says, on one line."""
-    return (getattr(error, "strerror", None) or str(error) or type(error).__name__).split("\n")[0]
+    message = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
+    return escape_unprintable(message.split("\n")[0])
+
+
+def say(*lines, to=None) -> None:
+    """Print each line, what is no visible character in it escaped; `to`: a stream, None for standard output."""
+    for line in lines:
+        print(escape_unprintable(str(line)), file=to)
 
 
 def print_error(message) -> None:
     """One line on standard error."""
-    print(f"错误: {' '.join(str(message).split())}", file=sys.stderr)
+    say(f"错误: {shortened(str(message), LONGEST_MESSAGE)}", to=sys.stderr)

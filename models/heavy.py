@@ -11,7 +11,7 @@ is loaded, import torch itself.
 import sys
 from types import ModuleType
 
-from .errors import InputError
+from .errors import InputError, reason
 
 
 class HeavyModule(ModuleType):
@@ -27,7 +27,7 @@ class HeavyModule(ModuleType):
         except ImportError as error:
             if self._advice is None:
                 raise
-            raise InputError(self._advice.format(error)) from error
+            raise InputError(self._advice.format(reason(error))) from error
         return getattr(sys.modules[self.__name__], name)
 
 
