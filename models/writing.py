@@ -1,9 +1,10 @@
-"""The one way in which files are written: whole or not at all."""
+"""How files are written: whole or not at all. And how files of our own are opened in folders where others write."""
 
 import contextlib
 import os
+import stat
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from .errors import InputError, reason
@@ -23,20 +24,24 @@ def write_files(
     durable: bool = False,
     staging: Path | None = None,
     private: bool = False,
+    within: Path | None = None,
 ) -> None:
     """Write all files whole: each beside its place first, then all moved into place; if that fails, no new one stays.
 
     Contents that are iterables are written piece by piece. With `durable` each file's data is on the disk before it is
     moved. `staging`: a folder of the same file system to write them in first, where what a killed process leaves can
-    be found. `private`: for the user's own eyes. Raises InputError where a folder cannot be made or written, or its
-    disk is full.
+    be found. `private`: for the user's own eyes. `within`: a folder that the files must not leave through a link below
+    it. What stands at a file's own place is replaced, a link too: never what it leads to. Raises InputError where a
+    folder cannot be made or written, or its disk is full.
     """
+    for path in files if within is not None else ():
+        check_no_link_between(within, path)
     staged: list[tuple[str, Path]] = []
     moved: list[Path] = []  # where nothing stood before
-    folders = {parent for path in files for parent in path.absolute().parents if not parent.exists()}
+    folders = {parent for path in files for parent in path.absolute().parents if not os.path.lexists(parent)}
     try:
         for path, content in files.items():
-            if path.is_dir():
+            if path.is_dir() and not is_link(path):
                 raise IsADirectoryError(0, "同名的文件夹已存在", str(path))
             path.parent.mkdir(parents=True, exist_ok=True)
             handle, temporary = tempfile.mkstemp(prefix=".clip_gradcam_", suffix=".tmp", dir=staging or path.parent)
@@ -49,21 +54,74 @@ def write_files(
             if not private:
                 os.chmod(temporary, 0o666 & ~UMASK)  # mkstemp's files are private; results are the user's to share
         for temporary, path in staged:
-            new = not path.exists()
+            new = not os.path.lexists(path)
             os.replace(temporary, path)
             moved += [path] if new else []
     except BaseException as error:
-        _remove([*(temporary for temporary, _ in staged), *moved, *sorted(folders, reverse=True)])
-        if not isinstance(error, OSError):
+        _remove(os.unlink, [*(temporary for temporary, _ in staged), *moved])
+        _remove(os.rmdir, sorted(folders, reverse=True))
+        if isinstance(error, InputError) or not isinstance(error, (OSError, ValueError)):
             raise
-        raise InputError(f"无法写入 {error.filename or path}：{reason(error)}") from error
+        # ValueError: a NUL in a name
+        raise InputError(f"无法写入 {getattr(error, 'filename', None) or path}：{reason(error)}") from error
 
 
-def _remove(paths: Iterable) -> None:
-    """Remove files and empty folders; what is not there, or not empty, stays as it is."""
+def _remove(remove, paths: Iterable) -> None:
+    """Remove files, or empty folders; what is not there, or not empty, stays as it is."""
     for path in paths:
         with contextlib.suppress(OSError):
-            os.rmdir(path) if os.path.isdir(path) else os.unlink(path)
+            remove(path)
+
+
+def is_link(path: str | os.PathLike) -> bool:
+    """Whether a symbolic link or, on Windows, a junction (which Python 3.12 can tell) stands at `path`."""
+    return os.path.islink(path) or getattr(os.path, "isjunction", lambda path: False)(path)
+
+
+def check_no_link_between(folder: Path, path: Path) -> None:
+    """InputError where a folder between `folder` and a file below it is a link: what is written would go elsewhere.
+
+    `folder` itself may be one: that is the user's own way of saying where.
+    """
+    for parent in path.parents[: len(path.parts) - len(folder.parts) - 1]:
+        if is_link(parent):
+            raise InputError(f"{parent} 是链接，不经由它写到别处：请删除这个链接，或换 --output-dir")
+
+
+def check_own(path: Path, kind: Callable[[int], bool] = stat.S_ISREG) -> None:
+    """InputError where something else than a file of our own (or, by `kind`, a folder) stands at `path` itself.
+
+    A link, a pipe, a device: nothing is read from it, written to it or removed.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        if not kind(os.lstat(path).st_mode) or is_link(path):
+            raise not_our_own(path)
+
+
+def not_our_own(path) -> InputError:
+    return InputError(f"{path} 不是本程序写的（是链接、管道、设备，或类型不对）：请删除它，或换 --output-dir")
+
+
+_OPEN_MODES = {"rb": os.O_RDONLY, "r+b": os.O_RDWR | os.O_CREAT, "ab": os.O_WRONLY | os.O_APPEND | os.O_CREAT}
+_AS_IT_IS = sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"))
+
+
+def open_own(path: Path, mode: str = "rb"):
+    """Open a file of our own, unbuffered where it is written to; nothing else that stands there, no wait for a pipe.
+
+    `mode`: "rb", "r+b", "ab"; the latter two make a file where there is none, and take none that is a second name of
+    another. Raises InputError as `check_own`, OSError.
+    """
+    check_own(path)
+    handle = os.open(path, _OPEN_MODES[mode] | _AS_IT_IS, 0o666)
+    try:
+        status = os.fstat(handle)  # it may be another by now
+        if not stat.S_ISREG(status.st_mode) or (mode != "rb" and status.st_nlink > 1):
+            raise not_our_own(path)
+        return os.fdopen(handle, mode, buffering=-1 if mode == "rb" else 0)
+    except BaseException:
+        os.close(handle)
+        raise
 
 
 def _umask() -> int:

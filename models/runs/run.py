@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 
-from ..errors import InputError, print_error, reason
+from ..errors import LONGEST_MESSAGE, InputError, print_error, reason, say, shortened
 from ..explain.question import ImageMaps
 from ..heavy import cv2, torch, tqdm
 from ..images.loader import ImageDataset, is_lost_worker, make_loader
@@ -114,7 +114,7 @@ class Run:
             results = self.explainer.result(pixels, maps)
             files = encode_outputs(results, folder / f"{image.name}.png", self.choice)
             rows = table_rows(results, files, image.path, folder, self.run_columns)
-            write_files(files.contents, durable=True, staging=self.state.staging)
+            write_files(files.contents, durable=True, staging=self.state.staging, within=folder)
         except Exception as error:
             if getattr(error.__cause__, "errno", None) in NO_USE_GOING_ON:
                 raise
@@ -188,13 +188,15 @@ def print_totals(totals: Totals, state: RunState, progress: Progress) -> None:
     done = totals.done - progress.before
     earlier = f"（另有 {progress.before} 张此前已完成）" if progress.before else ""
     rate = f"，{progress.seconds:.1f} 秒，每秒 {done / max(progress.seconds, 1e-9):.1f} 张" if done > 0 else ""
-    print(f"完成 {max(done, 0)} 张{earlier}，失败 {totals.failed} 张，共 {totals.total} 张{rate}")
-    print(f"结果表已保存：{'、'.join(map(str, state.tables))}")
+    say(
+        f"完成 {max(done, 0)} 张{earlier}，失败 {totals.failed} 张，共 {totals.total} 张{rate}",
+        f"结果表已保存：{'、'.join(map(str, state.tables))}",
+    )
     sys.stdout.flush()
     for path, why in totals.failures:
-        text = why if path in why else f"{path}：{why}"
-        print(f"失败: {' '.join(text.split())}", file=sys.stderr)
+        failure = why if path in why else f"{path}：{why}"
+        say(f"失败: {shortened(failure, LONGEST_MESSAGE)}", to=sys.stderr)
     if totals.failed > len(totals.failures):
-        print(f"失败: 其余 {totals.failed - len(totals.failures)} 张见结果表的 error 列", file=sys.stderr)
+        say(f"失败: 其余 {totals.failed - len(totals.failures)} 张见结果表的 error 列", to=sys.stderr)
     if totals.warned:
-        print(f"警告: {totals.warned} 行结果带有警告，见 warning 列", file=sys.stderr)
+        say(f"警告: {totals.warned} 行结果带有警告，见 warning 列", to=sys.stderr)

@@ -27,12 +27,13 @@ SETTINGS_IN_CHINESE = {
 def check_settings(earlier: Mapping, settings: Mapping) -> None:
     """Raise InputError, naming each setting that is not as it was in the run to be resumed."""
     settings = json.loads(json.dumps(settings))  # tuples as lists
-    differing = [
-        f"{SETTINGS_IN_CHINESE.get(name, name)}（上次 {_short(earlier.get(name))}，这次 {_short(settings.get(name))}）"
-        for name in {**settings, **earlier}
-        if earlier.get(name) != settings.get(name)
-    ]
-    if differing:
+    names = [name for name in {**settings, **earlier} if earlier.get(name) != settings.get(name)]
+    if names:
+        differing = [
+            f"{SETTINGS_IN_CHINESE.get(name, _short(name))}"
+            f"（上次 {_short(earlier.get(name))}，这次 {_short(settings.get(name))}）"
+            for name in names[: len(SETTINGS_IN_CHINESE)]
+        ]
         raise InputError(
             f"--resume：与上次运行不同：{'；'.join(differing)}。"
             "请改回原来的设置，换 --output-dir，或去掉 --resume 重新开始"

@@ -11,16 +11,20 @@
 An image counts as done when its line stands whole in a part and every file that the line names is there
 with the size it had. So a run may be cut off anywhere: what is missing is done again, and the tables are
 joined from the parts anew. Free of heavy imports.
+
+The folder may be another's, or have come in an archive. What stands in the state folder is a file or folder of its own
+kind, never a link or a pipe; only our own names are removed; contents that are no run's are passed over, or an error.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import itertools
 import json
 import os
+import re
 import socket
+import stat
 import threading
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -28,11 +32,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import InputError, InputWarning, reason
-from ..writing import write_files
+from ..writing import check_own, open_own, write_files
+from .records import LONGEST_LINE, are_whole, record_of, whole_lines
 from .settings import check_settings
 from .tables import COLUMNS, csv_line, json_line
 
 STATE_FOLDER = ".clip_gradcam"
+_PART = re.compile(r"rows-(\d+|earlier)\.jsonl")
+_STAGED = re.compile(r"\.clip_gradcam_\w*\.tmp")
 
 
 class PlannedImage(NamedTuple):
@@ -59,8 +66,9 @@ class RunState:
     def lock(self):
         """Hold the folder until the returned file is closed or the process ends; InputError if another run does."""
         try:
+            self._check_own()
             self.staging.mkdir(parents=True, exist_ok=True)
-            file = open(self.state / "lock", "a+", encoding="utf-8")  # noqa: SIM115 (held open on purpose)
+            file = open_own(self.state / "lock", "r+b")
         except OSError as error:
             raise InputError(f"无法写入输出目录 {self.folder}：{reason(error)}") from error
         try:
@@ -70,15 +78,22 @@ class RunState:
                 warnings.warn(f"{self.folder} 所在的文件系统不支持文件锁，请勿同时运行两次", InputWarning, stacklevel=2)
                 return file
             file.seek(0)
-            holder = file.read().strip() or "另一个进程"
+            holder = file.read(200).decode("utf-8", "replace").strip() or "另一个进程"
             file.close()
             raise InputError(
                 f"输出目录 {self.folder} 正由另一次运行写入（{holder}），请等它结束或换 --output-dir"
             ) from error
         file.truncate(0)
-        file.write(f"主机 {socket.gethostname()}，进程 {os.getpid()}")
-        file.flush()
+        file.seek(0)
+        file.write(f"主机 {socket.gethostname()}，进程 {os.getpid()}".encode())
         return file
+
+    def _check_own(self) -> None:
+        """InputError where something in the state folder is not what a run leaves there."""
+        for folder in (self.state, self.staging):
+            check_own(folder, stat.S_ISDIR)
+        for path in (self.settings_file, self.plan_file, self.state / "lock", *self._parts()):
+            check_own(path)
 
     # -- settings and plan --------------------------------------------------------------------
 
@@ -90,31 +105,38 @@ class RunState:
         """
         earlier = self._earlier_settings() if resume else None
         for leftover in self.staging.iterdir():  # of a run that was killed
-            leftover.unlink(missing_ok=True)
+            if _STAGED.fullmatch(leftover.name) and not leftover.is_dir():
+                leftover.unlink(missing_ok=True)
         if earlier is None:
             self._forget()
             done = frozenset()
         else:
             check_settings(earlier, settings)
-            done = self._keep_finished()
+            done = self._keep_finished(len(settings["texts"]))
         lines = (json_line([path, name, path not in done]) for path, name in images)
         self._write_lines(self.plan_file, lines)
-        self._write_lines(self.settings_file, [json.dumps(settings, ensure_ascii=False, indent=1)])
+        self._write_lines(self.settings_file, [json_line(settings, ensure_ascii=False)])
 
     def _earlier_settings(self) -> dict | None:
         try:
-            return json.loads(self.settings_file.read_text(encoding="utf-8"))
+            with open_own(self.settings_file) as file:
+                settings = json.loads(file.read(LONGEST_LINE))
         except FileNotFoundError:
             return None
-        except (OSError, ValueError) as error:
+        except InputError:
+            raise
+        except (OSError, ValueError, RecursionError) as error:
             raise InputError(f"无法读取 {self.settings_file}：{reason(error)}；去掉 --resume 重新开始") from error
+        if not isinstance(settings, dict):
+            raise InputError(f"{self.settings_file} 中不是一次运行的设置；去掉 --resume 重新开始")
+        return settings
 
     def _forget(self) -> None:
         """Take away what an earlier run wrote of itself, the settings first: without them nothing is resumed."""
         for path in (self.settings_file, *self._parts(), *self.tables):
             path.unlink(missing_ok=True)
 
-    def _keep_finished(self) -> set[str]:
+    def _keep_finished(self, texts: int) -> set[str]:
         """Paths of the images whose line is written and whose files are all there in their size.
 
         Their lines go on in one part. What earlier runs said of other images is forgotten: a success whose
@@ -123,9 +145,9 @@ class RunState:
         done = set()
 
         def finished():
-            for _, _, record in self._records():
+            for _, _, record in self._records(texts):
                 path = record["image"]
-                if "error" not in record and path not in done and self._are_whole(record["files"]):
+                if "error" not in record and path not in done and are_whole(self.folder, record["files"]):
                     done.add(path)
                     yield json_line(record)
 
@@ -136,40 +158,35 @@ class RunState:
                 part.unlink()
         return done
 
-    def _are_whole(self, files: Mapping[str, int]) -> bool:
-        try:
-            return all(os.stat(self.folder / name).st_size == size for name, size in files.items())
-        except OSError:
-            return False
-
     def plan(self) -> list[PlannedImage]:
         """The images of the run, as `begin` wrote them."""
-        with open(self.plan_file, encoding="utf-8") as file:
+        with open_own(self.plan_file) as file:
             return [PlannedImage(*json.loads(line)) for line in file]
 
     def _write_lines(self, path: Path, lines: Iterable[str]) -> None:
-        """Write a text file line by line, whole or not at all; what is no valid Unicode becomes a question mark."""
-        write_files({path: (line.encode("utf-8", "replace") for line in lines)}, durable=True, staging=self.staging)
+        """Write a text file line by line, whole or not at all."""
+        write_files({path: (line.encode("utf-8") for line in lines)}, durable=True, staging=self.staging)
 
     # -- parts --------------------------------------------------------------------------------
 
     def open_part(self, rank: int):
         """The part of the tables that one process appends to."""
-        return open(self.state / f"rows-{rank}.jsonl", "ab", buffering=0)  # noqa: SIM115 (the caller closes it)
+        try:
+            return open_own(self.state / f"rows-{rank}.jsonl", "ab")
+        except OSError as error:
+            raise InputError(f"无法写入输出目录 {self.folder}：{reason(error)}") from error
 
     def _parts(self) -> list[Path]:
-        return sorted(self.state.glob("rows-*.jsonl"))
+        return sorted(path for path in self.state.glob("rows-*.jsonl") if _PART.fullmatch(path.name))
 
-    def _records(self) -> Iterator[tuple[Path, int, dict]]:
-        """(part, offset, record) of every whole line; a line that a crash left torn is passed over."""
+    def _records(self, texts: int) -> Iterator[tuple[Path, int, dict]]:
+        """(part, offset, record) of every whole line that is a record of a run with this number of texts."""
         for part in self._parts():
-            offset = 0
-            with open(part, "rb") as file:
-                for line in file:
-                    if line.endswith(b"\n"):
-                        with contextlib.suppress(ValueError):
-                            yield part, offset, json.loads(line)
-                    offset += len(line)
+            with open_own(part) as file:
+                for offset, line in whole_lines(file):
+                    record = record_of(line, texts)
+                    if record is not None:
+                        yield part, offset, record
 
     # -- tables -------------------------------------------------------------------------------
 
@@ -179,7 +196,7 @@ class RunState:
         Rows stay on the disk until they are written: memory holds one small entry per image.
         """
         places: dict[str, tuple[bool, Path, int]] = {}
-        for part, offset, record in self._records():
+        for part, offset, record in self._records(len(names)):
             places[record["image"]] = ("error" not in record, part, offset)
         totals = Totals(places, self.plan())
         csv_path, jsonl_path = self.tables
@@ -207,7 +224,7 @@ class Totals:
     def rows(self) -> Iterator[dict]:
         """Every row, read back from the parts."""
         self.failures, self.warned = [], 0
-        files = {part: open(part, "rb") for part in {part for _, part, _ in self._places.values()}}  # noqa: SIM115
+        files = {part: open_own(part) for part in {part for _, part, _ in self._places.values()}}
         try:
             for image in self._plan:
                 if image.path in self._places:
@@ -233,8 +250,10 @@ class Part:
         self._lock = threading.Lock()
 
     def append(self, record: Mapping) -> None:
-        """Write one image's line; InputError where the disk is full."""
+        """Write one image's line; InputError where the disk is full, or so many texts are explained in no line."""
         line = json_line(record).encode("utf-8")
+        if len(line) > LONGEST_LINE:
+            raise InputError("一张图像的结果行太长，无法记录：请减少文本，或用 --target-text-idx 只解释其中一部分")
         try:
             with self._lock:
                 if self._file.write(line) != len(line):

@@ -4,13 +4,16 @@ import csv
 import importlib.metadata
 import io
 import json
+import math
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
 
+from ..errors import escape_unprintable
 from ..explain.heatmap import flatness, is_flat, resize_map
 from ..images.preprocessing import Region
 from ..results.result import ImageResult, Results
@@ -48,7 +51,7 @@ def _row_of_result(result: ImageResult) -> dict:
         "grid": f"{rows}x{columns}",
         "seen": rounded(result.geometry.share(height, width)),
         "names": question.names,
-        "probabilities": [rounded(p) for p in result.probabilities],
+        "probabilities": [six_digits(p) for p in result.probabilities],
     }
 
 
@@ -61,7 +64,7 @@ def _row_of_text(result: ImageResult, index: int) -> dict:
         "target_text_idx": target,
         "target": result.question.names[target],
         "similarity": rounded(result.similarities[target]),
-        "probability": rounded(result.probabilities[target]),
+        "probability": six_digits(result.probabilities[target]),
         **measure_map(raw_map, resize_map(raw_map, size, result.region), result.geometry),
         "text_sensitivity": None if sensitivity is None else rounded(sensitivity),
         "warning": result.warnings()[index],
@@ -91,9 +94,14 @@ def measure_map(raw_map: np.ndarray, resized: np.ndarray, region: Region) -> dic
     }
 
 
-def rounded(value) -> float:
-    """To 6 decimals: what a heatmap's arithmetic in float32 is good for."""
-    return round(float(value), 6)
+def rounded(value) -> float | None:
+    """To 6 decimals: what a heatmap's arithmetic in float32 is good for. None for what is no number: JSON has none."""
+    return round(float(value), 6) if math.isfinite(value) else None
+
+
+def six_digits(value) -> float | None:
+    """A probability to 6 significant digits, however small it is: 4.6e-7 is not 0."""
+    return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
 def name_below(folder: Path, path: Path | None) -> str | None:
@@ -153,10 +161,14 @@ def package_versions() -> str:
     return "; ".join(versions)
 
 
+# What a spreadsheet may take for a formula: its first characters, also full-width, after blanks and quotes it may drop.
+_FORMULA = re.compile(r"""[\s\x00-\x1f'"‘’“”＇＂]*[=+\-@＝＋－＠]|[\t\r]""")
+
+
 def csv_cell(value):
-    """A value as a CSV cell: empty for None, and no text that a spreadsheet would take for a formula."""
-    if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):
-        return "'" + value
+    """A value as a CSV cell: empty for None; a text on one line that no spreadsheet would take for a formula."""
+    if isinstance(value, str):
+        return ("'" if _FORMULA.match(value) else "") + escape_unprintable(value)
     return "" if value is None else value
 
 
@@ -167,5 +179,10 @@ def csv_line(cells: Sequence) -> str:
 
 
 def json_line(value, ensure_ascii: bool = True) -> str:
-    """One line; in ASCII any path comes back as it was, even one that is no valid Unicode."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, separators=(",", ":")) + "\n"
+    """One line, in ASCII or with its letters. Any path comes back as it was, even one that is no valid Unicode."""
+    text = json.dumps(value, ensure_ascii=ensure_ascii, separators=(",", ":"))
+    return escape_unprintable(text, _as_json) + "\n"
+
+
+def _as_json(character: str) -> str:
+    return json.dumps(character)[1:-1] if ord(character) > 0xFFFF else f"\\u{ord(character):04x}"

@@ -12,7 +12,7 @@ from models.runs.settings import check_settings
 from models.runs.state import Part, RunState
 from models.runs.tables import COLUMNS, csv_cell, csv_line, package_versions
 
-SETTINGS = {"texts": [["甲", "甲。"]], "contrast": 0.0, "packages": "torch 2"}
+SETTINGS = {"texts": [["甲", "甲。"], ["乙", "乙。"]], "contrast": 0.0, "packages": "torch 2"}
 IMAGES = [(f"图/{i}.png", f"图/clip_gradcam_{i}") for i in range(4)]
 
 
@@ -114,7 +114,7 @@ def test_a_resumption_that_was_killed_while_it_put_the_parts_together(run):
     write_part(run, 0, record(run, 0), record(run, 1))
     (part,) = run.state.glob("rows-*.jsonl")
     lines = part.read_bytes()
-    (run.staging / "half.tmp").write_bytes(b"half")
+    (run.staging / ".clip_gradcam_half.tmp").write_bytes(b"half")
     for _ in range(2):
         assert pending_after(run) == [False, False, True, True] and not list(run.staging.iterdir())
         part.write_bytes(lines)  # not yet taken away
@@ -184,22 +184,25 @@ def test_the_csv_is_what_a_chinese_spreadsheet_opens(run):
     table, _, _ = tables_of(run)
     data = run.tables[0].read_bytes()
     assert data.startswith(b"\xef\xbb\xbf") and data.count(b"\r\n") == 2
-    assert [table[1][COLUMNS.index(name)] for name in ("target", "warning")] == ['含,逗号"引号"', "两\n行"]
+    assert [table[1][COLUMNS.index(name)] for name in ("target", "warning")] == ['含,逗号"引号"', "两\\n行"]
 
 
 @pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1"])
 def test_no_text_becomes_a_formula(text):
-    assert csv_cell(text) == "'" + text
+    assert csv_cell(text) == "'" + text.replace("\t", "\\t")
     assert csv_line([text, -0.5, None]).rstrip("\r\n").endswith(",-0.5,")
 
 
 def test_paths_that_are_no_unicode_go_through(run):
     path = "a\udcff.png"
     run.begin(SETTINGS, [(path, "clip_gradcam_a")], resume=False)
-    write_part(run, 0, {"image": path, "files": {}, "rows": [{"image": path, "probabilities": [1.0]}]})
+    (run.folder / "clip_gradcam_a.png").write_bytes(b"xxx")
+    row = {"image": path, "probabilities": [1.0, 0.0]}
+    write_part(run, 0, {"image": path, "files": {"clip_gradcam_a.png": 3}, "rows": [row]})
     run.begin(SETTINGS, [(path, "clip_gradcam_a")], resume=True)
     assert [tuple(image) for image in run.plan()] == [(path, "clip_gradcam_a", False)]
-    assert tables_of(run)[1][0]["image"] == "a?.png"
+    table, rows, _ = tables_of(run)
+    assert rows[0]["image"] == path and table[1][0] == "a\\udcff.png"
 
 
 def test_many_failures_are_counted_and_the_first_are_named(run):
