@@ -8,8 +8,8 @@
 
 The key says everything that the features depend on, so an entry is never out of date: what changes, be it
 one weight, one line of the vocabulary or the version of a library, has another key. Nothing in an entry
-is executed, and an entry that is not whole counts as absent. A cache that cannot be used is no cache:
-no function here raises for it.
+is executed, and an entry that is not whole counts as absent, as does one that another user may have written: who
+makes the features makes the prediction. A cache that cannot be used is no cache: no function here raises for it.
 """
 
 import contextlib
@@ -17,6 +17,8 @@ import hashlib
 import io
 import json
 import os
+import re
+import stat
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -25,8 +27,9 @@ import numpy as np
 
 from ..errors import InputError
 from ..heavy import huggingface_hub, torch
+from ..inputs import check_regular_file
 from ..weights.hub import ASSETS, text_encoder_source
-from ..writing import write_files
+from ..writing import check_own, open_own, write_files
 from .fingerprint import checkpoint_fingerprint
 
 FORMAT = "clip-gradcam text features 1"  # another number where TextEncoder or this file comes to mean something else
@@ -51,7 +54,7 @@ class CachedFeatures:
         """
         if config["text_config"].get("model_type") is None:
             self._key = file_features_key(self._path, self._state, config, self._texts, self._device)
-        self.entry = load_entry(self._key) if self._key else None
+        self.entry = load_entry(self._key, (len(self._texts), config.get("embed_dim"))) if self._key else None
         return self.entry is not None
 
     def keep(self, features: np.ndarray, messages: Sequence[str]) -> None:
@@ -130,11 +133,20 @@ def _text_encoder_files(name: str) -> list | None:
         return None
     try:
         paths = sorted({path for pattern in TOKENIZER_FILES for path in folder.glob(pattern)})
-        hashes = [[path.name, hashlib.sha256(path.read_bytes()).hexdigest()] for path in paths]
-    except OSError:
+        hashes = [[path.name, _hash_of(path)] for path in paths]
+    except (OSError, InputError):
         return None
     names = {path.name for path in paths}
     return [kind, hashes] if "config.json" in names and names & {"vocab.txt", "tokenizer.json"} else None
+
+
+def _hash_of(path: Path) -> str:
+    check_regular_file(path, "分词器的文件")
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def _hub_folder(name: str) -> Path | None:
@@ -164,21 +176,64 @@ def _entry_path(key: str) -> Path:
     return cache_folder() / f"{key}.text"
 
 
-def load_entry(key: str) -> tuple[np.ndarray, list[str]] | None:
-    """(features float32 [K, D], the warnings that embedding gave); None where there is no whole entry of `key`."""
+LARGEST_ENTRY = 1 << 28  # bytes: 10,000 texts of 4096 numbers, and more
+# What numpy writes before a matrix of float32; read by us, so that no size is believed before its bytes are there.
+_NPY = re.compile(
+    rb"(?s)\x93NUMPY\x01\x00..\{'descr': '<f4', 'fortran_order': False, 'shape': \((\d{1,9}), (\d{1,9})\), \} *\n"
+)
+
+
+def load_entry(key: str, shape: tuple[int | None, int | None] = (None, None)) -> tuple[np.ndarray, list[str]] | None:
+    """(features float32 [K, D], the warnings that embedding gave); None where there is no whole entry of `key`.
+
+    `shape`: the (K, D) that the features must have, None for any; of K texts there are at most K warnings. An entry
+    that another user can write is none.
+    """
     try:
-        data = _entry_path(key).read_bytes()
+        data = _read_own(_entry_path(key))
         digest, rest = data[:DIGEST_BYTES], data[DIGEST_BYTES:]
         line, _, array = rest.partition(b"\n")
         header = json.loads(line) if digest == hashlib.sha256(rest).digest() else {}
         if header.get("format") != FORMAT or header.get("key") != key:
             return None
-        features = np.lib.format.read_array(io.BytesIO(array), allow_pickle=False)
+        features = _features_of(array)
         messages = [str(message) for message in header["warnings"]]
     except Exception:  # a file of somebody else's may hold anything
         return None
-    sound = features.dtype == np.float32 and features.ndim == 2 and np.isfinite(features).all()
-    return (features, messages) if sound else None
+    fits = all(size in (None, own) for size, own in zip(shape, features.shape)) and len(messages) <= len(features)
+    return (features, messages) if fits and np.isfinite(features).all() else None
+
+
+def _read_own(path: Path) -> bytes:
+    """The bytes of a regular file in a folder, both the user's own; InputError, OSError where they are not."""
+    _check_ours(path.parent, os.lstat(path.parent), stat.S_ISDIR)
+    with open_own(path) as file:
+        status = os.fstat(file.fileno())
+        _check_ours(path, status, stat.S_ISREG)
+        if status.st_size > LARGEST_ENTRY:
+            raise InputError(f"{path} 太大")
+        return file.read(LARGEST_ENTRY)
+
+
+def _check_ours(path: Path, status: os.stat_result, kind) -> None:
+    """InputError where `path`, of this kind, is another user's, or others may write it; root may do all anyway."""
+    check_own(path, kind)
+    if not hasattr(os, "getuid"):  # Windows: the user's own folders are closed to others
+        return
+    ours = status.st_uid == os.getuid() and not status.st_mode & stat.S_IWOTH
+    if not ours and not (status.st_uid == 0 and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)):
+        raise InputError(f"{path} 可由其他用户写入")
+
+
+def _features_of(array: bytes) -> np.ndarray:
+    """The float32 matrix of a `.npy` file's bytes; ValueError where they are anything else."""
+    header = _NPY.match(array)
+    if header is None:
+        raise ValueError("no matrix of float32")
+    shape = int(header[1]), int(header[2])
+    if header.end() + 4 * shape[0] * shape[1] != len(array):
+        raise ValueError("not as many numbers as the header says")
+    return np.frombuffer(array, "<f4", offset=header.end()).reshape(shape).copy()
 
 
 def store_entry(key: str, features: np.ndarray, messages: Sequence[str] = ()) -> None:
@@ -187,5 +242,8 @@ def store_entry(key: str, features: np.ndarray, messages: Sequence[str] = ()) ->
     buffer = io.BytesIO()
     np.lib.format.write_array(buffer, np.ascontiguousarray(features), allow_pickle=False)
     rest = header.encode() + b"\n" + buffer.getvalue()
-    with contextlib.suppress(InputError, RuntimeError):  # no home, no permission, no space: no cache
-        write_files({_entry_path(key): hashlib.sha256(rest).digest() + rest}, private=True)
+    with contextlib.suppress(InputError, OSError, RuntimeError):  # no home, no permission, no space: no cache
+        path = _entry_path(key)
+        if os.path.lexists(path.parent):
+            _check_ours(path.parent, os.lstat(path.parent), stat.S_ISDIR)
+        write_files({path: hashlib.sha256(rest).digest() + rest}, private=True)
