@@ -40,10 +40,14 @@ from models.errors import (
     InputError,
     InputWarning,
     check_at_least,
+    check_at_most,
     check_text_indices,
+    check_written,
     closest_hint,
     print_error,
     reason,
+    say,
+    shortened,
 )
 from models.explain.faithfulness import measure_faithfulness
 from models.explain.heatmap import diagnose_flat_map, show_cam_on_image, text_sensitivity, to_heatmap
@@ -72,7 +76,7 @@ from models.images.preprocessing import DEFAULT_IMG_SIZE, Region, describe_assum
 from models.images.reading import read_image, to_pixels
 from models.loading.fingerprint import fingerprint
 from models.loading.load import choose_device, embed_texts, load_clip_checkpoint
-from models.results.formats import OVERLAY_FORMATS
+from models.results.formats import OVERLAY_FORMATS, check_output_name
 from models.results.parts import LANGUAGES
 from models.results.result import ImageResult, Results
 from models.results.saving import OutputChoice, encode_outputs, save_results, summary
@@ -170,6 +174,9 @@ def build_parser() -> ChineseArgumentParser:
 
 def check_arguments(args) -> None:
     """Complain of what argparse cannot see: what is required depends on --list-layers."""
+    for flag, options, _ in FLAGS:
+        if options.get("metavar") in ("PATH", "NAME"):
+            check_written(flag, getattr(args, flag[2:].replace("-", "_")))
     required = {"--model-path": args.model_path}
     if not args.list_layers:
         required["--image-path"] = args.image_path
@@ -179,13 +186,16 @@ def check_arguments(args) -> None:
         raise InputError(f"缺少必需的参数：{'、'.join(missing)}（--help 显示用法）")
     if args.image_encoder is not None and args.image_encoder not in OWN_ENCODERS:
         raise InputError(f"未知的图像编码器 {args.image_encoder!r}；{_encoders_hint(args.image_encoder)}")
-    for flag, value, least in (
-        ("--img-size", args.img_size, 16),
-        ("--embed-dim", args.embed_dim, 1),
-        ("--batch-size", args.batch_size, 1),
-        ("--num-workers", args.num_workers, 0),
+    for flag, value, least, most in (
+        ("--img-size", args.img_size, 16, 4096),
+        ("--embed-dim", args.embed_dim, 1, 65536),
+        ("--batch-size", args.batch_size, 1, 1024),
+        ("--num-workers", args.num_workers, 0, 256),
     ):
         check_at_least(flag, value, least)
+        check_at_most(flag, value, most)
+    if args.output_name is not None:
+        check_output_name(args.output_name)
     parse_grey_range(args.grey_range)
     if args.overlay_only and args.save_heatmap:
         raise InputError("--overlay-only 与 --save-heatmap 只能二选一；只是不要可视化图请用 --no-figure")
@@ -635,7 +645,7 @@ def run_one(args, question: Question) -> None:
         warnings.warn(message, InputWarning, stacklevel=1)
     files = encode_outputs(results, save_path, output_choice(args))
     write_files(files.contents)
-    print(*summary(results, files), sep="\n")
+    say(*summary(results, files))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -697,10 +707,10 @@ def print_layers(model) -> None:
     fused = default_layers(model, model.image_encoder_name)
     defaults = [layer_name(model, layer) for layer in fused or [get_target_layer_for_clip(model)]]
     img_size = getattr(model, "img_size", None) or DEFAULT_IMG_SIZE
-    print(f"{model.image_encoder_name} 可作为目标层的层（输入 {img_size}×{img_size}；通道×行×列）：")
+    say(f"{model.image_encoder_name} 可作为目标层的层（输入 {img_size}×{img_size}；通道×行×列）：")
     for name, (channels, rows, columns) in list_spatial_layers(model, img_size):
         if rows * columns > 1:
-            print(f"  {name}  {channels}×{rows}×{columns}" + ("  （默认）" if name in defaults else ""))
+            say(f"  {name}  {channels}×{rows}×{columns}" + ("  （默认）" if name in defaults else ""))
 
 
 def run(args) -> int:
@@ -718,11 +728,26 @@ def run(args) -> int:
     return run_many(args, question)
 
 
+DEBUG = "CLIP_GRADCAM_DEBUG"  # an environment variable: show where an exception comes from
+
+
+def unforeseen(error: Exception) -> str:
+    """What to say of an exception that is no InputError."""
+    if isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and re.search(r"out of memory|allocate", str(error))
+    ):
+        return "内存或显存不足；请减小 --img-size 或 --batch-size，或加 --cpu"
+    if isinstance(error, OSError):  # a name longer than the file system takes, say
+        return f"{reason(error)}：{error.filename}" if error.filename else reason(error)
+    what = f"{type(error).__name__}：{shortened(reason(error), 500)}"
+    return f"没有料到的错误 {what}；请检查输入，或设环境变量 {DEBUG}=1 再运行，把显示的全部内容报告给开发者"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code.
 
     0; 1 where images of many are missing from the results; 2 where nothing could start, after one line `错误: ...` on
-    standard error; 130 after Ctrl-C.
+    standard error; 130 after Ctrl-C. An exception that nobody foresaw is one line too, a traceback where DEBUG is set.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -731,26 +756,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what libraries say to developers
             warnings.simplefilter("always", InputWarning)
-            warnings.showwarning = lambda message, *_: print("警告:", *str(message).split(), file=sys.stderr)
+            warnings.showwarning = lambda message, *_: say(f"警告: {message}", to=sys.stderr)
             exit_code = run(build_parser().parse_args(argv))
             sys.stdout.flush()  # here, where a closed pipe is expected
             return exit_code
     except InputError as error:
         print_error(error)
         return 2
-    except (MemoryError, RuntimeError) as error:
-        if not re.search(r"out of memory|allocate", str(error)) and not isinstance(error, MemoryError):
-            raise
-        print_error("内存或显存不足；请减小 --img-size 或 --batch-size，或加 --cpu")
-        return 2
     except BrokenPipeError:  # the reader of our output, `head` say, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:  # a name longer than the file system takes, say
-        print_error(f"{reason(error)}：{error.filename}")
-        return 2
     except KeyboardInterrupt:
         print("已中断；多张图像时加 --resume 接着做", file=sys.stderr)
         return 130
+    except Exception as error:
+        if os.environ.get(DEBUG):
+            raise
+        print_error(unforeseen(error))
+        return 2
     return 0
 
 

@@ -147,12 +147,13 @@ def _probability_panel(left, top, height, result, words) -> list:
     pitch = height / (max(len(bars), 3) + 0.2)
     items = []
     for row, index in enumerate(bars):
-        centre, percent = top + (row + 0.6) * pitch, 100 * float(result.probabilities[index])
+        probability = float(result.probabilities[index])
+        centre, percent = top + (row + 0.6) * pitch, 100 * probability
         end = left + max(1, round(percent * PERCENT))
         colour = BAR_COLOURS[_bar_kind(result, index)]
         items.append(Box(left, round(centre - 0.3 * pitch), end, round(centre + 0.3 * pitch), colour))
         items.append(Box(left - TICK_LENGTH, round(centre), left, round(centre) + 1, BLACK))
-        value = f"{percent:.1f}%"
+        value = parts.percent(probability)
         items.append(Text(left + round((percent + 1.5) * PERCENT), parts.middle_baseline(centre, BODY), value, BODY))
         label = wrap_text(drawable(result.names[index]), 225, 2, parts.measure(BODY))
         first = parts.middle_baseline(centre - (len(label) - 1) * parts.leading(BODY) / 2, BODY)

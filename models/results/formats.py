@@ -1,11 +1,13 @@
 """Result files: their names, and pixels and arrays as their bytes."""
 
 import os
+import re
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 
+from ..errors import InputError
 from ..heavy import Image, cv2
 
 RASTER_FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".tif": "tiff", ".tiff": "tiff", ".webp": "webp"}
@@ -19,6 +21,14 @@ def figure_file(path: str | os.PathLike) -> Path:
     if figure.suffix.lower() not in {**RASTER_FORMATS, **VECTOR_FORMATS}:
         figure = figure.with_name(figure.name + ".png")
     return figure
+
+
+def check_output_name(name: str) -> None:
+    """InputError where `name` is not the name of a file alone, or one that a system keeps for a device."""
+    if "/" in name or "\\" in name or name in (".", ".."):
+        raise InputError(f"--output-name {name} 应只是文件名，不含文件夹：文件夹请用 --output-dir")
+    if os.name == "nt" and re.fullmatch(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?|.*[:*?\"<>|].*", name, re.IGNORECASE):
+        raise InputError(f"--output-name {name} 在 Windows 上不能作文件名，请换一个")
 
 
 def overlay_path(figure: Path, mark: str | int | None = None, kind: str | None = None) -> Path:

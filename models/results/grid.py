@@ -31,9 +31,9 @@ GRID_WORDS = {
         "Relative importance (0–1, 1 is each map's own maximum; values of different methods cannot be compared)",
     ),
     "prediction": ("预测", "Predicted"),
-    "predicted": ("预测（{:.1%}）：{}", "Predicted ({:.1%}): {}"),
+    "predicted": ("预测（{}）：{}", "Predicted ({}): {}"),
     "similarity": ("余弦相似度 {:.3f}", "Cosine similarity {:.3f}"),
-    "probability": ("概率 {:.1%}", "Probability {:.1%}"),
+    "probability": ("概率 {}", "Probability {}"),
     "text-free": ("不看文本", "Knows no text"),
     "deletion": ("删除 {}（{}）", "Deletion {} ({})"),
     "insertion": ("插入 {}（{}）", "Insertion {} ({})"),
@@ -160,7 +160,7 @@ def _original_caption(results, width, words) -> list[Text]:
     """What the image is, which of all the texts is predicted and, with methods, the numbers of the one explained."""
     first, size = results[0], _caption_sizes(width)[1]
     best = first.predicted
-    predicted = words["predicted"].format(first.probabilities[best], drawable(first.names[best]))
+    predicted = words["predicted"].format(parts.percent(first.probabilities[best]), drawable(first.names[best]))
     numbers = _numbers_of(first, first.target, words) if _by_method(results) else []
     return _caption(words["image"], [*wrap_text(predicted, width, 2, parts.measure(size)), *numbers], width)
 
@@ -168,7 +168,7 @@ def _original_caption(results, width, words) -> list[Text]:
 def _numbers_of(result, target, words) -> list[str]:
     """Similarity and probability of a text."""
     similarity = words["similarity"].format(result.similarities[target])
-    return [similarity, words["probability"].format(result.probabilities[target])]
+    return [similarity, words["probability"].format(parts.percent(result.probabilities[target]))]
 
 
 def _tile_caption(results, pair, width, words) -> list:

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..errors import escape_unprintable
 from ..heavy import Image, ImageDraw, ImageFont
 
 SHIPPED_FONT = Path(__file__).resolve().parent.parent / "assets" / "fonts" / "wqy-microhei.ttc"
@@ -121,8 +122,9 @@ def _advance(character: str, size: int) -> float:
 
 
 def drawable(text: str) -> str:
-    """`text` on one line, with a question mark for each character that no font has."""
-    return "".join("?" if _font_of(character) is None else character for character in " ".join(text.split()))
+    """`text` on one line, what is no visible character escaped, a question mark for each that no font has."""
+    line = " ".join(escape_unprintable(text).split())
+    return "".join("?" if _font_of(character) is None else character for character in line)
 
 
 def text_length(text: str, size: int) -> float:

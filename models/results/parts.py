@@ -44,6 +44,14 @@ def three_decimals(value: float, sign: str = "") -> str:
     return f"{round(value, 3) + 0.0:{sign}.3f}"
 
 
+def percent(probability: float) -> str:
+    """A probability in [0, 1] as it is shown: neither 0.0% nor 100.0% where it is more, or less."""
+    shown = f"{probability:.1%}"
+    if shown == "0.0%" and probability > 0:
+        return "<0.1%"
+    return ">99.9%" if shown == "100.0%" and probability < 1 else shown
+
+
 def measure(size):
     return lambda text: text_length(text, size)
 

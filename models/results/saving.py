@@ -10,6 +10,7 @@ from ..explain.heatmap import two_decimals
 from ..writing import write_files
 from .figure import encode_figure
 from .formats import array_path, encode_array, encode_image, figure_file, overlay_path
+from .parts import percent
 from .result import Results, draw_results, file_marks, for_figure
 
 
@@ -68,7 +69,7 @@ def summary(results: Results, files: OutputFiles) -> list[str]:
     """What the command says of one image: prediction, explained texts, layers, and the path of each file."""
     first = results[0]
     names, best = first.question.names, first.predicted
-    lines = [f"预测：{names[best]}（{first.probabilities[best]:.1%}）"]
+    lines = [f"预测：{names[best]}（{percent(first.probabilities[best])}）"]
     for result in results:
         label = "" if result.method == "gradcam" and len(results) == 1 else f"{result.label}："
         for target, sensitivity, tested in zip(result.targets, result.sensitivities, result.tested):

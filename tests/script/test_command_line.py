@@ -214,7 +214,7 @@ WARNED = {
     ),
     "a text that is cut": (
         {"class_texts_file": None, "class_texts": ["正常", LONG_TEXT]},
-        ["股骨柄周围 可见.*128", "热力图"],  # and the maps of the two texts are alike
+        [r"股骨柄周围\\n可见.*128", "热力图"],  # and the maps of the two texts are alike
     ),
     "a flat map": ({"model_path": "one_cell.pth"}, ["热力图为空.*1×1.*--target-layer"]),
 }
@@ -296,7 +296,7 @@ REFUSED = {
     "+ --model-path headless.pth --image-encoder starnet_s1 --embed-dim 64": "image_encoder.projection",
     # the image
     "+ --image-path 没有.png": "没有.png",
-    "+ --image-path 'a\nb.png'": "a\\sb.png",
+    "+ --image-path 'a\nb.png'": r"a\\nb.png",
     f"+ --image-path {LONG}": "图像",
     "+ --image-path folder.png": "folder.png\\s中没有图像 png",
     "+ --image-path text.png": "text.png",
