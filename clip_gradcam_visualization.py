@@ -49,11 +49,13 @@ from models.errors import (
     say,
     shortened,
 )
+from models.explain.capture import undisturbed
 from models.explain.faithfulness import measure_faithfulness
 from models.explain.heatmap import diagnose_flat_map, show_cam_on_image, text_sensitivity, to_heatmap
-from models.explain.layers import find_layer, layer_name, layers_name, list_spatial_layers
+from models.explain.layers import check_layers, layer_name, layers_name, list_spatial_layers
 from models.explain.methods import METHODS, SIMILARITIES, check_method, check_similarity, methods_for
 from models.explain.needs import Attention, ForwardPass
+from models.explain.passes import check_embeddings, model_input, placement, through, why_not_finite
 from models.explain.question import (
     CONTRAST_GAMMA,
     ImageMaps,
@@ -66,6 +68,7 @@ from models.explain.question import (
     target_indices,
     target_texts,
 )
+from models.explain.subject import clip_of, unwrapped
 from models.heavy import functional as F
 from models.heavy import torch
 from models.images.finding import find_images, is_single
@@ -84,7 +87,7 @@ from models.runs.run import Run, finish_run, one_thread
 from models.runs.sharing import Ranks, chunk_size
 from models.runs.state import RunState
 from models.runs.tables import package_versions
-from models.weights.modules import evaluating
+from models.towers.similarity import check_text_features
 from models.writing import check_output_folder, write_files
 
 # ---------------------------------------------------------------------------------------------
@@ -285,7 +288,12 @@ def _encoders_hint(name) -> str:
 
 def get_target_layer_for_clip(model, image_encoder_name: str | None = None) -> torch.nn.Module:
     """Return the module whose output Grad-CAM explains by default; ValueError for an encoder without a row."""
-    name = image_encoder_name or model.image_encoder_name
+    model = clip_of(model)
+    name = image_encoder_name or getattr(model, "image_encoder_name", None)
+    if name is None:
+        raise InputError(
+            "模型没有说明图像编码器（image_encoder_name），没有默认的目标层；请给出 target_layer，或 image_encoder_name"
+        )
     if name not in ENCODERS:
         raise InputError(f"没有图像编码器 {name!r} 的默认目标层，请用 --target-layer 指定；{_encoders_hint(name)}")
     return _module_at(model, ENCODERS[name].target_layer)
@@ -293,11 +301,17 @@ def get_target_layer_for_clip(model, image_encoder_name: str | None = None) -> t
 
 def _module_at(model, path: str) -> torch.nn.Module:
     """The module at a path of the tables, from the image encoder's backbone on."""
-    module = model.image_encoder.backbone
-    for part in path.split("."):
-        if part == "layers" and not hasattr(module, part):
-            module, part = module.encoder, "layer"  # a ViT of an older transformers
-        module = module[int(part)] if part.startswith("-") else getattr(module, part)
+    try:
+        module = model.image_encoder.backbone
+        for part in path.split("."):
+            if part == "layers" and not hasattr(module, part):
+                module, part = module.encoder, "layer"  # a ViT of an older transformers
+            module = unwrapped(module)[int(part)] if part.startswith("-") else getattr(module, part)
+    except (AttributeError, IndexError, TypeError) as error:
+        raise InputError(
+            f"图像编码器 {type(model.image_encoder).__name__} 中没有默认的目标层 backbone.{path}，"
+            "它与 image_encoder_name 不是同一种网络；请用 target_layer（--target-layer）给出层的名称"
+        ) from error
     return module
 
 
@@ -328,18 +342,24 @@ class CLIPGradCAM:
     spatial mean (Selvaraju et al. 2017, arXiv 1610.02391). The similarity itself is explained, never a
     softmax over texts: a softmax's gradient is zero with one text and shrinks with confidence.
 
-    `model` needs an `image_encoder`; `target_layer` is one of its modules, or several whose maps are fused; for
-    LeGrad blocks, None for the last ones. `similarity`: "cosine", or "dot", the product of the unit text vector
-    with the image's embedding before its normalisation. With `use_cuda` the model moves to CUDA where there is
-    one. Usable as a context manager; no hook outlives a call.
+    `model` needs an `image_encoder`, its own or that of what it wraps (see `clip_of`); `target_layer` is one of its
+    modules or their dotted paths, or several whose maps are fused; for LeGrad blocks. None: the encoder's default,
+    for LeGrad the last blocks. `similarity`: "cosine", or "dot", the product of the unit text vector with the image's
+    embedding before its normalisation. With `use_cuda` the model moves to CUDA where there is one. Usable as a
+    context manager; no hook outlives a call. One model may be explained in several threads; they take turns.
     """
 
     def __init__(self, model, target_layer, use_cuda: bool = True, method: str = "gradcam", similarity: str = "cosine"):
+        model = clip_of(model)
         self.model = model.to("cuda") if use_cuda and torch.cuda.is_available() else model
-        layers = target_layer if isinstance(target_layer, (list, tuple)) else [target_layer]
-        self.layers = [layer for layer in layers if layer is not None]
         self.method = check_method(method)
         self.similarity = check_similarity(similarity)
+        needs = METHODS[method].needs
+        needs.check_gradients(model.image_encoder, method)
+        layers = target_layer if isinstance(target_layer, (list, tuple)) else [target_layer]
+        self.layers = check_layers(model, [layer for layer in layers if layer is not None])
+        if not self.layers and not isinstance(needs, Attention):
+            self.layers = [get_target_layer_for_clip(model)]
 
     @property
     def target_layer(self) -> torch.nn.Module:
@@ -363,7 +383,7 @@ class CLIPGradCAM:
         similar text of each image. A flat map comes back as zeros, with a warning that says why. This is for callers
         from Python; the command goes through `text_maps`, as it draws the maps of all texts.
         """
-        images = images[None] if images.ndim == 3 else images
+        images = model_input(images)
         text_maps = self.text_maps(images, text_features, target_text_idx)
         heatmaps = []
         for maps, peaks in zip(text_maps.maps, text_maps.gradient_peaks):
@@ -379,42 +399,50 @@ class CLIPGradCAM:
         `target_text_idx` as in the call, or [B, T]. `contrast`: gamma of `contrastive_directions`. Score-CAM alone
         runs the model again, once per channel.
         """
-        tower, method, images = self.model.image_encoder, METHODS[self.method], self._to_model(images)
-        with torch.inference_mode(False), torch.no_grad(), evaluating(tower):
+        tower, method = self.model.image_encoder, METHODS[self.method]
+        with undisturbed(tower):
+            images = self._to_model(model_input(images))
             images = images.clone() if images.is_inference() else images  # autograd saves no inference tensor
-            texts = self._unit_texts(text_features)
-            with method.needs.captured(tower, self.method, self.modules) as captured:
+            with through(tower, images), method.needs.captured(tower, self.method, self.modules) as captured:
                 embeddings = self._embed(images)
             torch.set_grad_enabled(False)  # the hooks have turned it on
+            with through(tower, images):
+                check_embeddings(tower, images, embeddings)
+            texts = self._unit_texts(text_features, embeddings)
             similarities = self._unit(embeddings) @ texts.T  # [B, K]
             targets = target_indices(target_text_idx, similarities)
             directions = contrastive_directions(texts, contrast) if contrast else texts
             forward = ForwardPass(
                 tower, images, captured, embeddings, lambda masked: self._embed(self._to_model(masked))
             )
-            maps, peaks = method.needs.maps(method.formula, forward, TargetScores(self._scores, directions, targets))
-        if not torch.isfinite(maps).all():
-            raise InputError("热力图中出现 NaN 或无穷大：请检查检查点的权重和图像的数值是否有限")
+            scores = TargetScores(self._scores, directions, targets)
+            try:
+                maps, peaks = method.needs.maps(method.formula, forward, scores)
+            except torch.linalg.LinAlgError:  # Eigen-CAM of activations that are not finite
+                maps = peaks = images.new_tensor(torch.nan)
+            if not torch.isfinite(maps).all():
+                raise InputError(f"热力图中出现 NaN 或无穷大：{why_not_finite(tower, images)}")
         return TextMaps(maps, peaks, similarities, targets)
 
     def score(self, images, text_features, contrast: float = 0.0):
         """What is explained, of images [n, 3, h, w] against K texts -> [n, K] float32, without a heatmap."""
-        with torch.no_grad(), evaluating(self.model.image_encoder):
-            texts = self._unit_texts(text_features)
+        with undisturbed(self.model.image_encoder):
+            embeddings = self._embed(self._to_model(model_input(images)))
+            texts = self._unit_texts(text_features, embeddings)
             directions = contrastive_directions(texts, contrast) if contrast else texts
-            return self._scores(self._embed(self._to_model(images)), directions)
+            return self._scores(embeddings, directions)
 
     def _to_model(self, images):
         """Images on the model's device, in its precision and, where that is quicker, its order of memory."""
-        parameter = next(self.model.image_encoder.parameters())
-        images = images.to(parameter.device, parameter.dtype)
+        images = images.detach().to(*placement(self.model.image_encoder))
         if len(images) > 1 and images.device.type == "cpu":  # a quarter faster there; one image alone is not
             return images.contiguous(memory_format=torch.channels_last)
         return images
 
-    def _unit_texts(self, text_features):
-        device = next(self.model.image_encoder.parameters()).device
-        return self._unit(text_features.detach().clone().to(device))
+    def _unit_texts(self, text_features, embeddings):
+        """Text features [K, D] as unit vectors, where the embeddings [B, D] are; InputError where they do not fit."""
+        features = check_text_features(text_features, width=embeddings.shape[-1]).detach()
+        return self._unit(features.clone().to(embeddings.device))
 
     @staticmethod
     def _unit(vectors):
@@ -443,16 +471,16 @@ class Explainer:
     """A model, its target layer and the texts: images in, the maps of every text out, one forward pass for all."""
 
     def __init__(self, model, text_features, question: Question, target_layer=None, encoder: str | None = None):
-        self.model, self.text_features, self.question = model, text_features, question
-        self.encoder = encoder or getattr(model, "image_encoder_name", type(model).__name__)
+        self.model, self.question = clip_of(model), question
+        self.text_features = None if text_features is None else check_text_features(text_features, len(question.texts))
+        self.encoder = encoder or getattr(self.model, "image_encoder_name", type(self.model).__name__)
         layers = target_layer if isinstance(target_layer, (list, tuple)) else [target_layer]
-        layers = [find_layer(model, layer) if isinstance(layer, str) else layer for layer in layers]
-        self.layers = [layer for layer in layers if layer is not None]
+        self.layers = check_layers(self.model, [layer for layer in layers if layer is not None])
         self.cams = {
-            method: CLIPGradCAM(model, self._layers_of(method), False, method, question.similarity)
-            for method in methods_for(model, question.method)
+            method: CLIPGradCAM(self.model, self._layers_of(method), False, method, question.similarity)
+            for method in methods_for(self.model, question.method)
         }
-        self.layer_names = {method: layers_name(model, cam.modules) for method, cam in self.cams.items()}
+        self.layer_names = {method: layers_name(self.model, cam.modules) for method, cam in self.cams.items()}
 
     def _layers_of(self, method: str) -> list:
         """The layers that a method is told: those asked for, else the encoder's own or, for attention, none."""
@@ -468,7 +496,7 @@ class Explainer:
 
     def __call__(self, images: torch.Tensor) -> list[list[ImageMaps]]:
         """Model input [B, 3, h, w] -> for each image the maps of each method."""
-        all_texts = torch.arange(len(self.question.texts)).expand(len(images), -1)
+        all_texts = torch.arange(len(self.question.texts), device="cpu").expand(len(images), -1)
         maps_by_method = [self._image_maps(cam, images, all_texts) for cam in self.cams.values()]
         maps_by_image = [list(maps) for maps in zip(*maps_by_method)]
         if self.question.faithfulness:
@@ -534,6 +562,15 @@ class Explainer:
         return None if region.is_whole(*size) else region
 
 
+def class_text_features(model, texts: list[str]) -> torch.Tensor:
+    """The texts' features [K, D] by the model's own text tower, whatever surrounds the call."""
+    tower = getattr(model, "text_encoder", None)
+    if tower is None:
+        raise InputError("该模型没有文本编码器：请给出 text_features，或用 load_clip_checkpoint 载入")
+    with undisturbed(tower):
+        return embed_texts(model, texts)
+
+
 def explain(
     model,
     image,
@@ -561,6 +598,7 @@ def explain(
     insertion. `text_features` [K, D] spare embedding the texts again. `grey_range`: how more than 8 bits of grey become
     8 (see `parse_grey_range`). Raises InputError for what cannot be used.
     """
+    model = clip_of(model)
     own_size = getattr(model, "img_size", None)
     if own_size and img_size not in (own_size, None):
         warnings.warn(f"img_size={img_size} 与检查点不符，按检查点的 {own_size} 处理", InputWarning, stacklevel=2)
@@ -576,7 +614,7 @@ def explain(
         model.to("cuda")
     explainer = Explainer(model, text_features, question, target_layer, image_encoder_name)
     if text_features is None:
-        explainer.text_features = embed_texts(model, texts)
+        explainer.text_features = class_text_features(model, texts)
     (maps,) = explainer(preprocessing_of(model, img_size)(pixels))
     results = explainer.result(pixels, maps)
     return results if method == "all" else results[0]

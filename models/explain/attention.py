@@ -2,8 +2,9 @@
 
 What the formulas need is captured by hooks on the linear layers around the attention: queries, keys, values, and
 what goes into the output projection, o = A v. Every library has them, whatever kernel computes the attention
-itself. The gradient of a score with respect to the attention after its softmax is then exact without the
-attention: ds/dA = (ds/do) v^T. Only rollout computes A, from queries and keys.
+itself. What such a layer gives is asked of the layer, never made of its `weight`: it may have an adapter (LoRA), a
+parametrisation or somebody's hook. The gradient of a score with respect to the attention after its softmax is then
+exact without the attention: ds/dA = (ds/do) v^T. Only rollout computes A, from queries and keys.
 
     with captured_attention(transformer, blocks) as trace:
         embeddings = tower.embed(images)
@@ -15,13 +16,15 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import chain
 from typing import NamedTuple
 
 from ..errors import InputError
 from ..heavy import functional as F
 from ..heavy import torch
 from ..towers.transformer import Transformer
-from .capture import begin_graph, half_precision_scale, hooks
+from .capture import Hook, Hooks, begin_graph, half_precision_scale, with_tensor
 
 # Ends of the projections' names: in transformers' CLIP family, in its ViT since 5, in its ViT before.
 PROJECTION_NAMES = {
@@ -40,16 +43,17 @@ class Attended(NamedTuple):
     key: torch.Tensor  # [B, N, D]
     value: torch.Tensor  # [B, N, D]
     leaf: torch.Tensor  # [B, Q, D], where the graph begins: o, or for a pool what follows the output projection
-    output: torch.nn.Linear  # the output projection
-    projected: bool  # whether the leaf follows it
+    output: Callable  # the output projection
+    weight: torch.Tensor | None = None  # of the output projection, where the leaf follows it
 
     def gradient(self, score: torch.Tensor) -> torch.Tensor:
         """d score / do for score [B, T]: float32 [T, B, Q, D]."""
         scale, (batch, texts) = half_precision_scale(self.leaf), score.shape
-        one_by_one = scale * torch.eye(texts, device=score.device)[:, None].expand(texts, batch, texts)
+        one_by_one = scale * torch.eye(texts, device=score.device, dtype=score.dtype)
+        one_by_one = one_by_one[:, None].expand(texts, batch, texts)
         (gradient,) = torch.autograd.grad(score, self.leaf, one_by_one, retain_graph=True, is_grads_batched=True)
         gradient = gradient.float() / scale
-        return gradient @ self.output.weight.float() if self.projected else gradient
+        return gradient if self.weight is None else gradient @ self.weight.float()
 
 
 class Trace(NamedTuple):
@@ -60,10 +64,13 @@ class Trace(NamedTuple):
     pools: list[Attended]  # one, or none where a class token is read
 
 
-def projection(block: torch.nn.Module, kind: str) -> torch.nn.Linear:
-    """The linear layer of a block's attention by what it makes; InputError where no known library's name fits."""
+def projection(block: torch.nn.Module, kind: str) -> torch.nn.Module:
+    """The layer of a block's attention by what it makes, whole where it wraps another (LoRA).
+
+    InputError where no known library's name fits.
+    """
     for name, module in block.named_modules():
-        if isinstance(module, torch.nn.Linear) and name.endswith(PROJECTION_NAMES[kind]):
+        if f".{name}".endswith(tuple(f".{ending}" for ending in PROJECTION_NAMES[kind])):
             return module
     raise InputError(f"在 {type(block).__name__} 中找不到注意力的 {kind} 投影，该方法不支持这种模型；请换一个 --method")
 
@@ -75,28 +82,30 @@ def captured_attention(
     """Record the attention of `blocks` and of the pool while a forward pass runs under `no_grad`.
 
     `graph`: from each attention's leaf to the end ("whole"), to the mean token at the end of its block ("block"),
-    or "none".
+    or "none". InputError where a block has no part in the pass, or several.
     """
     trace = Trace([], [], [])
-    with hooks() as handles:
+    with Hooks() as hooks:
         for block in blocks:
-            handles += _watch_block(block, trace, graph)
+            _watch_block(block, trace, graph, hooks)
         if transformer.pool is not None:
-            hook = _pool_hook(trace, graph)
-            handles.append(transformer.pool.attention.register_forward_hook(hook, with_kwargs=True))
+            hooks.after(_pooling(transformer.pool), _pool_hook(trace, graph), with_kwargs=True, prepend=True)
         yield trace
+    pools = 0 if transformer.pool is None else 1
+    if (len(trace.blocks), len(trace.outputs), len(trace.pools)) != (len(blocks), len(blocks), pools):
+        raise InputError("这些 Transformer 块不是各在前向计算中运行一次，无法取得它们的注意力；请换一个 --method")
 
 
-def _watch_block(block: torch.nn.Module, trace: Trace, graph: str) -> list:
+def _watch_block(block: torch.nn.Module, trace: Trace, graph: str, hooks: Hooks) -> None:
     """Hooks on one block: what it attends to, and its output."""
-    projected = {}
+    projected, alone = {}, _is_plain(block)
 
     def keep(kind):
         return lambda module, inputs, output: projected.__setitem__(kind, output.detach())
 
     def before_output(module, inputs):
         leaf, mixed = (inputs[0], inputs[0]) if graph == "none" else begin_graph(inputs[0])
-        trace.blocks.append(Attended(**projected, leaf=leaf, output=module, projected=False))
+        trace.blocks.append(Attended(**projected, leaf=leaf, output=module))
         return (mixed, *inputs[1:])
 
     def end_block(module, inputs, output):
@@ -105,26 +114,63 @@ def _watch_block(block: torch.nn.Module, trace: Trace, graph: str) -> list:
         if graph != "block":
             return None
         torch.set_grad_enabled(False)
-        return (tokens.detach(), *output[1:]) if isinstance(output, tuple) else tokens.detach()
+        return with_tensor(output, tokens.detach())
 
-    handles = [projection(block, kind).register_forward_hook(keep(kind)) for kind in ("query", "key", "value")]
-    handles.append(projection(block, "output").register_forward_pre_hook(before_output))
-    if graph == "block":
-        handles += [m.register_forward_hook(_mean_gradient) for name, m in block.named_modules() if name in LAST_LINEAR]
-    return [*handles, block.register_forward_hook(end_block)]
+    for kind in ("query", "key", "value"):
+        hooks.after(projection(block, kind), keep(kind))
+    hooks.before(projection(block, "output"), before_output, prepend=True)  # o itself, before anybody changes it
+    if graph == "block" and alone:
+        for name, module in block.named_modules():
+            if name in LAST_LINEAR:
+                hooks.after(module, _mean_gradient)
+    hooks.after(block, end_block)
+
+
+def _is_plain(block: torch.nn.Module) -> bool:
+    """Whether a block computes what its library wrote: none of its modules is of another kind, or hooked or patched."""
+    return not _hooks_on_all_modules() and all(
+        type(module).__module__.startswith(("torch.nn.modules.", "transformers."))
+        and "forward" not in vars(module)
+        and all(type(hook) is Hook for hook in _hooks_of(module))
+        for module in block.modules()
+    )
+
+
+def _hooks_of(module: torch.nn.Module) -> Iterator[Callable]:
+    """All hooks of a module, those of its backward pass too."""
+    lists = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
+    return chain.from_iterable(list(hooks.values()) for hooks in lists if hooks)
+
+
+def _hooks_on_all_modules() -> bool:
+    """Whether somebody watches, or changes, what modules of all kinds give."""
+    module = torch.nn.modules.module
+    return bool(module._global_forward_hooks or module._global_forward_pre_hooks or module._global_backward_hooks)
 
 
 def _mean_gradient(linear, inputs, output):
     """The same output; but the gradient of its mean over tokens goes by one token, the mean of the inputs.
 
-    Exact, for the mean of a linear layer's outputs is its output for the mean, and nearly half the cost of LeGrad.
+    Exact where nothing but a sum follows in the block (`_is_plain`), for the mean of a linear layer's outputs is its
+    output for the mean; and nearly half the cost of LeGrad.
     """
     mean = F.linear(inputs[0].mean(1, keepdim=True), linear.weight, linear.bias)
     return output.detach() + (mean - mean.detach())
 
 
+def _pooling(pool: torch.nn.Module) -> torch.nn.MultiheadAttention:
+    """The attention of a pool, the one inside where it is wrapped (LoRA); InputError where it is of another kind."""
+    for module in pool.attention.modules():
+        if isinstance(module, torch.nn.MultiheadAttention):
+            return module
+    raise InputError(f"注意力池化 {type(pool.attention).__name__} 不是 nn.MultiheadAttention；请换一个 --method")
+
+
 def _pool_hook(trace: Trace, graph: str) -> Callable:
-    """A hook on an nn.MultiheadAttention that is called with (query, key, value) of batches first."""
+    """A hook on an nn.MultiheadAttention that is called with (query, key, value) of batches first.
+
+    Its weights are read while it runs, when an adapter has merged into them what it adds.
+    """
 
     def keep(module, args, kwargs, output):
         tokens = [*args[:3], *(kwargs[name] for name in ("query", "key", "value")[len(args) :])]
@@ -132,8 +178,9 @@ def _pool_hook(trace: Trace, graph: str) -> Callable:
         parts = zip(tokens, module.in_proj_weight.chunk(3), biases)
         query, key, value = (F.linear(part, weight, bias).detach() for part, weight, bias in parts)
         leaf, pooled = (output[0], output[0]) if graph == "none" else begin_graph(output[0])
-        trace.pools.append(Attended(query, key, value, leaf, module.out_proj, projected=True))
-        return (pooled, *output[1:])
+        weight, bias = module.out_proj.weight.detach(), module.out_proj.bias
+        trace.pools.append(Attended(query, key, value, leaf, partial(F.linear, weight=weight, bias=bias), weight))
+        return with_tensor(output, pooled)
 
     return keep
 
@@ -187,8 +234,7 @@ def grad_eclip(transformer, trace, embeddings, score, prefix):
     attended = (trace.pools or trace.blocks)[0]
     with torch.enable_grad():
         gradients = attended.gradient(score(embeddings))[:, :, 0]  # (T, B, D)
-    dtype = attended.output.weight.dtype
-    query, key = (attended.output(part.to(dtype)) for part in (attended.query[:, :1], attended.key[:, prefix:]))
+    query, key = (attended.output(part) for part in (attended.query[:, :1], attended.key[:, prefix:]))
     likeness = F.cosine_similarity(query.float(), key.float(), dim=-1)  # (B, patches)
     low, high = likeness.amin(-1, keepdim=True), likeness.amax(-1, keepdim=True)
     weights = (likeness - low) / (high - low).clamp_min(torch.finfo(torch.float32).tiny)
@@ -205,7 +251,9 @@ def rollout(transformer, trace, embeddings, score, prefix):
     joint = None
     for attended in trace.blocks:
         mixing = _attention(attended, transformer.num_heads).mean(1)  # (B, N, N)
-        mixing = (mixing + torch.eye(mixing.shape[-1], device=mixing.device)) / 2  # each row of an attention sums to 1
+        mixing = (
+            mixing + torch.eye(mixing.shape[-1], device=mixing.device, dtype=mixing.dtype)
+        ) / 2  # each row of an attention sums to 1
         joint = mixing if joint is None else mixing @ joint
     row = joint[:, :1]
     if trace.pools:

@@ -3,30 +3,107 @@
 A hook makes what a module gives (or is given) a fresh leaf, with gradients on from there, and the pass goes on with a
 copy. So frozen weights, `no_grad` and half precision make no difference, and no parameter's `.grad` is touched.
 
-    with torch.no_grad():
+    with undisturbed(tower):
         with captured_layers(layers) as activations:
             embeddings = tower(images)
         torch.set_grad_enabled(False)        # the hooks have turned it on
+
+One model may be shared by threads: passes that are explained take turns (`undisturbed`), and a hook lets every pass of
+another thread go by.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 
 from ..errors import InputError
 from ..heavy import torch
+from ..weights.modules import evaluating
+from .passes import placement
+
+_one_at_a_time = threading.Lock()  # for what follows, and while a hook takes its number
+_turns: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # image tower -> whose turn it is
+_eager = []  # the compiler's stance before the first of the blocks that are `uncompiled`, None of the others
 
 
 @contextlib.contextmanager
-def hooks() -> Iterator[list]:
-    """A list for the handles of hooks, each removed in the end, whatever happens."""
-    handles = []
+def undisturbed(tower: torch.nn.Module) -> Iterator[None]:
+    """What is computed of `tower` here is plain: in eval mode, without gradients, in its own precision, and uncompiled.
+
+    Whatever surrounds the call (autocast, inference mode, `torch.compile`) or runs beside it: one thread has the tower
+    at a time.
+    """
+    with _one_at_a_time:
+        turn = _turns.setdefault(tower, threading.RLock())
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(turn)
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(evaluating(tower))
+        for kind in {"cpu", placement(tower)[0].type}:
+            if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        if "torch._dynamo" in sys.modules:  # else nothing is compiled, and it takes long to import
+            stack.enter_context(_uncompiled())
+        yield
+
+
+@contextlib.contextmanager
+def _uncompiled() -> Iterator[None]:
+    """What was given to `torch.compile` runs as it was written, for a compiled one passes by the hooks.
+
+    The compiler has one stance for all threads: the first block sets it, and the last one to end puts it back.
+    """
+    with _one_at_a_time:
+        _eager.append(None if _eager else torch.compiler.set_stance("force_eager"))
     try:
-        yield handles
+        yield
     finally:
-        for handle in handles:
-            handle.remove()
+        with _one_at_a_time:
+            stance = _eager.pop()
+            if stance is not None:
+                stance.__exit__(None, None, None)
+
+
+class Hook:
+    """A hook that acts on the passes of the thread it was made in; those of others go by as if there were none."""
+
+    def __init__(self, act: Callable):
+        self.act, self.thread = act, threading.get_ident()
+
+    def __call__(self, module, *arguments):
+        return self.act(module, *arguments) if threading.get_ident() == self.thread else None
+
+
+class Hooks:
+    """Hooks on modules, each removed in the end, whatever happens."""
+
+    def __init__(self):
+        self.handles = []
+
+    def __enter__(self) -> Hooks:
+        return self
+
+    def __exit__(self, *exception) -> None:
+        with _one_at_a_time:
+            for handle in self.handles:
+                handle.remove()
+
+    def before(self, module: torch.nn.Module, act: Callable, **options) -> None:
+        """Call act(module, inputs) before a module, to read or to replace what it is given."""
+        self._keep(module.register_forward_pre_hook, act, options)
+
+    def after(self, module: torch.nn.Module, act: Callable, **options) -> None:
+        """Call act(module, inputs, output) after a module, to read or to replace what it gives."""
+        self._keep(module.register_forward_hook, act, options)
+
+    def _keep(self, register, act, options) -> None:
+        with _one_at_a_time:
+            self.handles.append(register(Hook(act), **options))
 
 
 def begin_graph(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -45,20 +122,22 @@ def half_precision_scale(tensor: torch.Tensor) -> float:
 def captured_layers(layers: Sequence[torch.nn.Module]) -> Iterator[list[torch.Tensor]]:
     """What each layer gives in one forward pass under `no_grad`: a leaf, those of later layers on its graph.
 
-    The list is filled when the block ends. InputError for a layer without part in the pass, or that gives no tensor.
+    Of a layer that runs several times (an activation that a block shares) it is what it gives last. The list is filled
+    when the block ends. InputError for a layer without part in the pass, or that gives no tensor.
     """
     activations, outputs = [], {}
 
     def keep(index):
-        def hook(module, inputs, output):
+        def act(module, inputs, output):
             tensor = tensor_of(output)
             outputs[index], copy = (tensor, tensor.clone()) if tensor.requires_grad else begin_graph(tensor)
-            return (copy, *output[1:]) if isinstance(output, tuple) else copy
+            return with_tensor(output, copy)
 
-        return hook
+        return act
 
-    with hooks() as handles:
-        handles += [layer.register_forward_hook(keep(index)) for index, layer in enumerate(layers)]
+    with Hooks() as hooks:
+        for index, layer in enumerate(layers):
+            hooks.after(layer, keep(index))
         yield activations
     if len(outputs) < len(layers):
         raise InputError("目标层没有参与图像编码器的前向计算，请换一层（--list-layers 列出可用的层）")
@@ -71,6 +150,13 @@ def tensor_of(output) -> torch.Tensor:
     if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
         raise InputError(f"目标层的输出是 {type(output).__name__}，不是张量，无法计算热力图；请换一层")
     return tensor
+
+
+def with_tensor(output, tensor: torch.Tensor):
+    """A layer's output with another tensor in the place of `tensor_of`; a named tuple stays one."""
+    if not isinstance(output, tuple):
+        return tensor
+    return output._replace(**{output._fields[0]: tensor}) if hasattr(output, "_fields") else (tensor, *output[1:])
 
 
 def gradients_of(score: torch.Tensor, activations: Sequence[torch.Tensor]) -> list[torch.Tensor]:

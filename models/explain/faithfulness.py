@@ -28,7 +28,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..heavy import torch
-from .heatmap import is_flat
+from .heatmap import as_map, is_flat
 
 STEPS = 20  # of 5 % of the pixels
 RANDOM_STEPS = 10
@@ -78,7 +78,7 @@ def measure_faithfulness(
     images need one for each.
     """
     with torch.no_grad():
-        maps = torch.as_tensor(raw_maps).detach().float().cpu()
+        maps = as_map(raw_maps).cpu()
         ranking = [t for t in range(len(maps)) if not is_flat(maps[t])]
         if not ranking:
             return [None] * len(maps)
@@ -136,8 +136,8 @@ def _ranks(raw_map: torch.Tensor, ties: torch.Tensor, size: tuple[int, int]) -> 
     values, ties = torch.nn.functional.interpolate(both, size, mode="bilinear", align_corners=False)[0].flatten(1)
     keys = (values * LEVELS).round().long() * LEVELS + (ties * (LEVELS - 1)).long()
     order = torch.argsort(keys, descending=True, stable=True)  # integers: ten times as fast as floats
-    ranks = torch.empty(len(order), dtype=torch.int32)
-    ranks[order] = torch.arange(len(order), dtype=torch.int32)
+    ranks = torch.empty_like(order, dtype=torch.int32)
+    ranks[order] = torch.arange(len(order), dtype=torch.int32, device=order.device)
     return ranks.reshape(size)
 
 

@@ -22,17 +22,30 @@ def resize_map(raw_map: torch.Tensor | np.ndarray, size: tuple[int, int], region
     Resized bilinearly with pixel centres on half integers: each cell lies on the pixels it was made of. `region`:
     the part of the image that the map lies on, None for all of it; NaN outside.
     """
-    positive = torch.as_tensor(raw_map).detach().float().relu()[None, None]
+    positive = as_map(raw_map).relu()[None, None]
     if region is None:
         return F.interpolate(positive, tuple(size), mode="bilinear", align_corners=False)[0, 0].cpu().numpy()
     rows, columns = region.pixels(*size)
-    y = 2 * (torch.arange(rows.start, rows.stop) + 0.5 - region.top) / (region.bottom - region.top) - 1
-    x = 2 * (torch.arange(columns.start, columns.stop) + 0.5 - region.left) / (region.right - region.left) - 1
-    places = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], -1).to(positive)  # (x, y) in [-1, 1]
+    y = _places(rows, region.top, region.bottom, positive)
+    x = _places(columns, region.left, region.right, positive)
+    places = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], -1)  # (x, y) in [-1, 1]
     inside = F.grid_sample(positive, places[None], padding_mode="border", align_corners=False)
     resized = np.full(size, np.nan, dtype=np.float32)
     resized[rows, columns] = inside[0, 0].cpu().numpy()
     return resized
+
+
+def _places(pixels: slice, low: float, high: float, like: torch.Tensor) -> torch.Tensor:
+    """Centres of pixels as places between two edges, -1 to 1: float32, where `like` is."""
+    return (
+        2 * (torch.arange(pixels.start, pixels.stop, device=like.device) + like.new_tensor(0.5) - low) / (high - low)
+        - 1
+    )
+
+
+def as_map(raw_map: torch.Tensor | np.ndarray) -> torch.Tensor:
+    """A map in float32, on the device that it is on; `torch.as_tensor` would move it to the default one."""
+    return (raw_map if isinstance(raw_map, torch.Tensor) else torch.from_numpy(raw_map)).detach().float()
 
 
 def to_heatmap(

@@ -4,35 +4,68 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from ..errors import InputError, closest_hint
 from ..heavy import functional as F
 from ..heavy import torch
-from ..weights.modules import evaluating
-from .capture import hooks, tensor_of
+from .capture import Hooks, tensor_of, undisturbed
+from .passes import placement, through
+from .subject import SCRIPTED, plain_name
 
 LAYER_PREFIXES = ("", "image_encoder.", "image_encoder.backbone.")
 
 
 def find_layer(model, name: str) -> torch.nn.Module:
     """Return the module at a dotted path, from the model, its image encoder or its backbone; InputError if none."""
-    modules = dict(model.named_modules())
+    modules = {plain_name(path): module for path, module in reversed(list(_named_modules(model)))}
     for prefix in LAYER_PREFIXES:
         if name and prefix + name in modules:
             return modules[prefix + name]
     backbone = LAYER_PREFIXES[-1]
-    candidates = [key.removeprefix(backbone) for key in modules if key.startswith(backbone)]
+    candidates = [key.removeprefix(backbone) for key in reversed(modules) if key.startswith(backbone)]
     hint = closest_hint(name, candidates, count=3, cutoff=0.3)
     raise InputError(f"模型中没有层 {name!r}；{hint}--list-layers 列出全部可用的层")
 
 
 def layer_name(model, layer: torch.nn.Module) -> str:
     """Dotted path of a module below the image encoder's backbone, or below the model."""
-    for name, module in model.named_modules():
+    for name, module in _named_modules(model):
         if module is layer:
-            return name.removeprefix(LAYER_PREFIXES[-1])
+            return plain_name(name).removeprefix(LAYER_PREFIXES[-1])
     return type(layer).__name__
+
+
+def _named_modules(model) -> Iterator[tuple[str, torch.nn.Module]]:
+    """(dotted path, module) of all of a model; of one that is no module itself, of its image encoder."""
+    if isinstance(model, torch.nn.Module):
+        return model.named_modules()
+    return model.image_encoder.named_modules(prefix="image_encoder")
+
+
+def check_layers(model, layers: Sequence) -> list[torch.nn.Module]:
+    """The layers, each a module or a path; InputError for what is none of the model's image encoder."""
+    layers = [find_layer(model, layer) if isinstance(layer, str) else layer for layer in layers]
+    paths = {module: path for path, module in model.image_encoder.named_modules()}
+    for layer in layers:
+        if not isinstance(layer, torch.nn.Module):
+            raise InputError(f"目标层应是层的名称或模块，收到的是 {type(layer).__name__}：{layer!r:.80}")
+        if layer not in paths:
+            raise InputError(
+                f"目标层 {layer_name(model, layer)} 不在这个模型的图像编码器之中（属于另一个模型，或文本编码器）；"
+                "请给出层的名称，例如 target_layer='layer4.1'（--list-layers 列出可用的层）"
+            )
+        inside = _script_around(model.image_encoder, paths[layer])
+        if inside is not None:
+            raise InputError(SCRIPTED.format(f"image_encoder.{inside}"))
+    return layers
+
+
+def _script_around(tower: torch.nn.Module, path: str) -> str | None:
+    """The path of a TorchScript module that a layer is inside of, where its passes cannot be watched."""
+    parts = path.split(".")
+    outer = (".".join(parts[:count]) for count in range(1, len(parts)))
+    return next((name for name in outer if isinstance(tower.get_submodule(name), torch.jit.ScriptModule)), None)
 
 
 def layers_name(model, layers: Sequence[torch.nn.Module]) -> str:
@@ -82,13 +115,16 @@ def list_spatial_layers(model, img_size: int) -> list[tuple[str, tuple[int, int,
         with contextlib.suppress(InputError):
             shapes[module] = tuple(as_maps(tensor_of(output), (img_size, img_size), token_grid).shape[1:])
 
-    backbone = model.image_encoder.backbone
-    parameter = next(model.parameters())
-    images = torch.zeros(1, 3, img_size, img_size, device=parameter.device, dtype=parameter.dtype)
-    with hooks() as handles, evaluating(model.image_encoder), torch.no_grad():
-        handles += [module.register_forward_hook(record) for name, module in backbone.named_modules() if name]
-        model.image_encoder(images)
-    return [(name, shapes[module]) for name, module in backbone.named_modules() if module in shapes]
+    tower = model.image_encoder
+    device, dtype = placement(tower)
+    images = torch.zeros(1, 3, img_size, img_size, device=device, dtype=dtype)
+    modules = {plain_name(name): module for name, module in tower.backbone.named_modules() if name}
+    with undisturbed(tower), Hooks() as hooks:
+        for module in modules.values():
+            hooks.after(module, record)
+        with through(tower, images):
+            tower(images)
+    return [(name, shapes[module]) for name, module in modules.items() if module in shapes]
 
 
 ROUNDING = 1e-6  # of the terms of a sum in float32: what is smaller may be no more than their rounding

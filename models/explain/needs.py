@@ -17,6 +17,8 @@ from .attention import captured_attention
 from .capture import captured_layers, gradients_of
 from .layers import as_maps, fuse_layers, token_grid_of, without_rounding
 
+QUANTISED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.nn.quantized")
+
 
 class ForwardPass(NamedTuple):
     """One pass of B images through an image tower, with what was captured on the way."""
@@ -39,6 +41,19 @@ class Gradients:
     @staticmethod
     def suits(tower: torch.nn.Module) -> bool:
         return True
+
+    needs_gradients = True
+
+    def check_gradients(self, tower: torch.nn.Module, method: str) -> None:
+        """InputError where a part of the network has no gradient: what would be left of it is the rest's alone."""
+        if not self.needs_gradients:
+            return
+        for name, module in tower.named_modules():
+            if type(module).__module__.startswith(QUANTISED):
+                raise InputError(
+                    f"图像编码器的 {name} 是量化的层（{type(module).__name__}），没有梯度，{method} 无法计算；"
+                    "请用量化之前的模型，或用不需要梯度的方法 eigencam、rollout"
+                )
 
     @staticmethod
     def modules(tower: torch.nn.Module, method: str, layers: Sequence[torch.nn.Module]) -> list[torch.nn.Module]:
@@ -109,6 +124,8 @@ class MaskedImages(Gradients):
 class Activations(Gradients):
     """The activations of layers alone, formula(A) -> maps [B, h, w]: the same for every text."""
 
+    needs_gradients = False
+
     def maps(self, formula, forward, score):
         maps = fuse_layers([formula(forward.to_maps(tensor.detach()).float()) for tensor in forward.captured])
         texts = score(forward.embeddings).shape[1]
@@ -122,8 +139,11 @@ class Attention:
     user may name other blocks; `pool_alone`: whether a model with attention pooling is read at its pool only.
     """
 
+    check_gradients = Gradients.check_gradients
+
     def __init__(self, blocks: int | None, graph: str, takes_layers: bool = False, pool_alone: bool = False):
         self.blocks, self.graph, self.takes_layers, self.pool_alone = blocks, graph, takes_layers, pool_alone
+        self.needs_gradients = graph != "none"
 
     @staticmethod
     def suits(tower):
@@ -139,7 +159,7 @@ class Attention:
                 raise InputError(
                     f"{method} 的层必须是整个 Transformer 块；用 --layers 给出块的名称，或不给（取最后几块）"
                 )
-            return list(layers)
+            return list(dict.fromkeys(layers))
         if self.pool_alone and transformer.pool is not None:
             return []
         return list(transformer.blocks)[-(self.blocks or len(transformer.blocks)) :]

@@ -68,7 +68,7 @@ def target_indices(target_text_idx, similarities: torch.Tensor) -> torch.Tensor:
     if targets.shape[0] != batch:
         raise InputError(f"目标文本索引有 {targets.shape[0]} 个，图像有 {batch} 张；请给一个整数，或每张图像一个")
     check_text_indices(targets.flatten().tolist(), similarities.shape[1])
-    return targets.long().reshape(batch, -1)
+    return targets.long().reshape(batch, -1).clone()  # a tensor of inference mode cannot be on a graph
 
 
 def contrastive_directions(texts: torch.Tensor, gamma: float = CONTRAST_GAMMA) -> torch.Tensor:
@@ -115,7 +115,15 @@ class ImageMaps(NamedTuple):
 
 
 def probabilities_of(model, similarities: torch.Tensor) -> torch.Tensor:
-    """Cosines [B, K] -> probabilities [B, K] by the model's own rule, else a softmax over cosine / temperature."""
+    """Cosines [B, K] -> probabilities [B, K] by the model's own rule, else a softmax over cosine / temperature.
+
+    InputError where the model has neither, or a temperature that is not finite and positive.
+    """
     if hasattr(model, "probabilities"):
         return model.probabilities(similarities)
+    if getattr(model, "temperature", None) is None:
+        raise InputError(
+            f"{type(model).__name__} 没有 probabilities 方法，也没有 temperature，不能算出概率；请用 "
+            "load_clip_checkpoint 得到模型，或给它一个 temperature"
+        )
     return softmax_probabilities(similarities, model.temperature)

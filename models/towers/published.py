@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from ..errors import InputError
 from ..images.preprocessing import Preprocessing
+from .similarity import check_scale
 from .text import TextTower
 from .transformer import Transformer
 from .two_towers import TwoTowers
@@ -154,7 +155,8 @@ class PretrainedCLIP(TwoTowers):
 
     def logits(self, similarities: torch.Tensor) -> torch.Tensor:
         """Cosines [..., K], scaled and, where the model has a bias, shifted."""
-        logits = similarities.float() * self.logit_scale.detach().exp().to(similarities.device)
+        scale = check_scale("exp(logit_scale)", self.logit_scale.detach().exp())
+        logits = similarities.float() * scale.to(similarities.device)
         return logits if self.logit_bias is None else logits + self.logit_bias.detach().to(logits.device)
 
 

@@ -1,16 +1,73 @@
-"""How images and texts are compared."""
+"""How images and texts are compared: unit vectors, their cosines, and what of it are probabilities."""
 
 from __future__ import annotations
 
+import numpy as np
+
+from ..errors import InputError
 from ..heavy import functional as F
 from ..heavy import torch
 
+SHORTEST = 1e-12  # of a text's vector: what `normalize` divides by at least
+
 
 def cosines(image_features: torch.Tensor, text_features: torch.Tensor) -> torch.Tensor:
-    """[B, D] and [K, D] -> cosine similarities [B, K]."""
-    return F.normalize(image_features, dim=-1) @ F.normalize(text_features, dim=-1).T
+    """[B, D] and [K, D] -> cosine similarities [B, K], in the finer of two precisions."""
+    text_features = check_shape(text_features, width=image_features.shape[-1]).to(image_features.device)
+    precision = torch.promote_types(image_features.dtype, text_features.dtype)
+    images, texts = (F.normalize(features.to(precision), dim=-1) for features in (image_features, text_features))
+    return images @ texts.T
+
+
+def check_text_features(features, count: int | None = None, width: int | None = None) -> torch.Tensor:
+    """Text features, a tensor or an array, as a tensor [K, D] of finite vectors with a direction; else InputError.
+
+    `count`: K, the number of texts they stand for. `width`: D, the width of an image's embedding.
+    """
+    features = check_shape(features, count, width)
+    lengths = features.detach().float().norm(dim=-1)
+    if not (torch.isfinite(lengths) & (lengths > SHORTEST)).all():
+        row = int((~(torch.isfinite(lengths) & (lengths > SHORTEST))).nonzero()[0])
+        flaw = "是零，没有方向" if lengths[row] <= SHORTEST else "含有 NaN、无穷大或过大的数"
+        raise InputError(f"text_features 的第 {row} 行（从 0 开始）{flaw}，不能与图像比较；请重新编码这个文本")
+    return features
+
+
+def check_shape(features, count: int | None = None, width: int | None = None) -> torch.Tensor:
+    """Text features as a floating-point tensor [K, D]; InputError where they are none, or of another K or D."""
+    if not isinstance(features, torch.Tensor):
+        try:
+            features = torch.from_numpy(np.array(features))
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InputError(f"text_features 应是张量 [K, D]，收到的是 {type(features).__name__}") from error
+    if features.is_meta:
+        raise InputError("text_features 在 meta 设备上，没有数值；请给出编码文本得到的张量")
+    features, shape = features.to_dense() if features.is_sparse else features, list(features.shape)
+    if features.ndim != 2 or 0 in shape:
+        one = "；一个文本的向量请写成 text_features[None]" if features.ndim == 1 else ""
+        raise InputError(f"text_features 的形状应是 [K, D]（文本数 × 嵌入宽度），收到 {shape}{one}")
+    if not features.is_floating_point():
+        raise InputError(f"text_features 应是浮点数，收到 {features.dtype}；请给出文本的嵌入，而不是词元编号")
+    if count is not None and len(features) != count:
+        raise InputError(f"text_features 有 {len(features)} 行，class_texts 有 {count} 个：它们必须一一对应，顺序相同")
+    if width is not None and shape[1] != width:
+        raise InputError(f"text_features 的宽度是 {shape[1]}，图像嵌入的宽度是 {width}：文本须由同一个模型编码")
+    return features
 
 
 def softmax_probabilities(similarities: torch.Tensor, temperature: torch.Tensor) -> torch.Tensor:
     """Cosines [..., K] -> probabilities [..., K] in float32: softmax over the texts of cosine / temperature."""
-    return (similarities.float() / temperature.detach().float().to(similarities.device)).softmax(dim=-1)
+    temperature = check_scale("temperature", temperature).to(similarities.device)
+    return (similarities.float() / temperature).softmax(dim=-1)
+
+
+def check_scale(name: str, scale) -> torch.Tensor:
+    """What cosines are divided or multiplied by, in float32; InputError unless it is finite and positive.
+
+    A negative one would turn the order of the classes round.
+    """
+    scale = (scale if isinstance(scale, torch.Tensor) else torch.from_numpy(np.array(scale))).detach().float()
+    if scale.numel() != 1 or not 0 < scale.item() < float("inf"):
+        value = f"{scale.item():g}" if scale.numel() == 1 else f"{list(scale.shape)} 个数"
+        raise InputError(f"模型的 {name} 是 {value}，应是一个有限的正数，否则概率没有意义；请检查检查点，或重新给出它")
+    return scale

@@ -1,12 +1,11 @@
 """What every CLIP offers, whoever trained it: images and texts embedded, compared, and turned into probabilities."""
 
-from collections.abc import Mapping
-
 import torch
 from torch import nn
 
+from ..class_texts import names_and_texts
 from ..errors import InputError
-from .similarity import cosines
+from .similarity import check_text_features, cosines
 
 
 class TwoTowers(nn.Module):
@@ -29,21 +28,21 @@ class TwoTowers(nn.Module):
         return self.text_encoder(texts, input_ids, attention_mask)
 
     def compute_similarity(self, image_features: torch.Tensor, text_features: torch.Tensor) -> torch.Tensor:
-        """[B, D] and [K, D] -> logits [B, K]."""
+        """[B, D] and [K, D] -> logits [B, K]; InputError for text features of another shape."""
         return self.logits(cosines(image_features, text_features))
 
     @torch.no_grad()
     def precompute_class_text_features(self, class_texts) -> torch.Tensor:
         """Embed the class texts (a list, or a dict's values) once, [K, D]; `predict` uses them from then on."""
-        texts = list(class_texts.values()) if isinstance(class_texts, Mapping) else list(class_texts)
-        self.class_text_features = self.embed_texts(texts)
+        self.class_text_features = self.embed_texts(names_and_texts(class_texts)[1])
         return self.class_text_features
 
     @torch.no_grad()
     def predict(self, images, class_texts=None, text_features=None) -> tuple[torch.Tensor, torch.Tensor]:
         """Return (index of the most similar text [B], probabilities [B, K]).
 
-        The texts are `text_features` [K, D], else `class_texts`, else those whose features the model has.
+        The texts are `text_features` [K, D], else `class_texts`, else those whose features the model has. InputError
+        for features that cannot be compared with the images, and for as many as there are not `class_texts`.
         """
         if text_features is None and class_texts is not None:
             text_features = self.precompute_class_text_features(class_texts)
@@ -51,5 +50,6 @@ class TwoTowers(nn.Module):
             text_features = self.class_text_features
         if text_features is None:
             raise InputError("predict 需要 class_texts 或 text_features，或先调用 precompute_class_text_features")
-        probabilities = self.probabilities(cosines(self.image_encoder(images), text_features))
+        image_features, text_features = self.image_encoder(images), check_text_features(text_features)
+        probabilities = self.probabilities(cosines(image_features, text_features))
         return probabilities.argmax(dim=-1), probabilities

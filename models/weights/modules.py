@@ -3,24 +3,37 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Mapping
 
 from ..errors import CheckpointError
 from ..heavy import torch
 from .names import BATCH_COUNTER
 
+_evaluated: dict = {}  # module that trains -> how many `evaluating` blocks it is held by
+_modes = threading.Lock()
+
 
 @contextlib.contextmanager
 def evaluating(module: torch.nn.Module):
-    """Put a module and all below it in eval mode; afterwards each is in the mode it was in."""
-    training = [m for m in module.modules() if m.training]
-    for m in training:
-        m.training = False
+    """Put a module and all below it in eval mode; afterwards each is in the mode it was in.
+
+    Blocks of several threads may overlap on one module: the last one to end puts it back.
+    """
+    with _modes:
+        held = [m for m in module.modules() if m.training or (_evaluated and m in _evaluated)]
+        for m in held:
+            _evaluated[m] = _evaluated.get(m, 0) + 1
+            m.training = False
     try:
         yield
     finally:
-        for m in training:
-            m.training = True
+        with _modes:
+            for m in held:
+                _evaluated[m] -= 1
+                if not _evaluated[m]:
+                    del _evaluated[m]
+                    m.training = True
 
 
 def fit_weights(

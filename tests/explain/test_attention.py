@@ -431,7 +431,7 @@ def test_other_peoples_hooks_stay_and_run(family, method, tower):
     maps = CLIPGradCAM(model, None, method=method).text_maps(images, features, TARGETS).maps
     assert seen == [1] and hook_count(model) == 1
     handle.remove()
-    assert torch.equal(maps, plain)
+    assert_close(maps, plain, 1e-6)  # a block that somebody watches is taken step by step
 
 
 @pytest.mark.parametrize("method", METHODS)

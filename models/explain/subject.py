@@ -1,0 +1,147 @@
+"""What is explained: the CLIP in whatever a caller from Python hands over, and the true reason where there is none.
+
+A CLIP that something is wrapped around (`torch.compile`, DataParallel, an average of the weights, PEFT, a module for
+training) is explained by itself: what such a wrapper adds is no part of the network.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterator, Mapping
+
+from ..errors import InputError
+from ..heavy import torch
+
+# Class of a wrapper whose forward pass is its inner module's and nothing else -> the path to that module.
+WRAPPERS = {
+    "OptimizedModule": "_orig_mod",
+    "DataParallel": "module",
+    "DistributedDataParallel": "module",
+    "AveragedModel": "module",
+    "CheckpointWrapper": "_checkpoint_wrapped_module",
+    "PeftModel": "base_model",
+    "BaseTuner": "model",
+}
+LOAD = "model = load_clip_checkpoint(路径)"
+
+
+def clip_of(model):
+    """The model that has an `image_encoder`: `model`, or the one inside it; its image tower without a wrapper.
+
+    It shares its modules and weights with what was handed over. InputError, with what is missing and what to do, where
+    there is none, where there are several, and where its layers cannot be watched.
+    """
+    if not _has_image_encoder(model):
+        model = _inner_clip(model)
+    tower = model.image_encoder
+    if not isinstance(tower, torch.nn.Module):
+        raise InputError(f"模型的 image_encoder 是 {type(tower).__name__}，不是 nn.Module；请用 {LOAD} 得到模型")
+    if type(tower).__name__ == "FullyShardedDataParallel":
+        raise InputError(SHARDED)
+    plain = unwrapped(tower)
+    for name, module in (("image_encoder", plain), ("image_encoder.backbone", getattr(plain, "backbone", None))):
+        if isinstance(module, torch.jit.ScriptModule):
+            raise InputError(SCRIPTED.format(name))
+    return model if plain is tower else _with_tower(model, plain)
+
+
+def unwrapped(module: torch.nn.Module) -> torch.nn.Module:
+    """What is inside of the wrappers that add nothing to a forward pass."""
+    while (path := _path_inside(module)) is not None:
+        module = module.get_submodule(path)
+    return module
+
+
+def _path_inside(module: torch.nn.Module) -> str | None:
+    paths = (WRAPPERS[kind.__name__] for kind in type(module).__mro__ if kind.__name__ in WRAPPERS)
+    return next(paths, None)
+
+
+def plain_name(path: str) -> str:
+    """A dotted path as it would be without wrappers in between."""
+    return ".".join(part for part in path.split(".") if part not in ("_orig_mod", "_checkpoint_wrapped_module"))
+
+
+def _has_image_encoder(model) -> bool:
+    """Whether it has one itself: an attribute that a wrapper passes on from inside does not count."""
+    if isinstance(model, torch.nn.Module):
+        return "image_encoder" in model._modules or hasattr(type(model), "image_encoder")
+    return not isinstance(model, type) and hasattr(model, "image_encoder")
+
+
+def _inner_clip(model) -> torch.nn.Module:
+    """The one CLIP among the modules of a wrapper; InputError where that cannot be."""
+    if not isinstance(model, torch.nn.Module):
+        raise InputError(_no_model(model))
+    if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
+        raise InputError(SHARDED)
+    clips = dict(_outermost_clips(model))
+    if not clips:
+        raise InputError(_no_clip(model))
+    if len(clips) > 1:
+        paths = "、".join(f"model.{path}" for path in clips.values())
+        raise InputError(f"{type(model).__name__} 中有 {len(clips)} 个带 image_encoder 的模型：{paths}；请给出其中一个")
+    return next(iter(clips))
+
+
+def _outermost_clips(module: torch.nn.Module, path: tuple[str, ...] = ()) -> Iterator[tuple[torch.nn.Module, str]]:
+    """(module with an image encoder, its path) for each that is not inside of another."""
+    if "image_encoder" in module._modules:
+        yield module, ".".join(path)
+    else:
+        for name, child in module.named_children():
+            yield from _outermost_clips(child, (*path, name))
+
+
+def _with_tower(model, tower: torch.nn.Module):
+    """The same model over the same modules, but for its image tower."""
+    view = copy.copy(model)
+    if isinstance(model, torch.nn.Module):
+        view.__dict__["_modules"] = {**model._modules, "image_encoder": tower}
+    else:
+        view.image_encoder = tower
+    return view
+
+
+SHARDED = (
+    "FSDP 把权重分在各个进程，单个进程里没有完整的模型；"
+    "请先保存完整的权重（FSDP.state_dict_type 的 FULL_STATE_DICT），再用 load_clip_checkpoint 载入"
+)
+SCRIPTED = (
+    "模型的 {} 是 TorchScript（torch.jit.script 或 trace 的产物），它内部的层不能被观察；"
+    "请给出转换之前的模型，或用 load_clip_checkpoint 载入检查点"
+)
+
+
+def _no_model(thing) -> str:
+    """Why something that is no module cannot be explained."""
+    if isinstance(thing, (str, os.PathLike)):
+        path = os.fspath(thing)
+        return f"需要的是模型，收到的是路径 {path!r}；请先载入：model = load_clip_checkpoint({path!r})"
+    if isinstance(thing, Mapping):
+        return f"需要的是模型，收到的是 {type(thing).__name__}（检查点的内容或权重）；请直接从文件载入：{LOAD}"
+    if isinstance(thing, type):
+        return f"需要的是模型，收到的是类 {thing.__name__}；请先建立并载入权重，例如 {LOAD}"
+    return f"需要的是带 image_encoder 的模型，收到的是 {type(thing).__name__}；请用 {LOAD} 得到模型"
+
+
+def _no_clip(model: torch.nn.Module) -> str:
+    """Why a module without an image encoder cannot be explained, and how its weights can be used all the same."""
+    name = type(model).__name__
+    if isinstance(model, torch.jit.ScriptModule):
+        return SCRIPTED.format(name)
+    if hasattr(model, "save_pretrained") and hasattr(model, "config"):
+        return (
+            f"{name} 是 transformers 的模型对象，没有 image_encoder；请把模型和它的 processor 都用 "
+            "save_pretrained(文件夹) 保存，再用 load_clip_checkpoint(文件夹) 载入"
+        )
+    if hasattr(model, "visual") and hasattr(model, "encode_image"):
+        return (
+            f"{name} 是 OpenAI 或 open_clip 的模型对象，没有 image_encoder；请 "
+            'torch.save(model.state_dict(), "clip.pt") 保存权重，再用 load_clip_checkpoint("clip.pt") 载入'
+        )
+    return (
+        f"{name} 没有 image_encoder：它不是 CLIP，而像是单独的网络，没有与文本比较的嵌入；"
+        f"请用 {LOAD}，或给出带 image_encoder（图像 [B, 3, H, W] 到嵌入 [B, D]）的模型"
+    )
