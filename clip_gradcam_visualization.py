@@ -116,6 +116,7 @@ FLAGS = (
     ("--contrast", SWITCH, "对比：显示支持该文本而不支持其他文本的区域"),
     ("--image-encoder", NAME, "图像编码器名称（如果无法从检查点获取）"),
     ("--text-encoder", NAME, "文本编码器名称或本地文件夹（默认：bert-base-chinese）"),
+    ("--download", SWITCH, "允许从模型库下载参数中写的名称和 CLIP 的词表（默认不联网；也可把名称写成 hub:owner/name）"),
     ("--embed-dim", INT, "嵌入维度（默认：512；检查点中有则以检查点为准）"),
     ("--img-size", INT, "图像大小（默认：224；检查点中有则以检查点为准）"),
     ("--mean", FLOAT | SEVERAL, "图像的均值，1 个或 3 个数（默认：检查点的，否则 ImageNet 的）"),
@@ -243,6 +244,7 @@ def load_from_arguments(args, texts: list[str] | None = None, local_rank: int = 
         use_cache=not args.no_text_cache,
         mean=args.mean,
         std=args.std,
+        download=args.download,
     )
 
 
@@ -549,7 +551,7 @@ class Explainer:
     def _cautions(self, pixels: np.ndarray) -> list[str]:
         """What the reader must know of the model and of the picture, whatever is asked of them."""
         cautions = (describe_assumed_size(self.model, self.question.img_size), describe_flat_picture(pixels))
-        return list(filter(None, cautions))
+        return [*filter(None, cautions), *getattr(self.model, "cautions", ())]
 
     def _region(self, size, grid) -> Region | None:
         """The part of an image that a map of this grid lies on, None for the whole image."""

@@ -131,7 +131,7 @@ def build_model(recipe):
 def load_tokenizer(folder=VOCABULARY):
     from transformers import BertTokenizer
 
-    return BertTokenizer.from_pretrained(folder)
+    return BertTokenizer.from_pretrained(folder, local_files_only=True)
 
 
 @torch.no_grad()

@@ -1,35 +1,154 @@
 """What stands at a path, read once, and what the user says of it: all that a reader is given."""
 
+import contextlib
+import json
 import os
+import re
 import warnings
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import NamedTuple
 
-from ..errors import InputWarning
+from ..errors import CheckpointError, InputError, InputWarning
 from ..weights.files import read_checkpoint_file
-from ..weights.hub import is_pretrained, local_folder, weight_files
+from ..weights.hub import (
+    CHECKPOINT_SUFFIXES,
+    WEIGHTS,
+    is_hub_name,
+    is_index,
+    local_folder,
+    read_json,
+    shards_of,
+    weights_of,
+)
+from ..weights.layouts import split_checkpoint
+from ..weights.names import BACKBONE
 
 
 class Content(NamedTuple):
-    """A checkpoint and the file that it was read from; or a folder of transformers, which reads its files itself."""
+    """A checkpoint and the file that it was read from, of shards their index; or a folder as transformers saves it."""
 
     path: Path
     checkpoint: MutableMapping | None = None
     is_folder: bool = False
 
 
-def read_content(path: str | os.PathLike, mapped: bool | None = None) -> Content:
+def read_content(path: str | os.PathLike, mapped: bool | None = None, download: bool = False) -> Content:
     """What stands in a file, a folder or a repository of the model hub; `mapped`: see `read_torch_file`.
 
-    InputError where there is nothing, or nothing that can be read.
+    InputError where there is nothing, or nothing that can be read. `download`: see `local_folder`.
     """
-    if not os.path.isfile(path) and is_pretrained(path):
-        folder = local_folder(path)
-        if (folder / "config.json").is_file():
-            return Content(folder, is_folder=True)
-        path = weight_files(folder)[0]  # of open_clip, beside its open_clip_config.json
+    if is_hub_name(path):
+        path = local_folder(path, download=download)
+    if os.path.isdir(path):
+        return _read_folder(Path(path), mapped)
     return Content(Path(path), read_checkpoint_file(path, mapped))
+
+
+def _read_folder(folder: Path, mapped: bool | None) -> Content:
+    """A model of transformers, or the one checkpoint of a folder, with what its JSON files say as its config."""
+    refuse_adapters(folder)
+    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    if {"text_config", "vision_config"} & set(config):
+        return Content(folder, is_folder=True)
+    if (folder / "open_clip_config.json").is_file() and not config:
+        path = weights_of(folder)
+        return Content(path, _read_files(path, mapped))
+    path = checkpoint_of(folder)
+    checkpoint = _read_files(path, mapped)
+    if "model_type" in config and not any(BACKBONE in str(key) for key in split_checkpoint(checkpoint)[0]):
+        return Content(folder, is_folder=True)  # another model: said by name
+    return Content(path, _with_config(checkpoint, folder))
+
+
+MERGE_FIRST = "请先合并：model.merge_and_unload() 之后用 save_pretrained 另存，再读另存的文件夹"
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+
+
+def refuse_adapters(folder: Path) -> None:
+    """InputError where adapters lie in a folder: with them and without them it is another model."""
+    adapters = [name for name in ADAPTER_FILES if (folder / name).exists()]
+    if adapters:
+        raise InputError(f"文件夹 {folder} 中有适配器（PEFT、LoRA）：{'、'.join(adapters)}；{MERGE_FIRST}")
+
+
+# what training leaves beside the weights: optimizers, schedulers, random states, arguments
+NO_CHECKPOINT = re.compile(
+    r"(?:optimizer|scheduler|lr_scheduler|scaler|sampler|dl_state_dict|random_states|rng_state|training_args"
+    r"|custom_checkpoint)\w*\.\w+$|.*-\d+-of-\d+\.\w+$"
+)
+UNMERGED = {  # what shows a checkpoint in pieces -> how they are put together
+    "zero_to_fp32.py": "DeepSpeed 的分片：先运行其中的 zero_to_fp32.py",
+    ".metadata": "FSDP 的分片：先运行 accelerate merge-weights",
+    "pytorch_model_fsdp_0/.metadata": "FSDP 的分片：先运行 accelerate merge-weights",
+    "*-of-*.safetensors": "model.safetensors.index.json，即分片的索引",
+    "*-of-*.bin": "pytorch_model.bin.index.json，即分片的索引",
+}
+
+
+def checkpoint_of(folder: Path) -> Path:
+    """The one checkpoint file of a folder, or the index of its shards; InputError with the names where not one."""
+    names = sorted(path.name for path in folder.iterdir() if path.is_file())
+    there = [name for name in names if name in WEIGHTS]
+    there += [name for name in names if name.lower().endswith(CHECKPOINT_SUFFIXES) and name not in WEIGHTS]
+    there = [name for name in there if not NO_CHECKPOINT.match(name)]
+    if len(there) == 1:
+        return folder / there[0]
+    if there:
+        raise InputError(f"文件夹 {folder} 中有 {len(there)} 个检查点：{'、'.join(there[:5])}；请写明是哪一个文件")
+    hint = next((hint for name, hint in UNMERGED.items() if any(folder.glob(name))), None)
+    raise InputError(f"找不到检查点文件：{folder}（是文件夹，但其中没有 {hint or 'config.json 或检查点文件'}）")
+
+
+def _read_files(path: Path, mapped: bool | None = None) -> Mapping:
+    """A checkpoint file, or the tensors of all files of an index."""
+    if not is_index(path):
+        return read_checkpoint_file(path, mapped)
+    tensors, config = {}, {}
+    for file, names in shards_of(path).items():
+        shard = read_checkpoint_file(file, mapped)
+        weights = split_checkpoint(shard)[0]
+        missing = [name for name in names if name not in weights]
+        if missing:
+            raise CheckpointError(f"{file} 中没有 {path.name} 列出的 {'、'.join(missing[:3])}：文件不是一套的")
+        tensors.update({name: weights[name] for name in names})
+        config.update(_config_of(shard))
+    return {"state_dict": tensors, "config": config}
+
+
+def read_folder_weights(folder: Path) -> dict:
+    """All tensors of a folder of transformers, by name."""
+    weights = split_checkpoint(_read_files(weights_of(folder)))[0]
+    return {key: tensor for key, tensor in weights.items() if hasattr(tensor, "is_floating_point")}
+
+
+CONFIG_FILES = ("hparams.json", "args.json", "config.json")  # a later one counts
+
+
+def _with_config(checkpoint: Mapping, folder: Path) -> MutableMapping:
+    """A checkpoint with what the JSON files beside it say; its own config counts where both say something."""
+    beside = {}
+    for name in CONFIG_FILES:
+        if (folder / name).is_file():
+            beside.update(read_json(folder / name))
+    if not beside:
+        return checkpoint
+    wrapped = checkpoint if split_checkpoint(checkpoint)[0] is not checkpoint else {"state_dict": checkpoint}
+    own = _config_of(wrapped)
+    for name, value in beside.items():
+        if isinstance(own.get(name), (int, float, str)) and own[name] != value:
+            message = f"{folder} 中的 JSON 文件写着 {name} {str(value)[:40]}，检查点写着 {own[name]}，按检查点处理"
+            warnings.warn(message, InputWarning, stacklevel=5)
+    return {**wrapped, "config": {**beside, **own}}
+
+
+def _config_of(checkpoint: Mapping) -> dict:
+    """The config that a checkpoint holds as a mapping, a namespace or JSON; empty where there is none."""
+    config = checkpoint.get("config")
+    if isinstance(config, str):
+        with contextlib.suppress(ValueError, RecursionError):
+            config = json.loads(config)
+    return dict(config if isinstance(config, Mapping) else getattr(config, "__dict__", {}))
 
 
 class Request(NamedTuple):
@@ -42,6 +161,7 @@ class Request(NamedTuple):
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
     text_tower: bool = True
+    download: bool = False  # CLIP's vocabulary may be
 
     @property
     def text_folder(self) -> str | None:

@@ -7,7 +7,8 @@ import zipfile
 from pathlib import Path
 
 from ..weights.archives import open_archive, read_entry
-from ..weights.hub import SMALL_FILES, local_folder, weight_files
+from ..weights.hub import SMALL_FILES, WEIGHTS, is_index, local_folder, shards_of, weights_of
+from .content import checkpoint_of
 
 CHECKED_TENSORS = 8
 
@@ -20,12 +21,18 @@ def fingerprint(path: str | os.PathLike) -> str:
 def folder_fingerprint(source: str | os.PathLike) -> str:
     """Of a folder or a name on the hub: weights, configuration and tokenizer count, not the place."""
     folder = local_folder(source)
-    small = {file for pattern in SMALL_FILES for file in folder.glob(pattern)}
     digest = hashlib.sha256(b"folder\0")
-    for file in sorted({*small, *weight_files(folder)}, key=lambda file: file.name):
+    for file in sorted(folder_files(folder), key=lambda file: file.name):
         digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
         _hash_file(file, digest)
     return digest.hexdigest()[:32]
+
+
+def folder_files(folder: Path) -> set[Path]:
+    """The files of a folder that its model is read from: the weights, all shards of them, and the small ones."""
+    small = {file for pattern in SMALL_FILES for file in folder.glob(pattern) if file.is_file()}
+    weights = weights_of(folder) if any((folder / name).is_file() for name in WEIGHTS) else checkpoint_of(folder)
+    return {*small, weights, *(shards_of(weights) if is_index(weights) else ())}
 
 
 def checkpoint_fingerprint(path: str | os.PathLike) -> str:

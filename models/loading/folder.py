@@ -1,18 +1,30 @@
 """CLIP models that others have published, as transformers saves them: a folder, of the user's or the hub's cache.
 
 What comes back offers what `models.clip.CLIPModel` offers, with the model's own preprocessing, tokenizer and rule
-for probabilities. Nothing of a folder is executed: code of its own is refused, pickles hold tensors only.
+for probabilities. Transformers is never given the folder: the network is built of the plain sizes in its config.json,
+and takes the weights that our own reader has read. So nothing of a folder is executed, looked up elsewhere or loaded
+beside it, and memory is taken once the sizes are those of the weights.
 """
 
+import re
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
-from ..errors import CheckpointError, InputError
+import torch
+from torch import nn
+
+from ..errors import CheckpointError, InputError, InputWarning
 from ..heavy import transformers
-from ..towers.published import PretrainedCLIP, build_towers
+from ..savings import forget
+from ..towers.published import PretrainedCLIP, build_towers, vision_of
 from ..towers.tokenizers import tokenizer_of
-from ..weights.hub import as_input_error, quiet, read_json, weight_files
-from .content import Content, Request
-from .processors import read_preprocessing
+from ..weights.configs import PARTS, plain_clip
+from ..weights.hub import as_input_error, quiet, read_json
+from ..weights.modules import assign_weights, first_names, give_buffers_values
+from ..weights.names import WRAPPER_PREFIX, Rules
+from .content import MERGE_FIRST, Content, Request, read_folder_weights
+from .processors import preprocessing_cautions, read_preprocessing
 
 # model_type of config.json -> class of transformers; other types count if their structure is a known one
 MODELS = {
@@ -33,7 +45,7 @@ def recognises(content: Content) -> bool:
 
 
 def load(content: Content, request: Request, cached=None) -> PretrainedCLIP:
-    """The CLIP of a folder, in eval mode, on the CPU, in float32.
+    """The CLIP of a folder, in eval mode, on the CPU, in float32; its weights are the files', not copies.
 
     An `img_size` other than the model's own has its position codes interpolated; a text encoder that is a folder
     holds the tokenizer's files where the model's has none. InputError where the folder is none of `SUPPORTED`, or
@@ -41,36 +53,132 @@ def load(content: Content, request: Request, cached=None) -> PretrainedCLIP:
     """
     request.warn_of_unused()
     folder = content.path
-    config = read_json(folder / "config.json")
+    config = _read_config(folder)
     model_type = config.get("model_type")
-    if model_type not in MODELS and not {"text_config", "vision_config"} <= set(config):
-        raise InputError(f"{folder} 中的模型是 {model_type}；支持：{SUPPORTED}")
     find_tokenizer = tokenizer_of(Path(request.text_folder or folder)) if request.text_tower else None
     preprocessing = read_preprocessing(folder, config, request.img_size)
-    network = _read_network(folder, model_type)
+    network = _read_network(folder, config)
     try:
-        model = build_towers(network, preprocessing, find_tokenizer, model_type in FIRST_TOKEN)
+        with as_input_error("结构不受支持"):
+            model = build_towers(network, preprocessing, find_tokenizer, model_type in FIRST_TOKEN)
+            if model.img_size:
+                model.image_encoder.token_grid(model.img_size, model.img_size)  # InputError if less than a patch
     except InputError as error:
-        raise InputError(f"{folder} 无法使用：{error}；支持：{SUPPORTED}") from error
-    if model.img_size:
-        model.image_encoder.token_grid(model.img_size, model.img_size)  # InputError where it is less than a patch
+        raise type(error)(f"{folder} 无法使用：{error}；支持：{SUPPORTED}") from error
+    model.cautions = preprocessing_cautions(folder, config)
     return model
 
 
-def _read_network(folder: Path, model_type: str):
-    """The network of transformers with all of its weights; CheckpointError where some are missing."""
-    weight_files(folder)
-    name = MODELS.get(model_type, "AutoModel")
-    loader = getattr(transformers, name, None)
-    if loader is None:
+# what the parts of a VisionTextDualEncoder may be: no type that fetches weights of its own when it is built
+DUAL_PARTS = {
+    *("clip_vision_model", "chinese_clip_vision_model", "siglip_vision_model", "vit", "deit"),
+    *("bert", "roberta", "xlm-roberta", "distilbert", "electra", "clip_text_model", "siglip_text_model"),
+}
+
+
+def _read_config(folder: Path) -> dict:
+    """The sizes of a folder's CLIP; InputError where it is no CLIP of transformers, or needs code of its own."""
+    file = folder / "config.json"
+    config = read_json(file)
+    model_type = config.get("model_type")
+    if model_type not in MODELS and not {"text_config", "vision_config"} <= set(config):
+        raise InputError(f"{folder} 中的模型是 {str(model_type)[:60]}；支持：{SUPPORTED}")
+    if model_type not in MODELS and not _is_built_in(model_type):
+        code = "需要运行文件夹自带的代码，已拒绝" if "auto_map" in config else "已安装的 transformers 不认识它"
+        raise InputError(f"{folder} 中的模型是 {str(model_type)[:60]}，{code}；支持：{SUPPORTED}")
+    plain = plain_clip(config, file)
+    for part in map(plain.get, PARTS):
+        part_type = part and part.pop("model_type", None)
+        if part and model_type not in MODELS and part_type in DUAL_PARTS:
+            part["model_type"] = part_type
+    return plain
+
+
+def _is_built_in(model_type) -> bool:
+    """Whether transformers itself has a model of two towers of this type."""
+    with quiet():
+        configs = transformers.models.auto.configuration_auto.CONFIG_MAPPING
+        config = configs[model_type] if isinstance(model_type, str) and model_type in configs else None
+    return {"text_config", "vision_config"} <= set(getattr(config, "sub_configs", None) or ())
+
+
+def _read_network(folder: Path, config: Mapping) -> nn.Module:
+    """The network of transformers with all of its weights; CheckpointError where they are not those of its config."""
+    weights = read_folder_weights(folder)
+    adapted = [key for key in weights if ADAPTER.search(key)]
+    if adapted:
+        raise CheckpointError(f"{folder} 的权重中有没有合并的适配器（{adapted[0]}）；{MERGE_FIRST}")
+    file, layers = folder / "config.json", [(config.get(part) or {}).get("num_hidden_layers", 0) for part in PARTS]
+    if max(layers) > len(weights):
+        raise InputError(f"{file} 说有 {max(layers)} 层，而权重只有 {len(weights)} 个：二者不是一套文件")
+    with as_input_error(f"无法按 {file} 建立模型"), quiet(), torch.device("meta"):
+        network = _build(config)
+    try:
+        vision_of(network)
+    except InputError as error:
+        raise InputError(f"{folder} 无法使用：{error}；支持：{SUPPORTED}") from error
+    try:
+        with as_input_error("其中的张量不能用作权重"):
+            assign_weights(network, _names_of(network, weights, folder))
+            give_buffers_values(network)
+    except InputError as error:
+        raise CheckpointError(f"{folder} 的权重与 {file.name} 不符：{error}") from error
+    forget(weights)
+    return network
+
+
+def _build(config: Mapping) -> nn.Module:
+    """The network that transformers itself has for these sizes."""
+    sizes = {name: value for name, value in config.items() if name != "model_type"}
+    name = MODELS.get(config["model_type"])
+    if name is None:
+        built_in = transformers.AutoConfig.for_model(config["model_type"], **sizes)
+        return transformers.AutoModel.from_config(built_in, trust_remote_code=False)
+    if not hasattr(transformers, name):
         version = transformers.__version__
         raise InputError(f"已安装的 transformers {version} 没有 {name}；请升级：pip install -U transformers")
-    options = {"local_files_only": True, "output_loading_info": True, "trust_remote_code": False}
-    if name != "AutoModel":
-        del options["trust_remote_code"]
-    with quiet(), as_input_error(f"无法读取 {folder} 中的模型"):
-        network, info = loader.from_pretrained(folder, **options)
-    missing = sorted(map(str, info.get("missing_keys") or ()))
-    if missing:
-        raise CheckpointError(f"{folder} 的权重缺少 {len(missing)} 个：{'、'.join(missing[:3])}")
-    return network
+    return getattr(transformers, name)(getattr(transformers, name.removesuffix("Model") + "Config")(**sizes))
+
+
+ADAPTER = re.compile(r"(?:^|\.)(?:lora_\w+|base_layer|modules_to_save|original_module)(?:\.|$)")
+# versions of transformers name a weight differently: each is tried in turn
+SPELLINGS: Rules = (
+    (r"(?<=\.encoder\.)layer\.", "layers."),
+    (r"(?<=\.encoder\.)layers\.", "layer."),
+    (r"^(vision_model|text_model)\.\1\.", r"\1."),
+    (r"^(vision_model|text_model)\.", r"\1.\1."),
+    (r"\bLayerNorm\.gamma$", "LayerNorm.weight"),
+    (r"\bLayerNorm\.beta$", "LayerNorm.bias"),
+)
+NO_WEIGHTS = re.compile(r"(?:^|\.)(?:(?:position_ids|token_type_ids)$|pooler\.)")
+
+
+def _names_of(network: nn.Module, weights: Mapping, folder: Path) -> dict[str, torch.Tensor]:
+    """The weights under the names of this network. What lies outside of its towers is left out, with a warning."""
+    own, named, outside = network.state_dict(), {}, []
+    parts = {name.partition(".")[0] for name in own}
+    for key, tensor in weights.items():
+        name = _name_in(own, WRAPPER_PREFIX.sub("", key))
+        if name in named:
+            raise CheckpointError(f"同一个权重 {name} 出现了两次")
+        if name not in own and NO_WEIGHTS.search(name):
+            continue
+        if name.partition(".")[0] not in parts:
+            outside.append(key)
+        elif own.get(name, tensor).is_floating_point() and not _is_plain(tensor):
+            raise CheckpointError(f"{key} 不是普通的浮点张量（{tensor.dtype}，{tensor.layout}）")
+        else:
+            named[name] = tensor
+    if outside:
+        message = f"忽略了 {folder} 中两个编码器之外的 {len(outside)} 个权重：{first_names(outside)}"
+        warnings.warn(message, InputWarning, stacklevel=5)
+    return named
+
+
+def _name_in(own: Mapping, key: str) -> str:
+    spellings = (re.sub(pattern, replacement, key) for pattern, replacement in SPELLINGS)
+    return next((name for name in (key, *spellings) if name in own), key)
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    return tensor.is_floating_point() and tensor.layout == torch.strided and not tensor.is_quantized

@@ -14,6 +14,7 @@ from types import ModuleType
 from ..errors import InputError, InputWarning
 from ..heavy import torch
 from ..savings import forget
+from ..weights.hub import requested_text_encoder
 from ..weights.modules import evaluating, release_text_tower
 from ..weights.search import FIELDS, in_unit_levels
 from .content import Content, Request, read_content
@@ -32,6 +33,7 @@ def load_clip_checkpoint(
     use_cache: bool = True,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    download: bool = False,
 ):
     """The model whose weights stand at `path`, in eval mode, on `device`; on request without its text tower.
 
@@ -42,12 +44,17 @@ def load_clip_checkpoint(
     With K `texts` the model comes with their features as `class_text_features`, float32 [K, D], and without its text
     tower. Features that the cache has are not computed again: the text tower is then neither read nor built. Either
     way the results are the same, bit for bit.
+
+    Only with `download`, or for a name written `hub:owner/name`, anything is fetched from the model hub: `path`,
+    `text_encoder`, CLIP's vocabulary. A name that a file holds is looked up in the local cache.
     """
-    levels = levels_of(mean, std)
-    request = Request(image_encoder, text_encoder, embed_dim, img_size, *levels, text_tower=text_tower)
+    text_encoder, levels = requested_text_encoder(text_encoder, download), levels_of(mean, std)
+    request = Request(image_encoder, text_encoder, embed_dim, img_size, *levels, text_tower=text_tower, download=download)
     cached = CachedFeatures(path, texts, device) if texts is not None and use_cache else None
-    content = read_content(path, mapped=True if cached else None)
+    content = read_content(path, mapped=True if cached else None, download=download)
     model = reader_of(content).load(content, request, cached)
+    if download and model.text_encoder is not None:
+        model.text_encoder.download = True
     forget(content.checkpoint or {})
     if texts is not None:
         _add_features(model, texts, device, cached)

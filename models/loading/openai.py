@@ -6,7 +6,6 @@ shows (activation, width of the heads) is said by an open_clip_config.json besid
 """
 
 import re
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from ..errors import CheckpointError, InputError, InputWarning
+from ..errors import CheckpointError, InputError
 from ..heavy import transformers
 from ..images.preprocessing import Preprocessing
 from ..savings import forget
@@ -60,6 +59,7 @@ class Settings(NamedTuple):
     head_width: int | None = None  # of the image tower's attention; None: by its width
     text_heads: int | None = None  # None: 64 wide
     preprocessing: Mapping = {}  # of open_clip_config.json
+    cautions: tuple[str, ...] = ()  # what of this is assumed
 
 
 KNOWN_VISION = {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio", "patch_dropout"}
@@ -73,7 +73,7 @@ def read_settings(path: Path, checkpoint: Mapping, weights: Mapping) -> Settings
     """What the checkpoint read from `path` and the open_clip_config.json beside it say.
 
     Activation: quick_gelu in a TorchScript archive and in Chinese-CLIP; as that file says, or the run's name that
-    open_clip writes into its checkpoints; else quick_gelu with a warning, for most files without are OpenAI's.
+    open_clip writes into its checkpoints; else quick_gelu with a caution, for most files without are OpenAI's.
     """
     file, run = path.parent / "open_clip_config.json", checkpoint.get("name")
     if checkpoint.get(TORCHSCRIPT) or BERT_WORDS in weights:
@@ -86,8 +86,7 @@ def read_settings(path: Path, checkpoint: Mapping, weights: Mapping) -> Settings
         f"{path.name} 没有说明激活函数，按 OpenAI 的 QuickGELU 处理；若是 open_clip 用 GELU 训练的模型"
         "（多数 LAION、DataComp 权重），请把它的 open_clip_config.json 放在同一文件夹，否则结果不准"
     )
-    warnings.warn(message, InputWarning, stacklevel=3)
-    return Settings("quick_gelu")
+    return Settings("quick_gelu", cautions=(message,))
 
 
 def _open_clip_settings(file: Path) -> Settings:
@@ -191,7 +190,7 @@ def load(content: Content, request: Request, cached=None) -> PretrainedCLIP:
     if missing:
         raise CheckpointError(f"{path} 中没有 {'、'.join(missing)}，其结构不受支持；支持：{SUPPORTED}")
     settings = read_settings(path, content.checkpoint, weights)
-    find_tokenizer = tokenizer_finder(path, request.text_folder, BERT_WORDS in weights) if request.text_tower else None
+    find_tokenizer = tokenizer_finder(path, request, BERT_WORDS in weights) if request.text_tower else None
     try:
         model = _build(weights, settings, read_preprocessing(weights, settings, request.img_size), find_tokenizer)
     except KeyError as error:  # a weight whose shape says how the model is built
@@ -199,6 +198,7 @@ def load(content: Content, request: Request, cached=None) -> PretrainedCLIP:
     except CheckpointError as error:
         raise CheckpointError(f"{path} 无法使用：{error}；支持：{SUPPORTED}") from error
     forget(weights)
+    model.cautions = list(settings.cautions)
     return model
 
 
@@ -231,8 +231,9 @@ def read_preprocessing(weights: Mapping, settings: Settings, img_size: int | Non
     return scaled(preprocessing, img_size) if img_size else preprocessing
 
 
-def tokenizer_finder(path: Path, folder: str | None, is_bert: bool) -> Callable:
+def tokenizer_finder(path: Path, request: Request, is_bert: bool) -> Callable:
     """A function that loads the tokenizer of a file's text tower; InputError at once where there is none."""
+    folder = request.text_folder
     if not is_bert:
-        return find_clip_tokenizer(folder, path.parent)
+        return find_clip_tokenizer(folder, path.parent, download=request.download)
     return tokenizer_of(Path(folder) if folder else SHIPPED_TEXT_ENCODERS["bert-base-chinese"])

@@ -2,12 +2,13 @@
 
 import math
 import re
-import warnings
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..errors import InputError, InputWarning
+from ..errors import InputError
 from ..images.preprocessing import Preprocessing
+from ..weights.configs import SWITCH, WORD, Kind, check_fields, one_or_several, real, whole
 from ..weights.hub import read_json
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -31,76 +32,121 @@ PROCESSOR_OF_MODEL = {"siglip": "Siglip", "siglip2": "Siglip2", "chinese_clip": 
 PROCESSOR_ENDING = re.compile(r"(ImageProcessor|FeatureExtractor|Processor)(Fast|Pil)?$")
 
 
+SIDE = whole(1, 4096)
+FIELDS = {
+    **dict.fromkeys(("do_resize", "do_center_crop", "do_rescale", "do_normalize"), SWITCH),
+    **dict.fromkeys(("image_processor_type", "feature_extractor_type"), WORD),
+    "resample": whole(0, 5),
+    "rescale_factor": real(1e-9, 1e9),
+    **{"patch_size": whole(1, 512), "max_num_patches": whole(1, 65_536)},
+    "image_mean": one_or_several(real(-1e6, 1e6)),
+    "image_std": one_or_several(real(1e-9, 1e6)),
+    **dict.fromkeys(("size", "crop_size"), Kind("边长", lambda value: True)),  # see `_height_width`
+}
+
+
 def read_preprocessing(folder: Path, config: Mapping, img_size: int | None = None) -> Preprocessing:
     """A model's own preprocessing, read from its folder; `config`: its config.json. Scaled to `img_size` if sides.
 
-    Without a file, what is usual for its family at the model's own size, with a warning. InputError where the
-    file asks for something else than resizing, cropping and normalising.
+    Without a file, what is usual for its family at the model's own size: see `preprocessing_cautions`. InputError
+    where the file asks for something else than resizing, cropping and normalising.
     """
-    settings = _processor_settings(folder)
-    usual = PROCESSOR_OF_MODEL.get(config.get("model_type"), "CLIP")
+    file, settings = _processor_settings(folder)
+    usual, vision = PROCESSOR_OF_MODEL.get(config.get("model_type"), "CLIP"), config.get("vision_config") or {}
     if settings is None:
-        vision = config.get("vision_config") or {}
-        message = f"{folder} 中没有 preprocessor_config.json，图像按 {usual} 模型通常的方式预处理"
-        warnings.warn(message, InputWarning, stacklevel=2)
         settings = {name: vision[key] for name, key in _OF_VISION_CONFIG if usual == "Siglip2" and key in vision}
         img_size = img_size or (None if usual == "Siglip2" else vision.get("image_size", 224))
-    settings = {name: value for name, value in settings.items() if value is not None}
-    kind = settings.get("image_processor_type") or settings.get("feature_extractor_type") or usual
-    kind = PROCESSOR_ENDING.sub("", kind)
-    preprocessing = _preprocessing({**PROCESSORS.get(kind, _CLIP), **settings}, kind)
+    settings = check_fields(settings, FIELDS, file)
+    kind = _kind_of(settings) or usual
+    preprocessing = _preprocessing({**PROCESSORS.get(kind, _CLIP), **settings}, kind, file)
+    if preprocessing.patches and preprocessing.patches[0] != vision.get("patch_size", preprocessing.patches[0]):
+        raise InputError(f"{file} 的 patch_size 是 {preprocessing.patches[0]}，模型的是 {vision['patch_size']}")
     return scaled(preprocessing, img_size) if img_size else preprocessing
 
 
 _OF_VISION_CONFIG = (("patch_size", "patch_size"), ("max_num_patches", "num_patches"))
 
 
-def _processor_settings(folder: Path) -> dict | None:
-    """What a folder says of its image processor; None where nothing. transformers 5 keeps it with the tokenizer's."""
-    if (folder / "processor_config.json").is_file():
-        nested = read_json(folder / "processor_config.json").get("image_processor")
-        if isinstance(nested, dict):
-            return nested
-    file = folder / "preprocessor_config.json"
-    return read_json(file) if file.is_file() else None
-
-
-def _preprocessing(settings: Mapping, kind: str) -> Preprocessing:
-    """The settings of an image processor in our words."""
+def preprocessing_cautions(folder: Path, config: Mapping) -> list[str]:
+    """What the reader must know of a folder's preprocessing: that it is assumed, wholly or in part."""
+    file, settings = _processor_settings(folder)
+    usual = PROCESSOR_OF_MODEL.get(config.get("model_type"), "CLIP")
+    if settings is None:
+        return [f"{folder} 中没有 preprocessor_config.json，图像按 {usual} 模型通常的方式预处理"]
+    cautions, kind = [], _kind_of(settings) or usual
+    if kind not in PROCESSORS:
+        cautions.append(f"{file} 的图像处理器 {kind} 不是已知的，没有写明的部分按 CLIP 的方式预处理")
     if not settings.get("do_resize", True):
-        message = "模型的预处理不改变图像大小（do_resize: false），这里仍缩放到模型的输入大小"
-        warnings.warn(message, InputWarning, stacklevel=4)
+        cautions.append("模型的预处理不改变图像大小（do_resize: false），这里仍缩放到模型的输入大小")
+    return cautions
+
+
+def _kind_of(settings: Mapping) -> str | None:
+    """The name of an image processor without its ending; None where there is none."""
+    kind = settings.get("image_processor_type") or settings.get("feature_extractor_type")
+    return PROCESSOR_ENDING.sub("", kind) if kind else None
+
+
+def _processor_settings(folder: Path) -> tuple[Path, dict | None]:
+    """The file that speaks of the image processor and what it says; None where nothing does.
+
+    transformers 5 keeps it with the tokenizer's.
+    """
+    file = folder / "processor_config.json"
+    if file.is_file():
+        nested = read_json(file).get("image_processor")
+        if isinstance(nested, dict):
+            return file, nested
+    file = folder / "preprocessor_config.json"
+    return file, read_json(file) if file.is_file() else None
+
+
+def _preprocessing(settings: Mapping, kind: str, file: Path) -> Preprocessing:
+    """The settings of an image processor in our words."""
     mean, std = (0.0,) * 3, (1.0,) * 3
     if settings.get("do_normalize", True):
-        mean, std = (_three(settings[name]) for name in ("image_mean", "image_std"))
+        mean, std = (_three(settings[name], f"{file} 的 {name}") for name in ("image_mean", "image_std"))
     # Levels 0 to 255 times the factor are what mean and deviation belong to; ours belong to levels in [0, 1].
     factor = 255 * settings.get("rescale_factor", 1 / 255) if settings.get("do_rescale", True) else 255
     if not math.isclose(factor, 1):
         mean, std = (tuple(value / factor for value in values) for values in (mean, std))
-    common = {"mean": mean, "std": std, "resample": int(settings["resample"])}
+    common = {"mean": mean, "std": std, "resample": settings["resample"]}
     if "max_num_patches" in settings:
-        patch, most = int(settings["patch_size"]), int(settings["max_num_patches"])
-        return Preprocessing((patch * math.isqrt(most),) * 2, patches=(patch, most), **common)
-    crop = _height_width(settings["crop_size"], square=True) if settings.get("do_center_crop") else None
-    return Preprocessing(_height_width(settings["size"], square=kind in ("Siglip", "ViT")), crop, **common)
+        patch, most = settings["patch_size"], settings["max_num_patches"]
+        side = _side(patch * math.isqrt(most), file)
+        return Preprocessing((side, side), patches=(patch, most), **common)
+    crop = _height_width(settings["crop_size"], True, file) if settings.get("do_center_crop") else None
+    return Preprocessing(_height_width(settings["size"], kind in ("Siglip", "ViT"), file), crop, **common)
 
 
-def _three(values) -> tuple:
-    return tuple(map(float, values)) if isinstance(values, (list, tuple)) else (float(values),) * 3
+def _three(values, name: str) -> tuple:
+    """A number for each of three channels, from one for all or one for each."""
+    values = values if isinstance(values, (list, tuple)) else [values]
+    if len(values) not in (1, 3):
+        raise InputError(f"{name} 有 {len(values)} 个值，应是一个，或三个通道各一个")
+    return tuple(map(float, values)) * (3 // len(values))
 
 
-def _height_width(size, square: bool) -> int | tuple[int, int]:
+def _side(value, file: Path) -> int:
+    if not SIDE.holds(value):
+        raise InputError(f"{file} 的图像大小是 {reprlib.repr(value)[:60]}，边长应是{SIDE.words}")
+    return value
+
+
+def _height_width(size, square: bool, file: Path) -> int | tuple[int, int]:
     """224, {"shortest_edge": 224} or {"height": 224, "width": 224} -> the shorter edge, or (height, width)."""
-    sides = {key: value for key, value in size.items() if value} if isinstance(size, Mapping) else size
-    if isinstance(sides, int):
-        return (sides, sides) if square else sides
-    if isinstance(sides, (list, tuple)) and len(sides) == 2:
-        return int(sides[0]), int(sides[1])
+    sides = {key: value for key, value in size.items() if value is not None} if isinstance(size, Mapping) else size
     if isinstance(sides, Mapping) and set(sides) == {"shortest_edge"}:
-        return (int(sides["shortest_edge"]),) * 2 if square else int(sides["shortest_edge"])
+        sides = sides["shortest_edge"]
     if isinstance(sides, Mapping) and set(sides) == {"height", "width"}:
-        return int(sides["height"]), int(sides["width"])
-    raise InputError(f"模型的预处理中图像大小是 {size!r}，本工具只支持最短边或高和宽")
+        sides = (sides["height"], sides["width"])
+    if isinstance(sides, (list, tuple)) and len(sides) == 2:
+        return _side(sides[0], file), _side(sides[1], file)
+    if isinstance(sides, Mapping):
+        shown = reprlib.repr(size)[:80]
+        raise InputError(f"{file} 的图像大小是 {shown}，本工具只支持最短边或高和宽")
+    side = _side(sides, file)
+    return (side, side) if square else side
 
 
 def scaled(preprocessing: Preprocessing, side: int) -> Preprocessing:

@@ -30,7 +30,7 @@ from ..heavy import huggingface_hub, torch
 from ..inputs import check_regular_file
 from ..weights.hub import ASSETS, text_encoder_source
 from ..writing import check_own, open_own, write_files
-from .fingerprint import checkpoint_fingerprint
+from .fingerprint import checkpoint_fingerprint, folder_files, folder_fingerprint
 
 FORMAT = "clip-gradcam text features 1"  # another number where TextEncoder or this file comes to mean something else
 TOKENIZER_FILES = ("vocab.txt", "tokenizer*.json", "config*.json", "special_tokens_map.json", "added_tokens.json")
@@ -86,12 +86,16 @@ def text_features_key(
 
 
 def file_state(path: str | os.PathLike) -> tuple | None:
-    """What changes when another file takes this one's place: compared before and after, no part of a key."""
+    """What changes when another file takes this one's place: compared before and after, no part of a key.
+
+    Of a folder that of all files that its model is read from.
+    """
     try:
-        status = os.stat(path)
-    except OSError:
+        files = sorted(folder_files(Path(path))) if os.path.isdir(path) else [path]
+        states = [os.stat(file) for file in files]
+    except (OSError, InputError):
         return None
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+    return tuple((state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns) for state in states)
 
 
 def file_features_key(
@@ -102,13 +106,13 @@ def file_features_key(
     None where the file is not the one that was read: a training may have replaced it since.
     """
     try:
-        fingerprint = checkpoint_fingerprint(path)
-    except OSError:
+        content = folder_fingerprint(path) if os.path.isdir(path) else checkpoint_fingerprint(path)
+    except (OSError, InputError):
         return None
     if state is None or file_state(path) != state:
         return None
     name = config.get("text_encoder", DEFAULT_TEXT_ENCODER)
-    return text_features_key(fingerprint, name, config, texts, device)
+    return text_features_key(content, name, config, texts, device)
 
 
 def _arithmetic(device: str) -> list:
@@ -123,7 +127,10 @@ def _text_encoder_files(name: str) -> list | None:
 
     None where they are not at hand: a hub name outside the local cache, or a folder without a vocabulary.
     """
-    source = text_encoder_source(name)
+    try:
+        source = text_encoder_source(name)
+    except InputError:
+        return None
     folder = Path(source)
     if folder.is_dir():
         kind = f"shipped {folder.name}" if folder.is_relative_to(ASSETS) else "folder"
@@ -132,7 +139,7 @@ def _text_encoder_files(name: str) -> list | None:
     if folder is None:
         return None
     try:
-        paths = sorted({path for pattern in TOKENIZER_FILES for path in folder.glob(pattern)})
+        paths = sorted({path for pattern in TOKENIZER_FILES for path in folder.glob(pattern) if path.is_file()})
         hashes = [[path.name, _hash_of(path)] for path in paths]
     except (OSError, InputError):
         return None

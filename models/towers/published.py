@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..errors import InputError
+from ..errors import CheckpointError, InputError
 from ..images.preprocessing import Preprocessing
 from .similarity import check_scale
 from .text import TextTower
@@ -72,6 +72,10 @@ class VisionTransformerTower(ImageTower):
         super().__init__(backbone)
         self.projection = projection
         self.family, self.patch_size = recognise_vision(backbone), backbone.embeddings.patch_size
+        weight = backbone.embeddings.patch_embedding.weight
+        self.channels = weight.shape[1] // (self.patch_size**2 if weight.ndim == 2 else 1)
+        if self.channels not in (1, 3):
+            raise InputError(f"模型的输入有 {self.channels} 个通道，本工具只支持 3 个（彩色）或 1 个（灰度）")
         self.prefix_tokens = 0 if self.family == PATCHED else self._count_prefix_tokens()
 
     def _count_prefix_tokens(self) -> int:
@@ -79,11 +83,13 @@ class VisionTransformerTower(ImageTower):
         embeddings = self.backbone.embeddings
         side, weight = embeddings.image_size, embeddings.patch_embedding.weight
         with torch.no_grad():
-            image = torch.zeros(1, 3, side, side, dtype=weight.dtype, device=weight.device)
+            image = torch.zeros(1, self.channels, side, side, dtype=weight.dtype, device=weight.device)
             tokens = embeddings(image, interpolate_pos_encoding=True).shape[1]
         return tokens - (side // self.patch_size) ** 2
 
     def embed(self, images: torch.Tensor) -> torch.Tensor:
+        if self.channels == 1:
+            images = as_grey(images)
         if self.family == PATCHED:
             _, rows, columns = self.token_grid(*images.shape[-2:])
             shapes = torch.tensor([(rows, columns)] * len(images), device=images.device)
@@ -109,8 +115,20 @@ class VisionTransformerTower(ImageTower):
         return self.projection(normed if self.family == CLASS_TOKEN else self.backbone.head(normed))
 
 
+GREY = (0.299, 0.587, 0.114)  # what red, green and blue weigh in Pillow's "L" (ITU-R 601-2)
+
+
+def as_grey(images: torch.Tensor) -> torch.Tensor:
+    """[B, 3, H, W] -> the one channel [B, 1, H, W] that a model of grey pictures reads.
+
+    Grey before the normalisation is grey after it, as all three channels are normalised alike.
+    """
+    weights = torch.tensor(GREY, dtype=images.dtype, device=images.device)
+    return (images * weights[:, None, None]).sum(1, keepdim=True)
+
+
 def into_patches(images: torch.Tensor, patch: int) -> torch.Tensor:
-    """[B, 3, H, W] -> [B, rows * columns, patch * patch * 3], row by row, colours last: as SigLIP 2's processor."""
+    """[B, C, H, W] -> [B, rows * columns, patch * patch * C], row by row, colours last: as SigLIP 2's processor."""
     batch, channels, height, width = images.shape
     rows, columns = height // patch, width // patch
     images = images[..., : rows * patch, : columns * patch]
@@ -137,10 +155,12 @@ class PretrainedCLIP(TwoTowers):
         super().__init__()
         self.image_encoder_name = image_encoder_name
         self.image_encoder, self.text_encoder = image_encoder, text_encoder
-        self.logit_scale = nn.Parameter(logit_scale.detach().clone().float().reshape(()))
-        bias = None if logit_bias is None else nn.Parameter(logit_bias.detach().clone().float().reshape(()))
-        self.register_parameter("logit_bias", bias)
+        self.logit_scale = _number(logit_scale, "logit_scale")
+        if not 0 < self.logit_scale.exp() < math.inf:
+            raise CheckpointError(f"模型的 logit_scale 是 {self.logit_scale.item():g}，概率无法计算")
+        self.register_parameter("logit_bias", None if logit_bias is None else _number(logit_bias, "logit_bias"))
         self.preprocessing = preprocessing
+        self.cautions: list[str] = []  # what the reader must know of the model, whatever is asked of it
         self.img_size = input_side(preprocessing)
 
     @property
@@ -158,6 +178,13 @@ class PretrainedCLIP(TwoTowers):
         scale = check_scale("exp(logit_scale)", self.logit_scale.detach().exp())
         logits = similarities.float() * scale.to(similarities.device)
         return logits if self.logit_bias is None else logits + self.logit_bias.detach().to(logits.device)
+
+
+def _number(tensor: torch.Tensor, name: str) -> nn.Parameter:
+    """A weight that is one finite number; CheckpointError where it is none."""
+    if tensor.numel() != 1 or not torch.isfinite(tensor).all():
+        raise CheckpointError(f"模型的 {name} 应是一个有限的数，读到的是 {tensor.flatten()[:3].tolist()}")
+    return nn.Parameter(tensor.detach().clone().float().reshape(()))
 
 
 def input_side(preprocessing: Preprocessing) -> int | None:
@@ -179,14 +206,22 @@ def build_towers(
     InputError where its vision model has another structure than the known ones.
     """
     network = network.float()
-    vision = innermost(network.vision_model, "vision_model")
-    family = recognise_vision(vision)
-    if family is None:
-        raise InputError(f"{type(network).__name__} 的视觉模型 {type(vision).__name__} 的结构不受支持")
+    vision, family = vision_of(network)
     image_tower = VisionTransformerTower(vision, getattr(network, "visual_projection", nn.Identity()))
+    if image_tower.channels == 1 and len({*zip(preprocessing.mean, preprocessing.std)}) > 1:
+        raise InputError("模型的输入是 1 个通道，它的 image_mean 和 image_std 却有三个不同的值")
     text_tower = build_text_tower(network, find_tokenizer, family != CLASS_TOKEN, first_token)
     bias = getattr(network, "logit_bias", None)
     return PretrainedCLIP(family, image_tower, text_tower, network.logit_scale, bias, preprocessing).eval()
+
+
+def vision_of(network: nn.Module) -> tuple[nn.Module, str]:
+    """(vision model, its family) of a CLIP of transformers; InputError where it has another structure."""
+    vision = innermost(getattr(network, "vision_model", None), "vision_model")
+    family = recognise_vision(vision) if vision is not None and hasattr(network, "text_model") else None
+    if family is None:
+        raise InputError(f"{type(network).__name__} 的视觉模型 {type(vision).__name__} 的结构不受支持")
+    return vision, family
 
 
 def build_text_tower(network, find_tokenizer, padded: bool = False, first_token: bool = False) -> TextTower | None:

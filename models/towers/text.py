@@ -1,11 +1,9 @@
 """Text towers, texts -> embeddings on the unit sphere: the BERT of our own checkpoints, CLIP's own, a published one."""
 
 import inspect
-import json
 import os
 import warnings
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -13,11 +11,13 @@ from torch.nn import functional as F
 
 from ..errors import InputError, InputWarning
 from ..heavy import transformers
-from ..weights.hub import ASSETS, from_pretrained, text_encoder_source
+from ..weights.configs import plain_part
+from ..weights.hub import as_input_error, read_json, text_encoder_folder
 from ..weights.names import CLIP_TEXT
-from .tokenizers import find_clip_tokenizer
+from .tokenizers import find_clip_tokenizer, load_tokenizer
 
 MAX_TOKENS = 128  # of a text of our own checkpoints
+CANNOT_TOKENIZE = "分词器不能处理这些文本"
 
 
 class TextTower(nn.Module):
@@ -41,6 +41,8 @@ class TextTower(nn.Module):
         self.find_tokenizer, self.padded, self.first_token = find_tokenizer, padded, first_token
         self._tokenizer = None
 
+    download = False  # whether CLIP's vocabulary may be downloaded
+
     @property
     def tokenizer(self):
         """The tokenizer, loaded on first use."""
@@ -58,7 +60,8 @@ class TextTower(nn.Module):
 
     def describe_cuts(self, texts: list[str]) -> list[str]:
         """A message for each text that is cut, for the user: all that embedding the texts warns of."""
-        lengths = [len(self.tokenizer(text, verbose=False)["input_ids"]) for text in texts]
+        with as_input_error(CANNOT_TOKENIZE):
+            lengths = [len(self.tokenizer(text, verbose=False)["input_ids"]) for text in texts]
         return [
             f"文本“{text[:20]}…”有 {length} 个词元，超过 {self.max_tokens} 的部分被截去"
             for text, length in zip(texts, lengths)
@@ -73,9 +76,11 @@ class TextTower(nn.Module):
         for message in self.describe_cuts(texts):
             warnings.warn(message, InputWarning, stacklevel=3)
         padding = "max_length" if self.padded else True
-        tokens = self.tokenizer(
-            texts, padding=padding, truncation=True, max_length=self.max_tokens, return_tensors="pt", verbose=False
-        )
+        limits = {"padding": padding, "truncation": True, "max_length": self.max_tokens}
+        with as_input_error(CANNOT_TOKENIZE):
+            tokens = self.tokenizer(texts, **limits, return_tensors="pt", verbose=False)
+        if not tokens["input_ids"].numel():
+            raise InputError("分词器没有给出任何词元：请检查文本和分词器的文件")
         words, most = _embedding(self.backbone, "token_embedding", "word_embeddings"), int(tokens["input_ids"].max())
         if most >= words.num_embeddings:
             raise InputError(f"分词器给出词元 {most}，模型只有 {words.num_embeddings} 个：分词器与模型不是一套文件")
@@ -115,14 +120,17 @@ class TextEncoder(TextTower):
     """
 
     def __init__(self, model_name: str = "bert-base-chinese", embed_dim: int = 512, text_config: Mapping | None = None):
-        backbone = transformers.BertModel(_bert_config(model_name, text_config or {}), add_pooling_layer=False)
+        config = _bert_config(model_name, text_config or {})
+        with as_input_error(f"无法按文本编码器 {model_name!r} 的 config.json 建立 BERT"):
+            backbone = transformers.BertModel(config, add_pooling_layer=False)
         projection = nn.Linear(backbone.config.hidden_size, embed_dim)
         super().__init__(backbone, projection, first_token=True)
         self.model_name = model_name
 
     def load_tokenizer(self):
         """The tokenizer that belongs to `model_name`; InputError where it has more words than the weights."""
-        tokenizer = from_pretrained(transformers.BertTokenizer, self.model_name)
+        tokenizer = load_tokenizer(text_encoder_folder(self.model_name), "BertTokenizer")
+        tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]  # whatever its file says
         vocab_size = self.backbone.config.vocab_size
         if len(tokenizer) > vocab_size:
             raise InputError(
@@ -143,15 +151,17 @@ class TextEncoder(TextTower):
 
 def _bert_config(name: str, sizes: Mapping):
     """BertConfig of the encoder `name`, with the `sizes` read off a checkpoint in place of its own."""
-    shipped = Path(text_encoder_source(name)) / "config.json"
-    if shipped.is_relative_to(ASSETS):
-        settings = json.loads(shipped.read_text(encoding="utf-8"))
-    else:
-        settings = from_pretrained(transformers.AutoConfig, name).to_dict()
+    file = text_encoder_folder(name) / "config.json"
+    if not file.is_file():
+        raise InputError(f"文本编码器 {name!r} 的文件夹 {file.parent} 中没有 config.json")
+    settings = read_json(file)
     if settings.get("model_type") != "bert":
-        raise InputError(f"文本编码器 {name!r} 是 {settings.get('model_type')} 模型；本工具只支持 BERT")
-    hidden_size = sizes.get("hidden_size", settings["hidden_size"])
-    if hidden_size != settings["hidden_size"]:  # heads are in no shape: 64 wide in nearly every BERT, else 12 of them
+        model_type = str(settings.get("model_type"))[:60]
+        raise InputError(f"文本编码器 {name!r} 是 {model_type} 模型；本工具只支持 BERT，不运行文件夹自带的代码")
+    settings = plain_part(settings, file)
+    usual = transformers.BertConfig()
+    own_size, hidden_size = (part.get("hidden_size", usual.hidden_size) for part in (settings, {**settings, **sizes}))
+    if hidden_size != own_size:  # heads are in no shape: 64 wide in nearly every BERT, else 12 of them
         settings["num_attention_heads"] = hidden_size // 64 if hidden_size % 64 == 0 else 12
     return transformers.BertConfig(**{**settings, **sizes})
 
@@ -169,9 +179,13 @@ class ClipTextEncoder(TextTower):
         usual = {"num_attention_heads": max(1, width // 64), "bos_token_id": words - 2, "eos_token_id": words - 1}
         backbone = transformers.CLIPTextModel(transformers.CLIPTextConfig(**{**usual, **sizes}))
         backbone = getattr(backbone, "text_model", backbone)  # transformers 4 wraps it
-        folder = model_name if os.path.isdir(model_name) else None
-        super().__init__(backbone, nn.Linear(width, embed_dim), lambda: find_clip_tokenizer(folder)())
-        self.model_name = model_name
+        folder = model_name if os.path.isdir(str(model_name)) else None
+        super().__init__(backbone, nn.Linear(width, embed_dim), None)
+        self.model_name, self.folder = model_name, folder
+
+    def load_tokenizer(self):
+        """CLIP's tokenizer, of the folder or of the places where it is looked for."""
+        return find_clip_tokenizer(self.folder, download=self.download)()
 
 
 def is_clip_text(name: str, text_config: Mapping | None) -> bool:

@@ -1,20 +1,23 @@
 """Tokenizers: of a folder of transformers, and CLIP's own, wherever it is found.
 
 CLIP's byte-pair vocabulary is no part of a weight file. It is looked for in the folder that the user names, beside
-the file, in the local cache of the model hub, in an installed openai/CLIP or open_clip, and last on the hub.
+the file, in the local cache of the model hub, in an installed openai/CLIP or open_clip, and last, if the user asks for
+downloads, on the hub. Transformers is given a copy of a folder that holds vocabularies and plain settings only.
 """
 
 import gzip
 import importlib.util
 import json
 import os
+import re
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import InputError
 from ..heavy import transformers
-from ..weights.hub import as_input_error, hub_folder, local_folder, quiet
+from ..weights.hub import VOCABULARY_BYTES, as_input_error, hub_folder, local_folder, quiet, read_json
 
 CLIP_REPOSITORY = "openai/clip-vit-base-patch32"
 BPE_FILE = "bpe_simple_vocab_16e6.txt.gz"  # of openai/CLIP and open_clip
@@ -22,8 +25,11 @@ BPE_PACKAGES = ("clip", "open_clip")
 CONTEXT = 77
 
 
-def find_clip_tokenizer(*folders: str | os.PathLike | None) -> Callable:
-    """A function that loads CLIP's tokenizer, from the first of the places where it is; InputError where in none."""
+def find_clip_tokenizer(*folders: str | os.PathLike | None, download: bool = False) -> Callable:
+    """A function that loads CLIP's tokenizer, from the first of the places where it is; InputError where in none.
+
+    `download`: the last of the places is the model hub.
+    """
     for folder in folders:
         if folder and (load := _loader(Path(folder))):
             return load
@@ -32,7 +38,7 @@ def find_clip_tokenizer(*folders: str | os.PathLike | None) -> Callable:
         if load := _loader(folder):
             return load
     try:
-        return _loader(local_folder(CLIP_REPOSITORY, weights=False)) or _missing(folders)
+        return _loader(local_folder(CLIP_REPOSITORY, weights=False, download=download)) or _missing(folders)
     except InputError:
         return _missing(folders)
 
@@ -41,7 +47,8 @@ def _missing(folders):
     beside = "、".join(dict.fromkeys(str(folder) for folder in folders if folder)) or "检查点旁"
     raise InputError(
         f"找不到 CLIP 的分词器：请把 vocab.json 和 merges.txt（来自 {CLIP_REPOSITORY}）"
-        f"或 {BPE_FILE}（来自 openai/CLIP）放进 {beside}，或用 --text-encoder 指定它们所在的文件夹"
+        f"或 {BPE_FILE}（来自 openai/CLIP）放进 {beside}，或用 --text-encoder 指定它们所在的文件夹，"
+        "或用 --download 下载"
     )
 
 
@@ -65,14 +72,14 @@ def _from_bpe(folder: Path):
     loader = getattr(transformers, "CLIPTokenizerFast", transformers.CLIPTokenizer)
     with tempfile.TemporaryDirectory() as copy, quiet(), as_input_error(f"无法读取 {folder} 中 CLIP 的分词器"):
         for name in ("vocab.json", "merges.txt"):
-            (Path(copy) / name).write_bytes((folder / name).read_bytes())
-        return loader.from_pretrained(copy, model_max_length=CONTEXT)
+            _link(folder / name, Path(copy))
+        return loader.from_pretrained(copy, model_max_length=CONTEXT, local_files_only=True)
 
 
 def _from_openai(file: Path):
     """The same of OpenAI's list of merges, as simple_tokenizer.py of openai/CLIP reads it."""
-    with as_input_error(f"无法读取 {file}"):
-        lines = gzip.decompress(file.read_bytes()).decode("utf-8").split("\n")
+    with as_input_error(f"无法读取 {file}"), gzip.open(file) as packed:
+        lines = packed.read(VOCABULARY_BYTES).decode("utf-8").split("\n")
     merges = lines[1 : 49152 - 256 - 2 + 1]
     letters = byte_letters()
     words = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(merge.split()) for merge in merges)]
@@ -100,16 +107,75 @@ TOKENIZERS = (
 )
 
 
+# their sizes are checked and nothing else; beside them settings, which are read and written anew
+VOCABULARIES = {name for names in TOKENIZERS for name in names}
+TOKEN_NAMES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+SETTINGS = {
+    *(f"{name}_token" for name in TOKEN_NAMES),
+    *("additional_special_tokens", "extra_special_tokens", "added_tokens_decoder", "tokenizer_class"),
+    *("model_max_length", "padding_side", "truncation_side", "model_input_names", "clean_up_tokenization_spaces"),
+    *("do_lower_case", "do_basic_tokenize", "never_split", "tokenize_chinese_chars", "strip_accents"),
+    *("add_prefix_space", "trim_offsets", "errors", "split_special_tokens", "use_regex"),
+    *("add_bos_token", "add_eos_token", "legacy", "keep_accents", "remove_space", "extra_ids", "canonicalize"),
+}
+CLASSES = re.compile(
+    r"(?:CLIP|Bert|DistilBert|Electra|MPNet|Roberta|XLMRoberta|Camembert|Albert|DebertaV2|T5|Siglip2?|Gemma|GPT2|Llama)"
+    r"Tokenizer(?:Fast)?|PreTrainedTokenizer(?:Fast)?|TokenizersBackend|SentencePieceBackend"
+)
+
+
 def tokenizer_of(folder: Path) -> Callable:
     """A function that loads the tokenizer of a folder; InputError at once where its files are missing."""
     if not any(all((folder / name).is_file() for name in names) for names in TOKENIZERS):
         needed = "、".join(" 和 ".join(names) for names in TOKENIZERS)
         raise InputError(f"文件夹 {folder} 中没有分词器：需要以下文件之一：{needed}")
+    return lambda: load_tokenizer(folder)
 
-    def load():
-        needed, installed = list(folder.glob("*.model")), importlib.util.find_spec("sentencepiece")
-        hint = "；请先安装：pip install sentencepiece protobuf" if needed and not installed else ""
-        with quiet(), as_input_error(f"无法读取 {folder} 中的分词器{hint}"):
-            return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
-    return load
+def load_tokenizer(folder: Path, name: str = "AutoTokenizer"):
+    """The tokenizer that transformers makes, by the class `name`, of a folder's vocabulary and plain settings.
+
+    InputError where it needs code of its own, or where the files are damaged or too large.
+    """
+    needed, installed = list(folder.glob("*.model")), importlib.util.find_spec("sentencepiece")
+    hint = "；请先安装：pip install sentencepiece protobuf" if needed and not installed else ""
+    settings = _plain_settings(folder)
+    with tempfile.TemporaryDirectory() as copy, quiet(), as_input_error(f"无法读取 {folder} 中的分词器{hint}"):
+        for file in VOCABULARIES:
+            if (folder / file).is_file():
+                _link(folder / file, Path(copy))
+        for file, content in settings.items():
+            Path(copy, file).write_text(json.dumps(content), encoding="utf-8")
+        loader, options = getattr(transformers, name), {"local_files_only": True}
+        if name == "AutoTokenizer":
+            options["trust_remote_code"] = False
+        return loader.from_pretrained(copy, **options)
+
+
+def _plain_settings(folder: Path) -> dict[str, dict]:
+    """File name -> what it says that is plain: config.json's type of model, the tokenizer's settings and tokens."""
+    there = ("config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+    read = {name: read_json(folder / name) for name in there if (folder / name).is_file()}
+    config, own = read.get("config.json", {}), read.get("tokenizer_config.json", {})
+    kinds = {key: config[key] for key in ("model_type", "tokenizer_class") if isinstance(config.get(key), str)}
+    for settings in (kinds, own):
+        kind = settings.get("tokenizer_class")
+        if kind is not None and not (isinstance(kind, str) and CLASSES.fullmatch(kind)):
+            raise InputError(f"{folder} 的分词器类 {str(kind)[:60]} 不受支持：可能需要运行文件夹自带的代码，已拒绝")
+    length = own.get("model_max_length")
+    if length is not None and (type(length) not in (int, float) or not length >= 1):
+        raise InputError(f"{folder / 'tokenizer_config.json'} 的 model_max_length 是 {str(length)[:40]}，应是正整数")
+    plain = {name: {k: v for k, v in content.items() if k in SETTINGS} for name, content in read.items()}
+    if "added_tokens.json" in read:
+        plain["added_tokens.json"] = {k: v for k, v in read["added_tokens.json"].items() if type(v) is int}
+    return {**plain, "config.json": kinds}
+
+
+def _link(file: Path, folder: Path) -> None:
+    """Put a file of at most 100 MB into a folder without copying it, where the system allows; InputError if larger."""
+    if file.stat().st_size > VOCABULARY_BYTES:
+        raise InputError(f"{file} 大于 {VOCABULARY_BYTES // 10**6} MB，不是词表")
+    try:
+        (folder / file.name).symlink_to(file.resolve())
+    except OSError:
+        shutil.copyfile(file, folder / file.name)

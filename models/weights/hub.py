@@ -1,4 +1,8 @@
-"""Where a name leads: shipped folders, the user's folders, the local cache of the model hub, and the hub itself."""
+"""Where a name leads: shipped folders, the user's folders, the local cache of the model hub, and the hub itself.
+
+Nothing is downloaded but what `local_folder` is told to: a name that the user writes `hub:owner/name`, or with
+`--download`. A name that comes out of a file is looked up here, and nowhere else.
+"""
 
 import contextlib
 import json
@@ -16,34 +20,44 @@ SHIPPED_TEXT_ENCODERS = {
     "bert-base-chinese": ASSETS / "bert-base-chinese",
     "google-bert/bert-base-chinese": ASSETS / "bert-base-chinese",
 }
+HUB = "hub:"  # in front of a name: download it
 
 
 def text_encoder_source(name: str) -> str:
-    """Where transformers finds the encoder `name`: a shipped or local folder, else the (hub) name itself.
+    """Where the encoder `name` lies: a shipped or local folder, else its name on the hub. InputError if no name.
 
     A folder of the training machine that is not here counts by its last part.
     """
-    if not Path(name).exists() and Path(name).is_absolute():
+    if not isinstance(name, str) or not name.isprintable() or len(name) > 1000:
+        raise InputError(f"文本编码器的名称应是一行文字，读到的是 {str(name)[:40]!r}；请用 --text-encoder 指定")
+    name = name.removeprefix(HUB)
+    if not os.path.exists(name) and os.path.isabs(name):
         name = Path(name).name
     return str(SHIPPED_TEXT_ENCODERS.get(name, name))
 
 
-def from_pretrained(loader, name: str):
-    """Call a transformers `from_pretrained` on a folder or hub name: the local cache first, then the hub."""
+def text_encoder_folder(name: str) -> Path:
+    """The folder of the encoder `name`: shipped, local, or in the local cache of the hub. InputError if in none."""
     source = text_encoder_source(name)
-    try:
-        try:
-            return loader.from_pretrained(source, local_files_only=True)
-        except (OSError, ValueError):
-            if Path(source).exists() or not _hub_is_reachable():
-                raise
-            return loader.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"找不到文本编码器 {name!r}：它不是含 config.json 和 vocab.txt 的本地文件夹，不在本地缓存中，"
-            "也无法从模型库下载"
-            f"（可用环境变量 HF_ENDPOINT 指定镜像）；内置的是 bert-base-chinese（{type(error).__name__}）"
-        ) from error
+    if os.path.isdir(source):
+        return Path(source)
+    if (cached := hub_folder(source)) is not None:
+        return cached
+    download = f"，或用 --text-encoder {HUB}{source} 下载" if REPOSITORY.fullmatch(source) else ""
+    raise InputError(
+        f"找不到文本编码器 {name!r}：它不是含 config.json 和 vocab.txt 的本地文件夹，也不在模型库的本地缓存中；"
+        f"请用 --text-encoder 指定本地文件夹{download}；内置的是 bert-base-chinese"
+    )
+
+
+def requested_text_encoder(name: str | None, download: bool) -> str | None:
+    """The text encoder that the user names, without `hub:`; brought into the local cache where that is asked for."""
+    if not name or os.path.isdir(name) or name in SHIPPED_TEXT_ENCODERS:
+        return name
+    bare = name.removeprefix(HUB)
+    if bare != name or (download and REPOSITORY.fullmatch(bare)):
+        local_folder(name, weights=False, download=True)
+    return bare
 
 
 def _hub_is_reachable() -> bool:
@@ -54,8 +68,6 @@ def _hub_is_reachable() -> bool:
         return False
     return True
 
-
-CONFIGS = ("config.json", "open_clip_config.json")
 
 # files that hold the weights, or their index -> all of them, as patterns; the first that is there counts
 WEIGHTS = {
@@ -68,46 +80,53 @@ WEIGHTS = {
 }
 SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
 
-HUB_NAME = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*")
+REPOSITORY = re.compile(r"(?:[A-Za-z0-9_][\w.-]*/)?[A-Za-z0-9_][\w.-]*", re.ASCII)
 CHECKPOINT_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors", ".tar", ".pkl", ".zip")
 
 
-def is_pretrained(path: str | os.PathLike) -> bool:
-    """Whether `path` is no checkpoint file: a folder with a model's config.json, or what may be a name on the hub."""
+def is_hub_name(path: str | os.PathLike) -> bool:
+    """Whether `path` is no file or folder here but may be `owner/name` on the model hub, or is written `hub:...`."""
     path = os.fspath(path)
-    if os.path.isdir(path):
-        return any(os.path.isfile(os.path.join(path, name)) for name in CONFIGS)
-    looks_so = HUB_NAME.fullmatch(path) and not path.lower().endswith(CHECKPOINT_SUFFIXES)
-    return bool(looks_so) and not os.path.exists(path)
+    if path.startswith(HUB):
+        return True
+    looks_so = path.count("/") == 1 and REPOSITORY.fullmatch(path)
+    return bool(looks_so) and not path.lower().endswith(CHECKPOINT_SUFFIXES) and not os.path.exists(path)
 
 
-def local_folder(source: str | os.PathLike, weights: bool = True) -> Path:
-    """The folder that a path or a hub name stands for: in the local cache, else downloaded. InputError if neither.
+def local_folder(source: str | os.PathLike, weights: bool = True, download: bool = False) -> Path:
+    """The folder that a path or a hub name stands for: in the local cache, else downloaded if asked for.
 
-    Without `weights`, only the small files of a name are asked for.
+    `download`, or `hub:` in front of the name, asks for it. Without `weights`, only the small files of a name are
+    wanted. InputError where it is nowhere.
     """
     if os.path.isdir(source):
         return Path(source)
-    name, failure = str(source), "模型库无法连接"
+    name = str(source).removeprefix(HUB)
+    if not REPOSITORY.fullmatch(name):
+        raise InputError(f"{name!r} 不是模型库中的名称；应写成 {HUB}owner/name")
     if (cached := hub_folder(name)) is not None and (not weights or _first_of(WEIGHTS, cached)):
         return cached
+    if not download and name == str(source):
+        raise InputError(
+            f"找不到 {name}：没有这个文件或文件夹；若它是模型库中的名称，则不在本地缓存中，"
+            f"加 --download 或写成 {HUB}{name} 才会联网下载"
+        )
+    failure = "模型库无法连接"
     if _hub_is_reachable():
         try:
             return _download(name, weights)
         except Exception as error:  # what the hub's client raises differs with its version
             failure = f"从模型库下载失败：{type(error).__name__}"
-    raise InputError(
-        f"找不到模型 {name}：它不是本地的检查点文件或含 config.json 的文件夹；"
-        f"作为模型库的名称，不在本地缓存中，{failure}（可用环境变量 HF_ENDPOINT 指定镜像）"
-    )
+    raise InputError(f"找不到模型 {name}：不在模型库的本地缓存中，{failure}（可用环境变量 HF_ENDPOINT 指定镜像）")
 
 
 def hub_folder(name: str) -> Path | None:
     """Where the local cache keeps a repository of the model hub, whole or in part; None where it does not."""
-    try:
-        return Path(huggingface_hub.snapshot_download(name, local_files_only=True))
-    except Exception:  # not there, or no name of a repository
-        return None
+    older = os.environ.get("TRANSFORMERS_CACHE")  # where an older transformers keeps it
+    for cache in (None, older) if older else (None,):
+        with contextlib.suppress(Exception):  # not there, or no name of a repository
+            return Path(huggingface_hub.snapshot_download(name, cache_dir=cache, local_files_only=True))
+    return None
 
 
 def _download(name: str, weights: bool) -> Path:
@@ -123,25 +142,79 @@ def _first_of(names, folder: Path) -> str | None:
 
 def weight_files(folder: Path) -> list[Path]:
     """The files of a folder that hold its weights; InputError where there are none, or one of an index is missing."""
+    first = weights_of(folder)
+    return list(shards_of(first)) if is_index(first) else [first]
+
+
+def weights_of(folder: Path) -> Path:
+    """The file of a folder that holds its weights, or their index; InputError where there is none."""
     first = _first_of(WEIGHTS, folder)
     if first is None:
         raise InputError(f"文件夹 {folder} 中没有权重：需要 {'、'.join(list(WEIGHTS)[:4])} 之一")
-    if not first.endswith(".index.json"):
-        return [folder / first]
-    files = [folder / name for name in sorted(set(read_json(folder / first).get("weight_map", {}).values()))]
-    missing = [file.name for file in files if not file.is_file()]
-    if missing or not files:
-        raise InputError(f"文件夹 {folder} 的权重不完整：{first} 列出的 {'、'.join(missing[:3]) or '文件'} 不在其中")
-    return files
+    return folder / first
+
+
+def is_index(file: Path) -> bool:
+    """Whether it lists the files of weights that are saved in several."""
+    return file.name.endswith(".index.json")
+
+
+def shards_of(index: Path) -> dict[Path, list[str]]:
+    """The files that an index lists, all beside it, each with the names of its tensors.
+
+    InputError where one is missing, or lies elsewhere by its name or by a link; in the hub's cache all files are links
+    into the repository's `blobs`.
+    """
+    names = read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
+        raise InputError(f"无法使用 {index}：其中没有 weight_map（张量名到文件名的表）")
+    folder, shards = index.parent, {}
+    for tensor, name in sorted(names.items(), key=lambda item: item[1]):
+        shards.setdefault(name, []).append(tensor)
+    homes = [folder.resolve()] + ([folder.resolve().parents[1] / "blobs"] if folder.parent.name == "snapshots" else [])
+    outside = [name for name in shards if not _lies_in(folder, name, homes)]
+    if outside:
+        raise InputError(f"{index} 列出的 {outside[0][:80]!r} 不在同一文件夹中，已拒绝")
+    missing = [name for name in shards if not (folder / name).is_file()]
+    if missing:
+        raise InputError(f"文件夹 {folder} 的权重不完整：{index.name} 列出的 {'、'.join(missing[:3])} 不在其中")
+    return {folder / name: tensors for name, tensors in shards.items()}
+
+
+def _lies_in(folder: Path, name: str, homes: list[Path]) -> bool:
+    """Whether `name` is that of a file right in the folder, and what it links to lies in one of `homes`."""
+    if not name.isprintable() or name in ("", ".", "..") or set(name) & set("/\\:"):
+        return False
+    return (folder / name).resolve().parent in homes
+
+
+CONFIG_BYTES, VOCABULARY_BYTES = 10_000_000, 100_000_000  # the most that a file of either kind is read of
 
 
 def read_json(file: Path) -> dict:
+    """A JSON object of at most 10 MB, every name in it once, its numbers finite; InputError for anything else."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"无法读取 {file}：不是有效的 JSON（{reason(error)}）") from error
+        if not file.is_file() or file.stat().st_size > CONFIG_BYTES:
+            raise ValueError(f"应是不超过 {CONFIG_BYTES // 10**6} MB 的普通文件")
+        text = file.read_text(encoding="utf-8-sig")
+        content = json.loads(text, parse_constant=_no_number, object_pairs_hook=_each_once)
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"无法读取 {file}：不是有效的 JSON（{reason(error)[:100]}）") from error
     if not isinstance(content, dict):
         raise InputError(f"{file} 应是一个 JSON 对象，读到的是 {type(content).__name__}")
+    return content
+
+
+def _no_number(name: str):
+    raise ValueError(f"{name} 不是有限的数")
+
+
+def _each_once(pairs: list[tuple]) -> dict:
+    content = {}
+    for name, value in pairs:
+        if name in content:
+            raise ValueError(f"{name[:40]!r} 出现了两次")
+        content[name] = value
     return content
 
 
@@ -152,7 +225,9 @@ def as_input_error(what: str):
         yield
     except (InputError, MemoryError):
         raise
-    except Exception as error:  # what the libraries raise for a bad file is no one thing
+    except BaseException as error:  # what the libraries raise for a bad file is no one thing; Rust's panic is the base
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         says = " ".join(str(error).split())[:200]
         raise InputError(f"{what}：{says}（{type(error).__name__}）") from error
 

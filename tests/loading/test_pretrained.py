@@ -31,7 +31,7 @@ from models.loading.fingerprint import fingerprint
 from models.loading.load import embed_texts, load_clip_checkpoint
 from models.loading.processors import read_preprocessing
 from models.towers.published import VisionTransformerTower, into_patches
-from models.weights.hub import is_pretrained
+from models.weights.hub import is_hub_name
 from models.weights.modules import release_text_tower
 
 pytestmark = pytest.mark.filterwarnings("ignore:文本“two dogs")
@@ -255,8 +255,9 @@ def test_the_processor_that_transformers_5_nests(tmp_path):
 def test_without_a_preprocessor_the_familys_usual_one_is_taken_and_said(tmp_path, family):
     folder, _ = save_pretrained(tmp_path, family)
     (folder / PIXEL_FILE).unlink()
-    with pytest.warns(InputWarning, match=PIXEL_FILE):
-        preprocessing = load_clip_checkpoint(folder).preprocessing
+    model = load_clip_checkpoint(folder)
+    preprocessing, (caution,) = model.preprocessing, model.cautions
+    assert PIXEL_FILE in caution
     if family == "siglip2":
         assert preprocessing.patches == (8, 16)
     else:
@@ -490,15 +491,16 @@ WEIGHT = "vision_model.post_layernorm.weight"
 # what is done to a folder -> what the error says
 HARMS = {
     "another kind": (lambda f: change_json(f, model_type="bert", vision_config=None), "bert.*CLIPModel.*SiglipModel"),
-    "code of its own": (own_code, "无法读取"),
-    "a pickle that runs code": (lambda f: into_bin(f, extra=Payload(os.system, "echo > executed")), "无法读取.*clip"),
+    "code of its own": (own_code, "clip.*own.*文件夹自带的代码，已拒绝"),
+    "a pickle that runs code": (lambda f: into_bin(f, extra=Payload(os.system, "echo > executed")), "clip.*已拒绝"),
     "a weight missing": (lambda f: change_weights(f, lambda w: w.pop(WEIGHT)), f"缺少 1 个.*{WEIGHT}"),
     "a shard missing": (lost_shard, "不完整.*model-00002-of"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "没有权重.*model.safetensors"),
     "damaged weights": (lambda f: (f / "model.safetensors").write_bytes(b"123"), "无法读取"),
     "no JSON": (lambda f: (f / "config.json").write_text("{"), "config.json.*JSON"),
     "a list": (lambda f: (f / "config.json").write_text("[1]"), "config.json.*list"),
-    "no sizes": (lambda f: change_json(f, vision_config={"hidden_size": 64}), "无法读取"),
+    "no sizes": (lambda f: change_json(f, vision_config={"hidden_size": 64}), "无法按.*config.json 建立"),
+    "other sizes": (lambda f: change_json(f, vision_config={"hidden_size": 48}), "权重与 config.json 不符"),
     "no JSON for pixels": (lambda f: (f / PIXEL_FILE).write_text("{'"), f"{PIXEL_FILE}.*JSON"),
     "the longest edge": (lambda f: change_json(f, PIXEL_FILE, size={"longest_edge": 32}), "图像大小"),
     "a size in words": (lambda f: change_json(f, PIXEL_FILE, size="big"), "图像大小"),
@@ -528,11 +530,11 @@ def test_flags_that_mean_nothing_here_are_said(clip_folder):
 
 def test_what_is_a_folder_or_a_name(clip_folder, tmp_path):
     folder, _ = clip_folder
-    assert is_pretrained(folder) and is_pretrained(str(folder))
-    assert is_pretrained("openai/clip-vit-base-patch32")
+    assert is_hub_name("openai/clip-vit-base-patch32") and is_hub_name("hub:openai/clip-vit-base-patch32")
     (tmp_path / "model.pth").write_bytes(b"")
-    for path in (tmp_path, tmp_path / "model.pth", "checkpoints/clip_model.pth", "a/b/c", "name", "./model", "~/m", ""):
-        assert not is_pretrained(path), path
+    files = (folder, str(folder), tmp_path, tmp_path / "model.pth", "checkpoints/clip_model.pth")
+    for path in (*files, "a/b/c", "name", "./model", "~/m", ""):
+        assert not is_hub_name(path), path
 
 
 def test_a_folder_without_a_config_says_so(tmp_path):
@@ -542,7 +544,7 @@ def test_a_folder_without_a_config_says_so(tmp_path):
 
 def test_a_name_that_is_nowhere_says_both(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match="checkpoints/clip_model.*不是本地的检查点文件.*模型库") as caught:
+    with pytest.raises(InputError, match="checkpoints/clip_model.*没有这个文件或文件夹.*模型库.*--download") as caught:
         load_clip_checkpoint("checkpoints/clip_model")
     assert "\n" not in str(caught.value)
 
@@ -574,7 +576,7 @@ def test_what_is_downloaded_is_one_set_of_weights_and_the_small_files(monkeypatc
     asked = {}
     there = ["config.json", "model.safetensors", "pytorch_model.bin", "flax_model.msgpack", "onnx/model.onnx"]
 
-    def download(name, allow_patterns=None, local_files_only=False):
+    def download(name, allow_patterns=None, local_files_only=False, cache_dir=None):
         if local_files_only:
             raise FileNotFoundError
         asked[name] = allow_patterns
@@ -583,7 +585,11 @@ def test_what_is_downloaded_is_one_set_of_weights_and_the_small_files(monkeypatc
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", lambda self, name: there)
     monkeypatch.setattr("models.weights.hub._hub_is_reachable", lambda: True)
-    assert load_clip_checkpoint("org/other").image_encoder_name == "clip-vit"
+    with pytest.raises(InputError, match="--download.*hub:org/other"):
+        load_clip_checkpoint("org/other")
+    assert asked == {}
+    assert load_clip_checkpoint("org/other", download=True).image_encoder_name == "clip-vit"
+    assert load_clip_checkpoint("hub:org/other").image_encoder_name == "clip-vit"
     assert "model.safetensors" in asked["org/other"] and "*.json" in asked["org/other"]
     assert not {"pytorch_model.bin", "flax_model.msgpack"} & set(asked["org/other"])
 

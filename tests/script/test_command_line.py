@@ -435,7 +435,7 @@ PUBLISHED = ("models.loading.openai", "models.loading.folder", "models.towers.pu
 # code -> modules that it does without
 SPARING = {
     "from clip_gradcam_visualization import main; assert main(['--model-pth', 'x']) == 2": HEAVY,
-    "from models.weights.hub import is_pretrained; assert not is_pretrained('missing.pth')": HEAVY,
+    "from models.weights.hub import is_hub_name; assert not is_hub_name('missing.pth')": HEAVY,
     "import models.loading.text_cache": ("torch", "transformers"),
     "from models.loading.load import load_clip_checkpoint as load; load(sys.argv[1], texts=['正常'])": PUBLISHED,
 }
