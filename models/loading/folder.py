@@ -80,12 +80,12 @@ def _read_config(folder: Path) -> dict:
     """The sizes of a folder's CLIP; InputError where it is no CLIP of transformers, or needs code of its own."""
     file = folder / "config.json"
     config = read_json(file)
-    model_type = config.get("model_type")
+    model_type = str(config.get("model_type"))[:60]
     if model_type not in MODELS and not {"text_config", "vision_config"} <= set(config):
-        raise InputError(f"{folder} 中的模型是 {str(model_type)[:60]}；支持：{SUPPORTED}")
+        raise InputError(f"{folder} 中的模型是 {model_type}；支持：{SUPPORTED}")
     if model_type not in MODELS and not _is_built_in(model_type):
         code = "需要运行文件夹自带的代码，已拒绝" if "auto_map" in config else "已安装的 transformers 不认识它"
-        raise InputError(f"{folder} 中的模型是 {str(model_type)[:60]}，{code}；支持：{SUPPORTED}")
+        raise InputError(f"{folder} 中的模型是 {model_type}，{code}；支持：{SUPPORTED}")
     plain = plain_clip(config, file)
     for part in map(plain.get, PARTS):
         part_type = part and part.pop("model_type", None)
@@ -94,11 +94,11 @@ def _read_config(folder: Path) -> dict:
     return plain
 
 
-def _is_built_in(model_type) -> bool:
+def _is_built_in(model_type: str) -> bool:
     """Whether transformers itself has a model of two towers of this type."""
     with quiet():
         configs = transformers.models.auto.configuration_auto.CONFIG_MAPPING
-        config = configs[model_type] if isinstance(model_type, str) and model_type in configs else None
+        config = configs[model_type] if model_type in configs else None
     return {"text_config", "vision_config"} <= set(getattr(config, "sub_configs", None) or ())
 
 
