@@ -98,8 +98,7 @@ def _is_built_in(model_type: str) -> bool:
     """Whether transformers itself has a model of two towers of this type."""
     with quiet():
         configs = transformers.models.auto.configuration_auto.CONFIG_MAPPING
-        config = configs[model_type] if model_type in configs else None
-    return {"text_config", "vision_config"} <= set(getattr(config, "sub_configs", None) or ())
+        return model_type in configs and {"text_config", "vision_config"} <= set(configs[model_type].sub_configs)
 
 
 def _read_network(folder: Path, config: Mapping) -> nn.Module:
