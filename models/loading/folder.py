@@ -23,7 +23,7 @@ from ..weights.configs import PARTS, plain_clip
 from ..weights.hub import as_input_error, quiet, read_json
 from ..weights.modules import assign_weights, first_names, give_buffers_values
 from ..weights.names import WRAPPER_PREFIX, Rules
-from .content import MERGE_FIRST, Content, Request, read_folder_weights
+from .content import Content, Request, read_folder_weights, refuse_adapter_weights
 from .processors import preprocessing_cautions, read_preprocessing
 
 # model_type of config.json -> class of transformers; other types count if their structure is a known one
@@ -61,8 +61,7 @@ def load(content: Content, request: Request, cached=None) -> PretrainedCLIP:
     try:
         with as_input_error("结构不受支持"):
             model = build_towers(network, preprocessing, find_tokenizer, model_type in FIRST_TOKEN)
-            if model.img_size:
-                model.image_encoder.token_grid(model.img_size, model.img_size)  # InputError if less than a patch
+            model.image_encoder.token_grid(*preprocessing.input_size(1, 1))  # InputError if less than a patch
     except InputError as error:
         raise type(error)(f"{folder} 无法使用：{error}；支持：{SUPPORTED}") from error
     model.cautions = preprocessing_cautions(folder, config)
@@ -104,9 +103,7 @@ def _is_built_in(model_type: str) -> bool:
 def _read_network(folder: Path, config: Mapping) -> nn.Module:
     """The network of transformers with all of its weights; CheckpointError where they are not those of its config."""
     weights = read_folder_weights(folder)
-    adapted = [key for key in weights if ADAPTER.search(key)]
-    if adapted:
-        raise CheckpointError(f"{folder} 的权重中有没有合并的适配器（{adapted[0]}）；{MERGE_FIRST}")
+    refuse_adapter_weights(weights, folder)
     file, layers = folder / "config.json", [(config.get(part) or {}).get("num_hidden_layers", 0) for part in PARTS]
     if max(layers) > len(weights):
         raise InputError(f"{file} 说有 {max(layers)} 层，而权重只有 {len(weights)} 个：二者不是一套文件")
@@ -139,7 +136,6 @@ def _build(config: Mapping) -> nn.Module:
     return getattr(transformers, name)(getattr(transformers, name.removesuffix("Model") + "Config")(**sizes))
 
 
-ADAPTER = re.compile(r"(?:^|\.)(?:lora_\w+|base_layer|modules_to_save|original_module)(?:\.|$)")
 # versions of transformers name a weight differently: each is tried in turn
 SPELLINGS: Rules = (
     (r"(?<=\.encoder\.)layer\.", "layers."),

@@ -49,7 +49,7 @@ def load_clip_checkpoint(
     `text_encoder`, CLIP's vocabulary. A name that a file holds is looked up in the local cache.
     """
     text_encoder, levels = requested_text_encoder(text_encoder, download), levels_of(mean, std)
-    request = Request(image_encoder, text_encoder, embed_dim, img_size, *levels, text_tower=text_tower, download=download)
+    request = Request(image_encoder, text_encoder, embed_dim, img_size, *levels, text_tower, download)
     cached = CachedFeatures(path, texts, device) if texts is not None and use_cache else None
     content = read_content(path, mapped=True if cached else None, download=download)
     model = reader_of(content).load(content, request, cached)

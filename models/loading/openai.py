@@ -26,7 +26,7 @@ from ..weights.layouts import split_checkpoint
 from ..weights.modules import assign_weights, give_buffers_values
 from ..weights.names import WRAPPER_PREFIX
 from ..weights.openai_names import translate
-from .content import Content, Request
+from .content import Content, Request, refuse_adapter_weights
 from .processors import CLIP_MEAN, CLIP_STD, scaled
 
 SUPPORTED = "OpenAI 的 ViT 和 ResNet（RN50 等）、open_clip 中同样结构的模型、Chinese-CLIP 的原始检查点"
@@ -185,6 +185,7 @@ def load(content: Content, request: Request, cached=None) -> PretrainedCLIP:
     """
     request.warn_of_unused()
     path, weights = content.path, openai_weights(content.checkpoint)
+    refuse_adapter_weights(weights, path)
     missing = [name for name in NEEDED if name not in weights]
     missing += [" 或 ".join(names) for names in EITHER if not any(name in weights for name in names)]
     if missing:

@@ -93,7 +93,8 @@ class TextTower(nn.Module):
             tokens = {"input_ids": input_ids, "attention_mask": attention_mask}
         else:
             tokens = self.tokenize([texts] if isinstance(texts, str) else list(texts))
-        output = self.backbone(**tokens)
+        with as_input_error("文本模型不能处理分词器给出的词元"):
+            output = self.backbone(**tokens)
         pooled = output.last_hidden_state[:, 0] if self.first_token else output.pooler_output
         return F.normalize(self.projection(pooled).float(), dim=-1)
 

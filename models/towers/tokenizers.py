@@ -165,10 +165,21 @@ def _plain_settings(folder: Path) -> dict[str, dict]:
     length = own.get("model_max_length")
     if length is not None and (type(length) not in (int, float) or not length >= 1):
         raise InputError(f"{folder / 'tokenizer_config.json'} 的 model_max_length 是 {str(length)[:40]}，应是正整数")
-    plain = {name: {k: v for k, v in content.items() if k in SETTINGS} for name, content in read.items()}
+    plain = {name: {k: _plain(v) for k, v in content.items() if k in SETTINGS} for name, content in read.items()}
     if "added_tokens.json" in read:
         plain["added_tokens.json"] = {k: v for k, v in read["added_tokens.json"].items() if type(v) is int}
     return {**plain, "config.json": kinds}
+
+
+TOKEN_FIELDS = {"content", "single_word", "lstrip", "rstrip", "normalized", "special", "__type"}
+
+
+def _plain(value):
+    """A setting with tokens as objects of their own fields only, however deep."""
+    if isinstance(value, dict):
+        is_token = "content" in value
+        return {key: _plain(inner) for key, inner in value.items() if not is_token or key in TOKEN_FIELDS}
+    return [_plain(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _link(file: Path, folder: Path) -> None:

@@ -185,7 +185,7 @@ def _lies_in(folder: Path, name: str, homes: list[Path]) -> bool:
     """Whether `name` is that of a file right in the folder, and what it links to lies in one of `homes`."""
     if not name.isprintable() or name in ("", ".", "..") or set(name) & set("/\\:"):
         return False
-    return (folder / name).resolve().parent in homes
+    return Path(os.path.realpath(folder / name)).parent in homes  # `resolve` raises where links go round
 
 
 CONFIG_BYTES, VOCABULARY_BYTES = 10_000_000, 100_000_000  # the most that a file of either kind is read of
@@ -226,7 +226,8 @@ def as_input_error(what: str):
     except (InputError, MemoryError):
         raise
     except BaseException as error:  # what the libraries raise for a bad file is no one thing; Rust's panic is the base
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        is_ours = isinstance(error, Exception) or type(error).__name__ == "PanicException"
+        if not is_ours or re.search("out of memory|allocate memory", str(error)):
             raise
         says = " ".join(str(error).split())[:200]
         raise InputError(f"{what}：{says}（{type(error).__name__}）") from error

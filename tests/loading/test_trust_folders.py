@@ -402,6 +402,10 @@ PIXELS = {
         {"image_processor_type": "Siglip2ImageProcessor", "max_num_patches": 10**6},
         "max_num_patches",
     ),
+    "an edge of less than a patch": (
+        {"size": {"height": 2, "width": 32}, "do_center_crop": False},
+        "小于模型的图块 8×8",
+    ),
     "patches of nothing": ({"max_num_patches": 16, "patch_size": 0}, "patch_size 是 0"),
     "patches of another model": ({"max_num_patches": 16, "patch_size": 16}, "patch_size 是 16，模型的是 8"),
 }
@@ -413,6 +417,14 @@ def test_a_preprocessing_that_cannot_be(clip_folder, pixels):
     change_json(clip_folder / PIXEL_FILE, **fields)
     with pytest.raises(InputError, match=message) as error:
         load_clip_checkpoint(clip_folder)
+    assert_one_line(error)
+
+
+def test_a_text_model_without_an_end(tmp_path):
+    folder, _ = save_pretrained(tmp_path, "clip")
+    change_json(folder / "config.json", text_config__eos_token_id=None)
+    with pytest.raises(InputError, match="文本模型不能处理") as error:
+        embeddings(folder)
     assert_one_line(error)
 
 
@@ -570,6 +582,16 @@ def test_adapters_beside_a_model(clip_folder):
         (clip_folder / name).unlink()
     with pytest.raises(InputError, match="适配器.*adapter_config.json.*merge_and_unload"):
         load_clip_checkpoint(clip_folder)
+
+
+def test_adapters_among_openais_weights(tmp_path):
+    from test_openai_clip import make_original
+
+    weights = make_original("vit", write_clip_bpe(tmp_path)).state_dict()
+    weights["visual.transformer.resblocks.0.mlp.c_fc.lora_A.default.weight"] = torch.zeros(2, 64)
+    torch.save(weights, tmp_path / "ViT.pt")
+    with pytest.raises(CheckpointError, match="ViT.pt.*适配器.*lora_A.*merge_and_unload"):
+        load_clip_checkpoint(tmp_path / "ViT.pt")
 
 
 def test_adapters_beside_a_checkpoint_of_our_own(clip, tmp_path):
@@ -748,6 +770,14 @@ def test_the_links_of_the_hubs_cache_are_its_own(clip, tmp_path, monkeypatch):
         shutil.move(file, blobs / str(number))
         file.symlink_to(os.path.relpath(blobs / str(number), snapshot))
     assert torch.equal(embed_texts(load_clip_checkpoint("org/own"), TEXTS), embed_texts(clip, TEXTS))
+
+
+def test_a_shard_that_links_to_itself(index):
+    first = next(index.parent.glob("model-00001*"))
+    first.unlink()
+    first.symlink_to(first.name)
+    with pytest.raises(InputError, match="不完整.*model-00001"):
+        load_clip_checkpoint(index.parent)
 
 
 def test_shards_that_do_not_belong_together(index):
