@@ -21,8 +21,9 @@ no input sees what another one did. Input i of a kind is the same for the same -
     wrong            another picture than without the mutation, where that must not matter
     fuzzer           the input itself could not be made: a fault of the fuzzer
 
-Memory: an allocation beyond LIMITS.bytes more than at the start fails (RLIMIT_DATA: RLIMIT_AS would count what torch
-maps and never touches); what counts is the peak of resident memory, libraries included, as the kernel gives it. The
+Memory: what counts is the peak of resident memory, libraries included, as the kernel gives it. What would take a quarter
+more than LIMITS.bytes beside what there was fails (RLIMIT_DATA: RLIMIT_AS would count what torch maps and never touches)
+and counts as too much as well, unless an argument asked for it. The
 output folder holds `journal.jsonl`, a line per finished input; `failures/<kind>-<index>/` with each failing input as it
 was made and `failure.json` with its command; `valid/`, which the inputs start from.
 """
@@ -46,11 +47,6 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from random import Random
 from typing import NamedTuple
-
-for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ[variable] = "1"
-os.environ.pop("HF_HUB_OFFLINE", None)  # what would go out must try to
-os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
 class Limits(NamedTuple):
@@ -138,7 +134,8 @@ class Watch:
             self._refuse("executed", f"{event} {arguments!r}"[:200])
         elif event in REQUESTS:
             if event != "socket.bind" or isinstance(arguments[1], tuple):
-                self._refuse("request", f"{event} {arguments[-1]!r}"[:200])
+                where = [part for part in arguments if isinstance(part, (str, tuple))]
+                self._refuse("request", f"{event} {where}"[:200])
         elif event == "builtins.input":
             self._refuse("prompt", event)
         elif event == "exec" and getattr(arguments[0], "co_filename", "").startswith(self.folder):
@@ -157,8 +154,11 @@ class Watch:
         path = os.fsdecode(path)
         below = any(path == place or path.startswith(place.rstrip("/") + "/") for place in self.writable)
         if not below and path != os.devnull and not any(place.startswith(path + "/") for place in self.writable):
+            if os.path.basename(path) == "EXECUTED":
+                self._refuse("executed", "EXECUTED was opened")
             shown = os.path.relpath(path, self.folder)
-            self._refuse("outside", f"{event} {shown if not shown.startswith('..') else path}"[:200])
+            shown = re.sub(r"\b(tmp|clip_gradcam_)\w{8}\b", r"\1...", path if shown.startswith("..") else shown)
+            self._refuse("outside", f"{event} {shown}"[:200])
 
     def _refuse(self, outcome: str, what: str) -> None:
         self.events.append((outcome, what))
@@ -214,6 +214,7 @@ def prepare(folder: Path) -> None:
     """The folder of an input: empty but for what must survive."""
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "outside" / "folder").mkdir(parents=True)
+    (folder / "tmp").mkdir()
     (folder / "outside" / "thesis.txt").write_text("must survive")
     (folder / "outside" / "folder" / "letter.txt").write_text("must survive")
 
@@ -227,7 +228,7 @@ def limit_memory(count: int) -> None:
 
 def work(case: Case, folder: Path, make: Callable, main: Callable, limits: Limits) -> None:
     """What the process of an input does: makes it, runs it, and writes what came of it beside the folder."""
-    import canary
+    from fuzzing import canary
 
     os.setsid()
     report = open(f"{folder}.report", "w", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115 (ends with us)
@@ -239,8 +240,11 @@ def work(case: Case, folder: Path, make: Callable, main: Callable, limits: Limit
     faulthandler.register(signal.SIGUSR1, 2, all_threads=True)
     os.chdir(folder)
     os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
+    os.environ["TMPDIR"] = tempfile.tempdir = str(folder / "tmp")
     try:
         argv = make(case.random())
+        os.ftruncate(2, 0)  # what libraries said while it was made
+        os.lseek(2, 0, os.SEEK_SET)
     except Exception:
         report.write(json.dumps({"unmade": traceback.format_exc()}) + "\n")
         return
@@ -250,10 +254,10 @@ def work(case: Case, folder: Path, make: Callable, main: Callable, limits: Limit
         json.dumps({"argv": argv, "tree": tree(folder, [*outputs, "cache"]), "out": tree_of_outputs(folder)}) + "\n"
     )
     report.flush()
-    watch = Watch(str(folder), [*outputs, "cache"])
+    watch = Watch(str(folder), [*outputs, "cache", "tmp"])
     sys.stdin = ClosedInput(watch.events)
     sys.addaudithook(watch)
-    limit_memory(limits.bytes)
+    limit_memory(limits.bytes * 5 // 4)
     start, failure = time.monotonic(), None
     watch.is_on = True
     try:
@@ -306,7 +310,7 @@ def judge(case: Case, ending: Ending, limits: Limits) -> Verdict:
 
 
 def _judge_events(case, ending, argv, limits):
-    if (ending.folder / "EXECUTED").exists():
+    if (ending.folder / "EXECUTED").exists() and "EXECUTED" not in ending.made["tree"]:
         return "executed", "EXECUTED was written"
     for outcome in ("executed", "outside", "request", "prompt"):
         what = [what for kind, what in ending.ran.get("events", ()) if kind == outcome]
@@ -339,6 +343,8 @@ def _judge_end(case, ending, argv, limits):
 def _judge_memory(case, ending, argv, limits):
     if ending.bytes > limits.bytes:
         return "memory", f"more than {limits.bytes / 1e9:.1f} GB: {_first_line(ending.stderr)}"
+    if re.search(r"MemoryError|allocate|bad_alloc", ending.ran["failure"] or ""):
+        return "memory", _signature(ending.ran["failure"])
     if "内存或显存不足" in ending.stderr and case.kind != "arguments":
         return "memory", "an allocation failed"
     return None
@@ -347,8 +353,6 @@ def _judge_memory(case, ending, argv, limits):
 def _judge_exit(case, ending, argv, limits):
     if ending.ran["failure"]:
         return "traceback", _signature(ending.ran["failure"])
-    many = len(argv) - 1 if "state" in argv else None
-    del many
     if ending.ran["code"] not in (0, 1, 2, None) or (
         ending.ran["code"] is None and "--help" not in argv and "-h" not in argv
     ):
@@ -396,8 +400,14 @@ def _judge_picture(case, ending, argv, limits):
     return "wrong", "another overlay than without the entry"
 
 
+def _judge_numbers(case, ending, argv, limits):
+    """A prediction is a number."""
+    odd = re.search(r"（-?(nan|inf)%）|余弦相似度 -?(nan|inf)", _read(f"{ending.folder}.stdout"))
+    return ("wrong", f"a prediction that is no number: {odd[0]}") if odd else None
+
+
 JUDGEMENTS = (_judge_events, _judge_folder, _judge_end, _judge_memory, _judge_exit, _judge_words, _judge_outputs)
-JUDGEMENTS += (_judge_picture,)
+JUDGEMENTS += (_judge_picture, _judge_numbers)
 FRAME = re.compile(r'File "([^"]*)", line (\d+),? in (\w+)')
 
 
@@ -514,7 +524,7 @@ def keep_failure(case: Case, verdict: Verdict, output: Path, make: Callable) -> 
     script = Path(__file__).resolve().parent.parent / "clip_gradcam_visualization.py"
     content = {"again": f"python tests/fuzz.py --only {case.kind}/{case.index} --seed {case.seed}", **verdict._asdict()}
     content["command"] = f"cd {folder} && XDG_CACHE_HOME=$PWD/cache python {script} {json.dumps(verdict.argv)}"
-    (folder / "failure.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
+    (folder / "failure.json").write_text(json.dumps(content, indent=1, ensure_ascii=False), "utf-8", "backslashreplace")
 
 
 # -- journal and report --------------------------------------------------------------------------
@@ -574,20 +584,22 @@ def cases_of(kinds: list[str], count: int, seed: int) -> Iterator[Case]:
 
 def load(output: Path):
     """The makers and the real `main`, everything imported and warm; writes `valid` where it is not there yet."""
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    tests = Path(__file__).resolve().parent
+    sys.path[:0] = [str(tests.parent), str(tests / "loading")]
+    os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    os.environ.pop("HF_HUB_OFFLINE", None)  # what would go out must try to
     os.environ["HF_HOME"] = str(output / "valid" / "hub")
     os.environ["MPLCONFIGDIR"] = str(output / "valid" / "matplotlib")
     import torch
 
     torch.set_num_threads(1)
-    import fuzz_inputs
-    import fuzz_valid
+    from fuzzing import kinds, valid
 
     if not (output / "valid" / "expected.png").is_file():
         shutil.rmtree(output / "valid", ignore_errors=True)
-        fuzz_valid.write_valid(output / "valid")
-    fuzz_valid.warm_up(output / "valid")
-    return fuzz_inputs.KINDS, fuzz_inputs.script.main
+        valid.write_valid(output / "valid")
+    valid.warm_up(output / "valid")
+    return kinds.KINDS, valid.script.main
 
 
 def main() -> int:

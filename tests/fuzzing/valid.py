@@ -5,14 +5,13 @@ import io
 import json
 import os
 import shutil
-import sys
 import warnings
 import zlib
 from pathlib import Path
 from random import Random
 
 import numpy as np
-import project
+import test_openai_clip as openai
 import torch
 from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
@@ -20,15 +19,16 @@ from pydicom.encaps import encapsulate
 from pydicom.sequence import Sequence
 from pydicom.uid import UID
 from safetensors.torch import save_file
-
-sys.path[:0] = [str(project.PROJECT / "tests" / "loading")]
-
-import test_openai_clip as openai
-from fuzz_inputs import HUGE, RUN, TEXTS
 from tiny import gradient_picture, tiny_clip
 from tiny_pretrained import FAMILIES, save_pretrained, write_clip_bpe
 
 import clip_gradcam_visualization as script
+
+from .checkpoints import legacy_parts, read_zip
+from .leftovers import RUN
+from .mutate import HUGE, TEXTS, command, valid_bytes
+from .objects import weights_of
+from .pickles import boundaries
 
 
 def write_valid(folder: Path) -> None:
@@ -85,8 +85,8 @@ def _write_images(folder: Path) -> None:
             "pages": (grey, {"save_all": True, "append_images": [grey]}), "turned": (rgb, turned),
         },
         "webp": {
-            "rgb": (rgb, {}), "lossless": (rgb, {"lossless": True}), "alpha": (modes["RGBA"], {}), "exif": (rgb, turned),
-            "animated": (rgb, {"save_all": True, "append_images": [grey]}),
+            "rgb": (rgb, {}), "lossless": (rgb, {"lossless": True}), "alpha": (modes["RGBA"], {}),
+            "exif": (rgb, turned), "animated": (rgb, {"save_all": True, "append_images": [grey]}),
         },
         "gif": {
             "palette": (modes["P"], {}), "grey": (grey, {}), "transparent": (modes["P"], {"transparency": 3}),
@@ -116,7 +116,7 @@ def _write_others(folder: Path) -> None:
             rgb.convert(kind).save(stream, format={"L": "SPIDER", "1": "XBM", "P": "PCX"}[kind])
             (folder / f"mode {kind}").write_bytes(stream.getvalue())
     texts = {
-        "postscript": "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n(EXECUTED) (w) file\nshowpage\n%%EOF\n",
+        "postscript": "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n(EXECUTED) (w) file\n%%EOF\n",
         "svg": "<svg xmlns='http://www.w3.org/2000/svg'><image href='http://127.0.0.1/x'/></svg>",
         "fits": "SIMPLE  =                    T".ljust(80) + "BITPIX  =    8".ljust(80) + "END".ljust(80),
         "xpm": '/* XPM */\nstatic char *a[] = {"1 1 1 1", "a c #000000", "a"};',
@@ -178,6 +178,7 @@ def _write_dicom(folder: Path) -> None:
     groups[0].PixelValueTransformationSequence = Sequence(
         [_item(RescaleSlope="2", RescaleIntercept="-5", RescaleType="US")]
     )
+    size = {"Rows": 60, "Columns": 48}
     datasets = {
         "window": _dataset(grey, **window),
         "sigmoid": _dataset(grey, **window, VOILUTFunction="SIGMOID", RescaleSlope="2", RescaleIntercept="-1000"),
@@ -188,7 +189,7 @@ def _write_dicom(folder: Path) -> None:
         "palette": _dataset(byte, 8, PhotometricInterpretation="PALETTE COLOR", **palette),
         "voi_lut": _dataset(grey, VOILUTSequence=_lut(8)),
         "modality_lut": _dataset(grey, ModalityLUTSequence=_lut(12), PresentationLUTShape="INVERSE"),
-        "frames": _dataset(np.stack([grey, grey]), NumberOfFrames=2, Rows=60, Columns=48, SharedFunctionalGroupsSequence=groups),
+        "frames": _dataset(np.stack([grey, grey]), NumberOfFrames=2, **size, SharedFunctionalGroupsSequence=groups),
         "high_bit": _dataset(grey << 4, HighBit=15),
         "implicit": _dataset(grey, syntax="1.2.840.10008.1.2", **window),
         "deflated": _dataset(grey, syntax="1.2.840.10008.1.2.1.99", **window),
@@ -270,7 +271,6 @@ def _write_run(folder: Path) -> None:
 
 def warm_up(folder: Path) -> None:
     """Import what commands import as they go, and fill what this process keeps: forked processes have it."""
-    import fuzz_inputs
     import transformers.models.auto.modeling_auto  # noqa: F401
 
     place = folder.parent / "work" / "0"
@@ -284,15 +284,15 @@ def warm_up(folder: Path) -> None:
         ):
             script.main([*RUN[:3], *images, *RUN[4:-1], "--no-text-cache"])
         for family in FAMILIES:
-            script.main([*fuzz_inputs.command(Random(0), model=folder / "families" / family)])
+            script.main([*command(Random(0), model=folder / "families" / family)])
     for name in ("ours.pth", "weights.pth", "openai/vit.pt", "ours.safetensors", "zeros.deflate"):
-        fuzz_inputs.valid_bytes(name)
+        valid_bytes(name)
     for name in ("weights.pth", "openai/vit.bin", "openai/resnet.bin"):
-        fuzz_inputs.weights_of(name)
+        weights_of(name)
     for name in ("ours_legacy.pth", "weights_legacy.pth"):
-        for pickled in fuzz_inputs.legacy_parts(name)[0]:
-            fuzz_inputs.boundaries(pickled)
+        for pickled in legacy_parts(name)[0]:
+            boundaries(pickled)
     for name in ("ours.pth", "weights.pth", "openai/vit.pt"):
-        for entry in fuzz_inputs.read_zip(fuzz_inputs.valid_bytes(name)):
+        for entry in read_zip(valid_bytes(name)):
             if entry.name.endswith(b"data.pkl"):
-                fuzz_inputs.boundaries(entry.data)
+                boundaries(entry.data)
