@@ -21,11 +21,12 @@ no input sees what another one did. Input i of a kind is the same for the same -
     wrong            another picture than without the mutation, where that must not matter
     fuzzer           the input itself could not be made: a fault of the fuzzer
 
-Memory: what counts is the peak of resident memory, libraries included, as the kernel gives it. What would take a quarter
-more than LIMITS.bytes beside what there was fails (RLIMIT_DATA: RLIMIT_AS would count what torch maps and never touches)
-and counts as too much as well, unless an argument asked for it. The
-output folder holds `journal.jsonl`, a line per finished input; `failures/<kind>-<index>/` with each failing input as it
-was made and `failure.json` with its command; `valid/`, which the inputs start from.
+Memory: what counts is the peak of resident memory, libraries included, as the kernel gives it. What would take a
+quarter more than LIMITS.bytes beside what there was fails, and counts as too much as well unless an argument asked for
+it (RLIMIT_DATA: RLIMIT_AS would count what torch maps and never touches).
+
+The output folder holds `journal.jsonl`, a line per finished input; `failures/<kind>-<index>/` with each failing input
+as it was made and `failure.json` with its command; `valid/`, which the inputs start from.
 """
 
 import argparse
@@ -37,6 +38,7 @@ import os
 import re
 import resource
 import select
+import shlex
 import shutil
 import signal
 import sys
@@ -400,6 +402,33 @@ def _judge_picture(case, ending, argv, limits):
     return "wrong", "another overlay than without the entry"
 
 
+def _judge_format(case, ending, argv, limits):
+    """What is none of the documented formats is not drawn, whatever its name says."""
+    for path in (
+        sorted((ending.folder / "in").glob("image*")) if ending.ran["code"] == 0 and "in/image" in str(argv) else ()
+    ):
+        start = path.read_bytes()[:132] if path.is_file() else b""
+        if case.kind in IMAGES and not start.startswith(SIGNATURES) and start[128:] != b"DICM":
+            return "wrong", f"drew a file that begins with {start[:4]!r}"
+    return None
+
+
+IMAGES = ("png", "jpeg", "bmp", "tiff", "webp", "gif")
+SIGNATURES = (
+    b"\x89PNG",
+    b"\xff\xd8",
+    b"BM",
+    b"RIFF",
+    b"GIF8",
+    b"II*\0",
+    b"MM\0*",
+    b"II+\0",
+    b"MM\0+",
+    b"II\0*",
+    b"MM*\0",
+)
+
+
 def _judge_numbers(case, ending, argv, limits):
     """A prediction is a number."""
     odd = re.search(r"（-?(nan|inf)%）|余弦相似度 -?(nan|inf)", _read(f"{ending.folder}.stdout"))
@@ -407,7 +436,7 @@ def _judge_numbers(case, ending, argv, limits):
 
 
 JUDGEMENTS = (_judge_events, _judge_folder, _judge_end, _judge_memory, _judge_exit, _judge_words, _judge_outputs)
-JUDGEMENTS += (_judge_picture, _judge_numbers)
+JUDGEMENTS += (_judge_picture, _judge_format, _judge_numbers)
 FRAME = re.compile(r'File "([^"]*)", line (\d+),? in (\w+)')
 
 
@@ -523,7 +552,7 @@ def keep_failure(case: Case, verdict: Verdict, output: Path, make: Callable) -> 
     os.waitpid(process, 0)
     script = Path(__file__).resolve().parent.parent / "clip_gradcam_visualization.py"
     content = {"again": f"python tests/fuzz.py --only {case.kind}/{case.index} --seed {case.seed}", **verdict._asdict()}
-    content["command"] = f"cd {folder} && XDG_CACHE_HOME=$PWD/cache python {script} {json.dumps(verdict.argv)}"
+    content["command"] = f"cd {folder} && XDG_CACHE_HOME=$PWD/cache python {script} {shlex.join(verdict.argv)}"
     (folder / "failure.json").write_text(json.dumps(content, indent=1, ensure_ascii=False), "utf-8", "backslashreplace")
 
 
@@ -634,6 +663,8 @@ def main() -> int:
                 f"{number} inputs, {number / (time.monotonic() - start_time):.1f} a second", file=sys.stderr, flush=True
             )
     print(*report(journal.rows), sep="\n")
+    usage, count = resource.getrusage(resource.RUSAGE_CHILDREN), max(1, len(journal.rows) - len(done))
+    print(f"{(usage.ru_utime + usage.ru_stime) / count:.2f} seconds of a core an input")
     if tree(output / "valid") != before:
         print("outside: the valid files were changed")
         return 1

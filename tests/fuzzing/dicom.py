@@ -1,9 +1,21 @@
 """DICOM files by bytes, tags, lengths and transfer syntaxes."""
 
 import struct
+import zlib
 from random import Random
 
-from .mutate import ODD_TEXTS, image_command, mutate_bytes, number, own_cache, some, valid_bytes, valid_files, write
+from .mutate import (
+    HUGE,
+    ODD_TEXTS,
+    image_command,
+    mutate_bytes,
+    number,
+    own_cache,
+    some,
+    valid_bytes,
+    valid_files,
+    write,
+)
 
 SYNTAXES = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2")
 SYNTAXES += tuple(f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 57, 70, 80, 81, 90, 91, 100, 102, 110, 201, 203))
@@ -112,8 +124,22 @@ def dicom_lengths(random: Random, data: bytes) -> bytes:
     return bytes(data)
 
 
+def dicom_bomb(random: Random, data: bytes) -> bytes:
+    """A small file that is deflated as a whole and holds far more than its frame."""
+    elements = [element for element in split_dicom(data) if element[0] < (0x7FE0, 0)]
+    meta = [element for element in elements if element[0][0] == 2 and element[0] != (0x0002, 0x0010)]
+    syntax = [(0x0002, 0x0010), "UI", b"1.2.840.10008.1.2.1.99"]
+    rest = b"".join(dicom_element(*element) for element in elements if element[0][0] != 2)
+    pixels = struct.pack("<HH2sHI", 0x7FE0, 0x0010, b"OW", 0, HUGE)
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15)
+    packed = packer.compress(rest + pixels) + packer.flush(zlib.Z_FULL_FLUSH)
+    return join_dicom([*meta, syntax]) + packed + valid_bytes("zeros.deflate")
+
+
 def make_dicom(random: Random) -> list[str]:
     data = valid_bytes(random.choice(valid_files("dicom")))
-    mutate = random.choice((mutate_bytes, dicom_tags, dicom_tags, dicom_tags, dicom_syntax, dicom_lengths))
+    mutate = random.choice(
+        (mutate_bytes, mutate_bytes, *[dicom_tags] * 6, *[dicom_syntax] * 2, dicom_lengths, dicom_bomb)
+    )
     own_cache()
     return image_command(random, write(f"in/image{random.choice(('.dcm', '', '.png'))}", mutate(random, data)))
