@@ -148,8 +148,9 @@ class Watch:
         path = arguments[index]
         if isinstance(path, int):
             return os.path.realpath(f"/proc/self/fd/{path}")
-        folder = arguments[-1] if isinstance(arguments[-1], int) and arguments[-1] > 0 and len(arguments) > 1 else None
-        path = os.path.join(f"/proc/self/fd/{folder}", os.fsdecode(path)) if folder else os.fsdecode(path)
+        path, folder = os.fsdecode(path), arguments[-1]
+        if len(arguments) > 2 and isinstance(folder, int) and folder > 0:  # the path is seen from an open folder
+            path = os.path.join(f"/proc/self/fd/{folder}", path)
         return os.path.join(os.path.realpath(os.path.dirname(path) or "."), os.path.basename(path))
 
     def _change(self, event: str, path) -> None:
@@ -252,9 +253,8 @@ def work(case: Case, folder: Path, make: Callable, main: Callable, limits: Limit
         return
     canary.calls.clear()
     outputs = output_folders(argv)
-    report.write(
-        json.dumps({"argv": argv, "tree": tree(folder, [*outputs, "cache"]), "out": tree_of_outputs(folder)}) + "\n"
-    )
+    made = {"argv": argv, "tree": tree(folder, [*outputs, "cache"]), "out": tree_of_outputs(folder)}
+    report.write(json.dumps(made) + "\n")
     report.flush()
     watch = Watch(str(folder), [*outputs, "cache", "tmp"])
     sys.stdin = ClosedInput(watch.events)
@@ -335,10 +335,8 @@ def _judge_end(case, ending, argv, limits):
     if ending.signal == signal.SIGKILL:
         return "memory", "killed by the system"
     if ending.signal or not ending.ran:
-        return (
-            "signal",
-            f"{signal.Signals(ending.signal).name if ending.signal else 'ended'} in {_frames(ending.stderr)}",
-        )
+        name = signal.Signals(ending.signal).name if ending.signal else "ended"
+        return "signal", f"{name} in {_frames(ending.stderr)}"
     return None
 
 
@@ -355,15 +353,17 @@ def _judge_memory(case, ending, argv, limits):
 def _judge_exit(case, ending, argv, limits):
     if ending.ran["failure"]:
         return "traceback", _signature(ending.ran["failure"])
-    if ending.ran["code"] not in (0, 1, 2, None) or (
-        ending.ran["code"] is None and "--help" not in argv and "-h" not in argv
-    ):
-        return "traceback", f"exit {ending.ran['code']}"
-    return None
+    code, helped = ending.ran["code"], {"-h", "--help"} & set(argv)
+    return None if code in (0, 1, 2) or code is None and helped else ("traceback", f"exit {code}")
 
 
 def _judge_words(case, ending, argv, limits):
-    """What stands on standard error: one line of error with exit 2, warnings and failures beside it."""
+    """One line of error with exit 2, warnings and failures beside it; nothing that would move a terminal's cursor."""
+    for where in (f"{ending.folder}.stderr", f"{ending.folder}.stdout", ending.folder / "out" / "results.csv"):
+        raw = next((line for line in re.split("\r?\n", _read(where)) if CONTROL.search(line)), None)
+        if raw is not None:
+            at = CONTROL.search(raw).start()
+            return "noise", f"control characters in {Path(where).suffix[1:]}: {ascii(raw[max(0, at - 20) : at + 20])}"
     lines = ending.stderr.splitlines()
     errors = [line for line in lines if line.startswith("错误: ")]
     odd = [line for line in lines if not line.startswith(("错误: ", "警告: ", "失败: "))]
@@ -371,8 +371,7 @@ def _judge_words(case, ending, argv, limits):
         return "noise", re.sub(r"\d+|0x[0-9a-f]+", "N", odd[0])[:120]
     if len(errors) != 1 if ending.ran["code"] == 2 else len(errors) > (ending.ran["code"] == 1):
         return "noise", f"exit {ending.ran['code']} with {len(errors)} lines of error"
-    raw = next((line for line in lines if CONTROL.search(line)), None)
-    return ("noise", f"control characters: {ascii(raw)[:80]}") if raw else None
+    return None
 
 
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
@@ -387,8 +386,8 @@ def _judge_outputs(case, ending, argv, limits):
     new = [path for path in outputs if path not in ending.made["out"] and not path.startswith(".clip_gradcam")]
     if ending.ran["code"] == 2 and new:
         return "half", f"left after a refusal: {', '.join(new[:3])}"
-    plain = argv[-1:] and "--list-layers" not in argv and not {"--help", "-h"} & set(argv) and case.kind != "arguments"
-    if ending.ran["code"] == 0 and plain and not outputs:
+    draws = case.kind != "arguments" and "--list-layers" not in argv
+    if ending.ran["code"] == 0 and draws and not outputs:
         return "half", "no files after success"
     return None
 
@@ -404,29 +403,17 @@ def _judge_picture(case, ending, argv, limits):
 
 def _judge_format(case, ending, argv, limits):
     """What is none of the documented formats is not drawn, whatever its name says."""
-    for path in (
-        sorted((ending.folder / "in").glob("image*")) if ending.ran["code"] == 0 and "in/image" in str(argv) else ()
-    ):
+    drawn = sorted((ending.folder / "in").glob("image*")) if case.kind in IMAGES and ending.ran["code"] == 0 else []
+    for path in drawn:
         start = path.read_bytes()[:132] if path.is_file() else b""
-        if case.kind in IMAGES and not start.startswith(SIGNATURES) and start[128:] != b"DICM":
+        if not start.startswith(SIGNATURES) and start[128:] != b"DICM":
             return "wrong", f"drew a file that begins with {start[:4]!r}"
     return None
 
 
 IMAGES = ("png", "jpeg", "bmp", "tiff", "webp", "gif")
-SIGNATURES = (
-    b"\x89PNG",
-    b"\xff\xd8",
-    b"BM",
-    b"RIFF",
-    b"GIF8",
-    b"II*\0",
-    b"MM\0*",
-    b"II+\0",
-    b"MM\0+",
-    b"II\0*",
-    b"MM*\0",
-)
+TIFFS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"II\0*", b"MM*\0")
+SIGNATURES = (b"\x89PNG", b"\xff\xd8", b"BM", b"RIFF", b"GIF8", *TIFFS)
 
 
 def _judge_numbers(case, ending, argv, limits):
@@ -442,13 +429,9 @@ FRAME = re.compile(r'File "([^"]*)", line (\d+),? in (\w+)')
 
 def _signature(failure: str) -> str:
     """An exception's kind and the frames that it came through last, in our files and altogether."""
-    frames = [(Path(path).name, line, name) for path, line, name in FRAME.findall(failure)]
-    ours = [
-        frame
-        for frame, path in zip(frames, FRAME.findall(failure))
-        if "/models/" in path[0] or "clip_gradcam" in path[0]
-    ]
-    shown = " < ".join(f"{name} ({path}:{line})" for path, line, name in [*frames[-1:], *ours[:-4:-1]])
+    places = FRAME.findall(failure)
+    ours = [place for place in places if "/models/" in place[0] or "clip_gradcam" in place[0]]
+    shown = " < ".join(f"{name} ({Path(path).name}:{line})" for path, line, name in [*places[-1:], *ours[:-4:-1]])
     return f"{failure.strip().splitlines()[-1][:100]} | {shown}"
 
 

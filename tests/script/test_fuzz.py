@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import fuzz
@@ -28,9 +29,10 @@ def test_three_hundred_inputs(tmp_path):
 # -- what the judge says of a main that does one thing --------------------------------------------
 
 
-def make(random):
-    Path("in").write_text(str(random.random()))
-    return ["--output-dir", "out", "in"]
+def make(random, start=b"\x89PNG"):
+    Path("in").mkdir()
+    Path("in/image.png").write_bytes(start + str(random.random()).encode())
+    return ["--output-dir", "out", "in/image.png"]
 
 
 def fine(argv):
@@ -102,6 +104,11 @@ FAKES = {
     "two lines": (lambda argv: refuse(argv, "错误: a\n错误: b\n"), "noise"),
     "other words": (lambda argv: refuse(argv, "UserWarning: a\n错误: b\n"), "noise"),
     "control characters": (lambda argv: refuse(argv, "错误: \x1b[31m\n"), "noise"),
+    "control characters in a table": (
+        lambda argv: fine(argv) or Path("out/results.csv").write_text("\u202e") * 0,
+        "noise",
+    ),
+    "control characters on stdout": (lambda argv: print("\x07") or fine(argv), "noise"),
     "files after a refusal": (lambda argv: fine(argv) or refuse(argv), "half"),
     "no files after success": (lambda argv: 0, "half"),
     "no number": (lambda argv: print("预测：a（nan%）") or fine(argv), "wrong"),
@@ -129,11 +136,16 @@ def test_an_input_that_cannot_be_made_is_the_fuzzers_fault(tmp_path):
     assert (verdict.outcome, verdict.detail) == ("fuzzer", "IndexError: list index out of range")
 
 
+def test_only_documented_formats_are_drawn(tmp_path):
+    ((_, verdict),) = run_cases([Case("png", 0)], tmp_path, lambda kind: partial(make, start=b"%!PS"), fine)
+    assert (verdict.outcome, verdict.detail) == ("wrong", "drew a file that begins with b'%!PS'")
+
+
 def test_an_input_is_the_same_whatever_runs_beside_it(tmp_path):
     """Its number, kind and seed alone make it."""
 
     def show(argv):
-        print("警告:", Path("in").read_text(), file=sys.stderr)
+        print("警告:", Path("in/image.png").read_bytes()[4:].decode(), file=sys.stderr)
         return fine(argv)
 
     def said(folder, workers, seed=0):
