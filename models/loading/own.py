@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Mapping
 
 from ..clip import CLIPModel, build_on_meta
-from ..errors import CheckpointError, InputError, InputWarning, reason
+from ..errors import CheckpointError, InputError, InputWarning
 from ..savings import forget
 from ..weights.files import MAPPED_FROM_BYTES
 from ..weights.layouts import Translated, read_text_config, split_checkpoint, translate_checkpoint
@@ -32,21 +32,11 @@ def load(content: Content, request: Request, cached: CachedFeatures | None = Non
     has_features = cached is not None and cached.load_for(config)
     if cached is not None and not has_features:
         _copy_small_file(content.path, translated)
-    model = _build(config, request.text_tower and not has_features)
+    model = build_on_meta(config, request.text_tower and not has_features)
     model.load_state_dict(translated, assign=True)
     give_buffers_values(model)
     forget(translated.state_dict)
     return model.eval()
-
-
-def _build(config: Mapping, text_tower: bool) -> CLIPModel:
-    """The network of a config, without memory; CheckpointError where its text tower's settings are none."""
-    try:
-        return build_on_meta(config, text_tower)
-    except InputError:
-        raise
-    except (KeyError, TypeError, ValueError, ZeroDivisionError, OverflowError) as error:
-        raise CheckpointError(f"检查点的 text_config 无法使用：{reason(error)}") from error
 
 
 def _copy_small_file(path: os.PathLike, translated: Translated) -> None:
@@ -70,6 +60,7 @@ def model_config(translated: Translated, request: Request) -> dict:
     if "img_size" not in config and (side := side_of_positions(translated)):
         config["img_size"] = translated.metadata["img_size"] = side
     config["text_config"] = {**(config.get("text_config") or {}), **read_text_config(translated.state_dict)}
+    _check_heads(config["text_config"])
     _fill_in(config, request)
     if "image_encoder" not in config:
         raise InputError("无法从检查点识别图像编码器，请用 --image-encoder 指定")
@@ -83,6 +74,13 @@ def side_of_positions(translated: Translated) -> int | None:
     if positions is None or patches is None or positions.ndim != 3 or patches.ndim != 4:
         return None
     return math.isqrt(max(0, positions.shape[1] - 1)) * patches.shape[-1]
+
+
+def _check_heads(text_config: Mapping) -> None:
+    """CheckpointError where the heads that a checkpoint names do not divide the width of its text tower."""
+    heads, width = text_config.get("num_attention_heads"), text_config.get("hidden_size")
+    if heads is not None and width and (heads < 1 or width % heads):
+        raise CheckpointError(f"检查点的 text_config 无法使用：{heads} 个注意力头不能平分宽度 {width}")
 
 
 def _fill_in(config: dict, request: Request) -> None:

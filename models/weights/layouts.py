@@ -168,6 +168,7 @@ class Translated(NamedTuple):
 def split_checkpoint(checkpoint: Mapping) -> tuple[dict[str, torch.Tensor], dict]:
     """(state dict, metadata) of a checkpoint, wrapped in any way or bare: see `models.weights.search`."""
     contents = search_checkpoint(checkpoint)
+    check_usable(contents)
     return contents.weights, contents.metadata
 
 
@@ -185,15 +186,19 @@ def _without_inner_wrappers(weights: Mapping) -> dict[str, torch.Tensor]:
     return inner
 
 
-def _check_usable(contents: Contents) -> None:
-    """CheckpointError for weights that are no dense tensors, and for adapters that nobody has merged."""
+def check_usable(contents: Contents) -> None:
+    """CheckpointError for weights that are no dense tensors of real numbers."""
     for name, kind in contents.unusable.items():
         raise CheckpointError(
             f"检查点中的权重 {name} 是{kind}，不是普通的数值张量；请在训练环境中还原后重新保存："
             "torch.save({key: t.dequantize() if t.is_quantized else t.to_dense().real "
             'for key, t in model.state_dict().items()}, "weights.pth")'
         )
-    adapter = next((name for name in contents.weights if ADAPTER.search(name)), None)
+
+
+def _check_adapters(weights: Mapping) -> None:
+    """CheckpointError for adapters that nobody has merged: with them and without them it is another model."""
+    adapter = next((name for name in weights if ADAPTER.search(name)), None)
     if adapter:
         raise CheckpointError(
             f"检查点中有没有合并的适配器（{adapter}）；请在训练环境中先合并再保存："
@@ -225,7 +230,8 @@ def translate_checkpoint(checkpoint: Mapping) -> Translated:
     Raises CheckpointError where there is no weight of a CLIP model in it, or one weight twice.
     """
     contents = search_checkpoint(checkpoint)
-    _check_usable(contents)
+    check_usable(contents)
+    _check_adapters(contents.weights)
     for message in contents.messages:
         warnings.warn(message, InputWarning, stacklevel=3)
     metadata, weights = contents.metadata, _without_inner_wrappers(contents.weights)

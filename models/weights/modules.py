@@ -51,6 +51,12 @@ def fit_weights(
         raise CheckpointError(f"检查点缺少 {len(missing)} 个权重：{first_names(missing)}")
     if unexpected:
         raise CheckpointError(f"检查点中有 {len(unexpected)} 个权重在 {network} 中没有位置：{first_names(unexpected)}")
+    empty = [key for key in own if key in weights and weights[key].is_meta and not own[key].is_meta]
+    if empty:
+        raise CheckpointError(f"{len(empty)} 个权重没有数值（meta 张量）：{first_names(empty)}；请载入真正的权重")
+    whole = [key for key in own if key in weights and own[key].is_floating_point() > weights[key].is_floating_point()]
+    if whole:
+        raise CheckpointError(f"检查点中有 {len(whole)} 个权重不是浮点数：{first_names(whole)}；量化过的请先还原")
     fitted = {key: _fit(weights[key], own[key].shape) for key in own if key in weights}
     wrong = [
         f"{key}（检查点 {list(tensor.shape)}，模型 {list(own[key].shape)}）"

@@ -66,7 +66,7 @@ def _walk(checkpoint) -> tuple[list[tuple[Path, object]], list[tuple[Path, objec
         if children is not None:
             visited.add(id(value))  # `plain` keeps it, so that its number stays its own
             pending += [((*path, str(key)), child) for key, child in reversed(children)]
-        elif isinstance(value, Opaque):
+        elif isinstance(value, Opaque) and path and WEIGHT_NAME.search(path[-1]):
             tensors.append((path, UnusableTensor(f" {value.name} 对象")))
         if not seen or isinstance(value, str):
             plain.append((path, value))
@@ -99,6 +99,7 @@ MARKERS = (BACKBONE, "visual.")
 WRAPPERS = re.compile(r"(?<![^.])(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_module)\.")
 AVERAGED = re.compile(r"ema|swa|averag|teacher|shadow|momentum", re.IGNORECASE)
 USUAL = ("model_state_dict", "state_dict", "model", "")  # of several, these first
+WEIGHT_NAME = re.compile(r"(?:^|\.)(?:weight|bias|running_\w+|\w*_token|\w*_embeddings?|gamma|temperature)$")
 PARTS = {"image_encoder", "text_encoder", "temperature", "logit_scale", "logit_bias"}
 PARTS |= {"visual", "transformer", "text", "bert", "token_embedding", "ln_final", "positional_embedding"}
 
@@ -172,7 +173,7 @@ def _weights_at(place: _Place, tensors) -> tuple[dict, dict]:
         if path[:depth] != place.root or (len(path) > depth + 1 and name.partition(".")[0] not in PARTS):
             continue
         if kind := _unusable_kind(tensor):
-            if inside and name.partition(".")[0] in PARTS:
+            if inside:
                 unusable[name] = kind
         elif name in weights and not same_weight(weights[name], tensor):
             other = f"{place.label} 中的 {'.'.join(path)} 与另一个键"
@@ -190,7 +191,7 @@ def _unusable_kind(tensor) -> str | None:
         return "稀疏张量"
     if tensor.is_quantized:
         return "量化张量"
-    return "复数张量" if tensor.is_complex() else "没有数值的 meta 张量" if tensor.is_meta else None
+    return "复数张量" if tensor.is_complex() else None
 
 
 def same_weight(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -263,6 +264,11 @@ def _text(value) -> str | None:
     return value if isinstance(value, str) and 0 < len(value) <= 500 else None
 
 
+def _encoder(value) -> str | None:
+    """The name of a text encoder: whatever stands there is taken for one, and is an error where it is none."""
+    return str(value) if isinstance(value, (str, int, float)) else _text(value)
+
+
 def _count(value) -> int | None:
     try:
         return int(value) if 0 < float(value) <= 1 << 16 and float(value) == int(value) else None
@@ -310,7 +316,7 @@ FAR = {"temperature": 2, **dict.fromkeys(("resolution", "inputsize", "cropsize",
 SIZES = ("imgsize", "imagesize", "imageresolution", "inputresolution", "resolution", "inputsize", "cropsize")
 FIELDS = {
     "image_encoder": Field(("imageencoder", "imageencodername"), _text, contradicts=False),  # the weights decide
-    "text_encoder": Field(("textencoder", "textencodername"), _text),
+    "text_encoder": Field(("textencoder", "textencodername"), _encoder),
     "embed_dim": Field(("embeddim",), _count, contradicts=False),  # likewise
     "img_size": Field(SIZES, image_side),
     "mean": Field(("imagemean", "imgmean", "pixelmean", "normmean", "normalizemean", "mean"), _mean),

@@ -485,7 +485,7 @@ def test_files_that_are_no_files(clip_folder):
 BIAS = "vision_model.post_layernorm.bias"
 WEIGHTS = {
     "whole numbers": (lambda w: w.update({BIAS: torch.zeros(32, dtype=torch.int8)}), "不是普通的浮点张量"),
-    "complex numbers": (lambda w: w.update({BIAS: torch.zeros(32, dtype=torch.complex64)}), "不是普通的浮点张量"),
+    "complex numbers": (lambda w: w.update({BIAS: torch.zeros(32, dtype=torch.complex64)}), f"{BIAS} 是复数张量"),
     "LoRA": (
         lambda w: w.update({"vision_model.q_proj.lora_A.default.weight": torch.zeros(2, 2)}),
         "适配器.*lora_A.*合并",
@@ -499,7 +499,7 @@ WEIGHTS = {
     "a scale without end": (lambda w: w.update(logit_scale=torch.tensor(100.0)), "logit_scale 是 100"),
     "a scale of nothing": (lambda w: w.update(logit_scale=torch.tensor(-200.0)), "logit_scale 是 -200"),
     "several scales": (lambda w: w.update(logit_scale=torch.ones(3)), "形状与模型不符：logit_scale"),
-    "a weight twice": (lambda w: w.update({f"module.{BIAS}": torch.ones(32)}), f"{BIAS} 出现了两次"),
+    "a weight twice": (lambda w: w.update({f"module.{BIAS}": torch.ones(32)}), f"{BIAS} 有两份不同的值"),
 }
 
 
