@@ -78,7 +78,8 @@ def _complete(header) -> None:
     """Fill in what old files leave out, as other viewers do; InputError where there is no image, or a huge one."""
     rows, columns = header.get("Rows"), header.get("Columns")
     if not rows or not columns:
-        kind = getattr(header.get("SOPClassUID"), "name", "未知类型")
+        kind = getattr(header.get("SOPClassUID"), "name", "")
+        kind = kind if kind.isprintable() and 0 < len(kind) < 80 else "未知类型"
         raise InputError(f"其中没有图像（{kind}），或文件不完整；请换成影像文件")
     check_pixel_count(columns, rows)
     samples = header.get("SamplesPerPixel") or 1

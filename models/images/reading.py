@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import sys
 from typing import BinaryIO
 
 import numpy as np
 
 from ..errors import InputError, reason
-from ..heavy import Image, cv2
+from ..heavy import Image
 from ..inputs import check_regular_file
 from .dicom import is_dicom, read_dicom
 from .grey import AUTO, GreyRange, grey_to_rgb, parse_grey_range
@@ -80,16 +81,15 @@ def _from_pillow(image, grey_range: GreyRange, file: BinaryIO | None = None, inv
     check_pixel_count(*image.size)
     inverted = inverted or is_min_is_white(image)
     if file is not None and _is_deep_colour(image):
-        colours = _sixteen_bit_colours(file)
-        return _upright(grey_to_rgb(colours, grey_range, inverted=inverted), image)
+        return _upright(grey_to_rgb(_sixteen_bit_colours(image, file), grey_range), _orientation(image))
     full = full_range_of_tiff(image)
     image.load()
     levels = levels_of_tiff(image, full) if full else None
     if levels is None and (image.mode == "F" or image.mode.startswith("I")):
         levels = np.asarray(image)
     if levels is not None:
-        return _upright(grey_to_rgb(levels, grey_range, full, inverted), image)
-    return _upright(np.asarray(_converted(image)), image)
+        return _upright(grey_to_rgb(levels, grey_range, full, inverted), _orientation(image))
+    return _upright(np.asarray(_converted(image)), _orientation(image))
 
 
 def _converted(image):
@@ -100,11 +100,14 @@ def _converted(image):
     return image.convert(steps[image.mode]).convert("RGB") if image.mode in steps else image.convert("RGB")
 
 
-def _upright(pixels: np.ndarray, image) -> np.ndarray:
-    """The pixels of an image that is loaded, turned as its EXIF data says; data that cannot be read says nothing."""
-    orientation = None
+def _orientation(image) -> object:
+    """What the EXIF data of an image say; data that cannot be read say nothing."""
     with contextlib.suppress(Exception):
-        orientation = image.getexif().get(_ORIENTATION)
+        return image.getexif().get(_ORIENTATION)
+
+
+def _upright(pixels: np.ndarray, orientation) -> np.ndarray:
+    """The pixels turned as an EXIF orientation asks for."""
     turn = _TURNS.get(orientation) if isinstance(orientation, int) else None
     return np.ascontiguousarray(turn(pixels)) if turn else pixels
 
@@ -115,17 +118,30 @@ def _is_deep_colour(image) -> bool:
     return image.mode in ("RGB", "RGBA", "LA") and any(";16" in str(layer[3]) for layer in layers)
 
 
-def _sixteen_bit_colours(file: BinaryIO) -> np.ndarray:
-    """uint16 [H, W, 3] of a PNG or TIFF."""
-    file.seek(0)
-    level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # it would write to standard error
-    try:
-        pixels = cv2.imdecode(np.frombuffer(file.read(), np.uint8), cv2.IMREAD_UNCHANGED)
-    finally:
-        cv2.utils.logging.setLogLevel(level)
-    if pixels is None or pixels.ndim != 3 or pixels.dtype != np.uint16 or pixels.shape[2] < 3:
-        raise InputError("不能解码其中 16 位的颜色；请转换为每色 8 位")
-    return pixels[..., 2::-1]
+def _sixteen_bit_colours(image, file: BinaryIO) -> np.ndarray:
+    """uint16 [H, W, 3], or [H, W, 1] of grey with alpha: Pillow reads one byte of the two at a time."""
+    raw_mode = str(image.tile[0][3])
+    if "LA;16" in raw_mode:  # four bytes a pixel, as those of four colours
+        _retile(image, "LA;16B", "RGBA")
+        image._mode = "RGBA"
+        upper, lower = np.moveaxis(np.asarray(image)[..., :2, None], 2, 0)
+        return upper.astype(np.uint16) << 8 | lower
+    with Image.open(file, formats=FORMATS) as other:
+        swapped = {";16B": ";16L", ";16L": ";16B", ";16N": ";16B" if sys.byteorder == "little" else ";16L"}
+        mark = next(mark for mark in swapped if mark in raw_mode)
+        _retile(other, mark, swapped[mark])
+        lower = np.asarray(other)[..., :3]
+    return np.asarray(image)[..., :3].astype(np.uint16) << 8 | lower
+
+
+def _retile(image, old: str, new: str) -> None:
+    """Have an image that is not loaded yet read its bytes as those of another mode."""
+    layers = []
+    for decoder, extents, offset, options in image.tile:
+        is_one = isinstance(options, str)
+        options = options.replace(old, new) if is_one else (options[0].replace(old, new), *options[1:])
+        layers.append((decoder, extents, offset, options))
+    image.tile = [type(image.tile[0])._make(layer) for layer in layers] if hasattr(image.tile[0], "_make") else layers
 
 
 def to_pixels(image, grey_range: GreyRange | str | tuple | None = None) -> np.ndarray:
