@@ -1,5 +1,6 @@
 """Pictures that lie about themselves, or that others read wrongly: the right picture, or one line that says why not."""
 
+import csv
 import io
 import os
 import socket
@@ -547,3 +548,20 @@ def test_explain_warns_of_a_window_that_misses_all(tmp_path):
     (tmp_path / "a.dcm").write_bytes(KINDS["window that misses"].data)
     with pytest.warns(InputWarning, match="几乎全白"):
         script.visualize_clip_gradcam(tiny_clip(), tmp_path / "a.dcm", ["甲", "乙"], img_size=64, grey_range="auto")
+
+
+def test_a_run_is_not_resumed_with_another_rule_and_its_table_tells_flat_pictures(tmp_path, checkpoint, capsys):
+    levels = np.linspace(700, 3900, 60 * 90).astype(np.uint16).reshape(60, 90)
+    (tmp_path / "in").mkdir()
+    Image.fromarray(levels).save(tmp_path / "in" / "a.png")
+    Image.new("L", (90, 60), 0).save(tmp_path / "in" / "b.png")
+    command = ["--model-path", str(checkpoint), "--image-path", str(tmp_path / "in"), "--class-texts", "甲", "乙"]
+    command += ["--output-dir", str(tmp_path / "out"), "--overlay-only", "--cpu", "--num-workers", "0"]
+    assert script.main([*command, "--grey-range", "0", "4095"]) == 0
+    with open(next((tmp_path / "out").glob("*.csv")), encoding="utf-8-sig", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert "几乎全黑" in rows[1]["warning"] and "全黑" not in rows[0]["warning"]
+    capsys.readouterr()
+    assert script.main([*command, "--resume", "--grey-range", "minmax"]) == 2
+    assert "--grey-range（上次 0 4095，这次 minmax）" in capsys.readouterr().err
+    assert script.main([*command, "--resume", "--grey-range", "0", "4095.0"]) == 0
