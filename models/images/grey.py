@@ -26,7 +26,7 @@ LEAST_CELLS = 3  # that a picture fills where it has more than scattered levels
 GAP = 8  # empty cells that part two groups of levels
 LEAST_SHARE, LEAST_PIXELS = 1e-4, 2  # of a picture's pixels, in a cell that is filled; 1 pixel of tiny pictures
 ODD_SHARE = 2e-3  # of a picture's pixels: so many may have levels that its rule does not know, hot pixels say
-BITS = tuple(range(8, 34, 2))
+BITS = tuple(range(8, 66, 2))
 EDGES = (0, 1, 4, 16, 64, *(2**bits - 1 for bits in BITS))  # of the ranges in which levels are looked for
 BLOCK = 1 << 17  # pixels that are turned at a time: what they need beside the picture stays in a core's cache
 SAMPLE = 1 << 18  # pixels that stand for a picture where its levels are too many to be counted
@@ -118,7 +118,7 @@ class Levels(NamedTuple):
 
     @property
     def are_whole(self) -> bool:
-        return not np.mod(self.values, 1).any()
+        return self.values[-1] < 2**53 and not np.mod(self.values, 1).any()  # beyond, all of float64 are
 
     def are_near_multiples_of(self, step: float) -> bool:
         """Whether all levels but those of a few pixels are what multiples of `step` round to."""
@@ -234,14 +234,14 @@ def _recognised_scale(levels: Levels) -> Scale:
     is_signed = bool(_filled_whites(negative)) or whole is not None and whole.values[0] < 0
     if not whites and not is_signed:  # a few levels far apart: a mask, say
         is_signed = levels.values[0] < 0
-        whites = [next((white for white in EDGES[1:] if levels.values[-1] <= white), np.inf)]
+        whites = [next((white for white in EDGES[1:] if levels.values[-1] <= white), levels.values[-1])]
     if is_signed:
         return own_range(levels)
     body = _filled_levels(levels, 0, whites[-1])
     levels = levels.between(0, body.values[-1] if body else whites[-1])
     if not levels.are_whole:
         return scale_between(0, whites[-1]) if whites[-1] in (1, 255) else own_range(levels)
-    least_bits = next((bits for bits in BITS if 2**bits > whites[-1]), 16)
+    least_bits = next((bits for bits in BITS if 2**bits > whites[-1]), BITS[-1])
     for bits in (8, 16, least_bits):
         if bits >= least_bits and _holds_8_bits(levels, bits):
             return Scale(0.0, 0.5 ** (bits - 8), 0.0)

@@ -292,6 +292,13 @@ def test_a_mask_and_a_few_levels():
     np.testing.assert_array_equal(grey_of(grey_to_rgb(np.array([[0, 32768, 65535]], np.uint16))), [[0, 128, 255]])
 
 
+@pytest.mark.parametrize("low, high", [(-1e30, 1e30), (0, 1e25), (3, 5), (0, 3e-39), (1e300, 1.1e300), (-2e9, 2e9)])
+def test_fractions_of_any_size(low, high):
+    levels = np.linspace(low, high, 60 * 90).reshape(60, 90)
+    expected = levels * 255 if high < 1 else (levels - low) / (high - low) * 255  # from 0 to 1, black to white
+    assert np.abs(grey_of(grey_to_rgb(levels)) - expected).max() <= 0.51
+
+
 @pytest.mark.parametrize(
     "choice, low, high",
     [
