@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import sys
+import threading
 from typing import BinaryIO
 
 import numpy as np
@@ -16,7 +17,7 @@ from ..inputs import check_regular_file
 from .dicom import is_dicom, read_dicom
 from .grey import AUTO, GreyRange, grey_to_rgb, parse_grey_range
 from .limits import check_pixel_count
-from .tiff import full_range_of_tiff, is_min_is_white, levels_of_tiff, with_black_zero
+from .tiff import full_range_of_tiff, is_min_is_white, is_tiff, levels_of_tiff, with_black_zero
 
 DICOM_SUFFIXES = (".dcm", ".dicom")
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF")  # others of Pillow's start programs, or are no radiographs
@@ -62,18 +63,44 @@ def read_image(path: str | os.PathLike, grey_range: GreyRange = AUTO) -> np.ndar
 
 def _read_with_pillow(file: BinaryIO, grey_range: GreyRange) -> np.ndarray:
     """RGB, uint8 [H, W, 3], of the first picture in a file. Copies nothing that is RGB and upright already."""
-    try:
-        image = Image.open(file, formats=FORMATS)
-    except Image.DecompressionBombError as error:  # before its size could be seen here
-        raise InputError(str(error)) from error
-    except Image.UnidentifiedImageError:
-        changed = with_black_zero(file)
-        if changed is None:
-            raise
-        with Image.open(io.BytesIO(changed), formats=("TIFF",)) as image:
-            return _from_pillow(image, grey_range, inverted=True)
-    with image:
-        return _from_pillow(image, grey_range, file)
+    with _QUIET if is_tiff(file) else contextlib.nullcontext():
+        try:
+            image = Image.open(file, formats=FORMATS)
+        except Image.DecompressionBombError as error:  # before its size could be seen here
+            raise InputError(str(error)) from error
+        except Image.UnidentifiedImageError:
+            changed = with_black_zero(file)
+            if changed is None:
+                raise
+            with Image.open(io.BytesIO(changed), formats=("TIFF",)) as image:
+                return _from_pillow(image, grey_range, inverted=True)
+        with image:
+            return _from_pillow(image, grey_range, file)
+
+
+class _Quiet:
+    """While it lasts nothing reaches standard error, where libtiff and Pillow write what our error says already."""
+
+    def __init__(self):
+        self.lock = threading.Lock()
+
+    def __enter__(self):
+        self.lock.acquire()
+        self.kept = None
+        with contextlib.suppress(OSError):  # closed, say
+            self.kept = os.dup(2)
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, 2)
+            os.close(nowhere)
+
+    def __exit__(self, *exception):
+        if self.kept is not None:
+            os.dup2(self.kept, 2)
+            os.close(self.kept)
+        self.lock.release()
+
+
+_QUIET = _Quiet()
 
 
 def _from_pillow(image, grey_range: GreyRange, file: BinaryIO | None = None, inverted: bool = False) -> np.ndarray:

@@ -11,9 +11,18 @@ from .limits import check_pixel_count
 
 _BITS, _PHOTOMETRIC, _FORMAT, _TILE_WIDTH, _TILE_LENGTH = 258, 262, 339, 322, 323
 _UNSIGNED, _SIGNED = 1, 2  # values of _FORMAT; 3: float
+_ORDERS = {b"II*\0": "<", b"MM\0*": ">"}
 _KINDS = {_UNSIGNED: "u", _SIGNED: "i"}
 _DEEP_MODES = ("F", "I")
 LARGEST_CHANGED = 1 << 30  # bytes of a file that is changed in memory
+
+
+def is_tiff(file: BinaryIO) -> bool:
+    """Whether a file begins as a TIFF; leaves it at its start."""
+    file.seek(0)
+    head = file.read(4)
+    file.seek(0)
+    return head in (*_ORDERS, b"II+\0", b"MM\0+")  # or of more than 4 GB
 
 
 def is_min_is_white(image) -> bool:
@@ -55,14 +64,13 @@ def with_black_zero(file: BinaryIO) -> bytes | None:
     None where the file is no such TIFF, or too large to be changed in memory.
     """
     file.seek(0)
-    head = file.read(8)
-    order = {b"II*\0": "<", b"MM\0*": ">"}.get(head[:4])
+    order = _ORDERS.get(file.read(4))
     if order is None or file.seek(0, 2) > LARGEST_CHANGED:
         return None
     file.seek(0)
     data = bytearray(file.read())
     try:
-        (start,) = struct.unpack_from(order + "I", head, 4)
+        (start,) = struct.unpack_from(order + "I", data, 4)
         (count,) = struct.unpack_from(order + "H", data, start)
         for entry in range(start + 2, start + 2 + 12 * count, 12):
             tag, kind, number, value = struct.unpack_from(order + "HHIH", data, entry)

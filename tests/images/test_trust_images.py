@@ -1,5 +1,6 @@
 """Pictures that lie about themselves, or that others read wrongly: the right picture, or one line that says why not."""
 
+import contextlib
 import csv
 import io
 import os
@@ -424,6 +425,22 @@ def test_min_is_white_of_few_bits(tmp_path):
     padded = tiff(bits, 0, 1, t256=90, t258=1)
     (tmp_path / "a.tif").write_bytes(padded)
     np.testing.assert_array_equal(grey_of(read_image(tmp_path / "a.tif")), np.where(GREY > 127, 0, 255))
+
+
+@pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate", "jpeg", "group4"])
+def test_nothing_but_our_line_is_written_of_a_damaged_tiff(tmp_path, capfd, compression):
+    """libtiff writes to standard error by itself."""
+    image = Image.fromarray(gradient_picture())
+    image = image.convert("1") if compression == "group4" else image
+    image.save(tmp_path / "a.tif", compression=compression)
+    data = bytearray((tmp_path / "a.tif").read_bytes())
+    data[10:400:3] = bytes(len(data[10:400:3]))
+    (tmp_path / "a.tif").write_bytes(data)
+    os.write(2, b"before ")
+    with contextlib.suppress(InputError):
+        read_image(tmp_path / "a.tif")
+    os.write(2, b"after")
+    assert capfd.readouterr().err == "before after"
 
 
 def test_a_tiff_whose_tiles_are_larger_than_a_picture(tmp_path):
