@@ -85,19 +85,16 @@ def _display_of(present: Levels, dtype, header, grey_range: GreyRange) -> Callab
     Without a window the padding is left out of the range and drawn darkest; levels that are not finite always are.
     """
     modality = _modality_of(header, present)
-    levels = modality(present.values)
-    voi = _voi_of(header, levels) if grey_range.rule == "auto" else None
+    levels, possible = modality(present.values), np.sort(modality(np.array(_stored_range(dtype, header))))
+    voi = _voi_of(header, levels, possible[0] < 0) if grey_range.rule == "auto" else None
     scale, is_padded = None, False
     if voi is None:
         counted = ~_is_padding(present.values.astype(dtype), header)
         is_padded = bool(counted.any())
-        order = np.argsort(levels[counted] if is_padded else levels, kind="stable")
-        counts = present.counts[counted][order] if is_padded else present.counts[order]
-        ordered = Levels((levels[counted] if is_padded else levels)[order], counts)
-        if grey_range.rule == "auto":
-            scale = own_range(ordered)
-        else:
-            scale = scale_of(ordered, grey_range, tuple(np.sort(modality(np.array(_stored_range(dtype, header))))))
+        counted |= not is_padded  # a frame of nothing but padding
+        order = np.argsort(levels[counted], kind="stable")
+        frame = Levels(levels[counted][order], present.counts[counted][order])
+        scale = own_range(frame) if grey_range.rule == "auto" else scale_of(frame, grey_range, tuple(possible))
 
     def shown(values):
         levels = modality(values)
@@ -153,13 +150,13 @@ def _modality_of(header, present: Levels) -> Callable[[np.ndarray], np.ndarray]:
     return lambda values: values.astype(np.float64) * slope + intercept
 
 
-def _voi_of(header, levels: np.ndarray) -> Callable[[np.ndarray], np.ndarray] | None:
+def _voi_of(header, levels: np.ndarray, is_signed: bool) -> Callable[[np.ndarray], np.ndarray] | None:
     """The values of interest (PS3.3 C.11.2): levels -> shares in [0, 1], or None without a window that can be used.
 
-    A VOI LUT goes before windows; of several the first counts.
+    `is_signed`: whether levels below zero are possible. A VOI LUT goes before windows; of several the first counts.
     """
     module = _module_of_first_frame(header, "FrameVOILUTSequence")
-    table = _lookup_table(module.get("VOILUTSequence"), header, levels, levels.min() < 0)
+    table = _lookup_table(module.get("VOILUTSequence"), header, levels, is_signed)
     if table:
         return lambda levels: table.apply(levels) / max(2**table.bits - 1, table.entries.max())
     centre, width = _number(module, "WindowCenter"), _number(module, "WindowWidth")

@@ -157,8 +157,10 @@ def _sixteen_bit_colours(image, file: BinaryIO) -> np.ndarray:
         swapped = {";16B": ";16L", ";16L": ";16B", ";16N": ";16B" if sys.byteorder == "little" else ";16L"}
         mark = next(mark for mark in swapped if mark in raw_mode)
         _retile(other, mark, swapped[mark])
-        lower = np.asarray(other)[..., :3]
-    return np.asarray(image)[..., :3].astype(np.uint16) << 8 | lower
+        colours = np.asarray(other)[..., :3].astype(np.uint16)
+    del other  # its memory, before the upper bytes are decoded
+    colours |= np.left_shift(np.asarray(image)[..., :3], 8, dtype=np.uint16)
+    return colours
 
 
 def _retile(image, old: str, new: str) -> None:
