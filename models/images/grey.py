@@ -42,7 +42,8 @@ class GreyRange(NamedTuple):
     def __str__(self) -> str:
         """As it is written after --grey-range."""
         mark = {"values": "", "percentiles": "p"}.get(self.rule)
-        return self.rule if mark is None else f"{mark}{self.low:g} {mark}{self.high:g}"
+        numbers = (repr(float(number)).removesuffix(".0") for number in (self.low, self.high))
+        return self.rule if mark is None else " ".join(mark + number for number in numbers)
 
 
 AUTO = GreyRange()
@@ -57,7 +58,7 @@ def parse_grey_range(choice: str | Sequence | GreyRange | None) -> GreyRange:
     """
     if choice is None or isinstance(choice, GreyRange):
         return choice or AUTO
-    words = choice.split() if isinstance(choice, str) else [str(word) for word in choice]
+    words = choice.split() if isinstance(choice, str) else [str(word) for word in np.atleast_1d(choice)]
     if len(words) == 1 and words[0] in GREY_RULES:
         return GreyRange(words[0])
     marked = [word.startswith("p") for word in words]

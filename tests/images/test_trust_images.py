@@ -337,7 +337,24 @@ def test_the_rule_reaches_files_folders_pil_images_and_dicom(tmp_path):
     np.testing.assert_array_equal(read_image(tmp_path / "b.dcm", parse_grey_range("-1000 7190")), expected)
 
 
-WRONG = ["", "automatic", "1", "5 4", "4 4", "p1 99", "p-1 p99", "p1 p101", "nan 4", "0 inf", "1 2 3", "p1", "x y"]
+WRONG = [
+    "",
+    "automatic",
+    "1",
+    "5 4",
+    "4 4",
+    "p1 99",
+    "p-1 p99",
+    "p1 p101",
+    "nan 4",
+    "0 inf",
+    "1 2 3",
+    "p1",
+    "x y",
+    5,
+    (1, None),
+    [],
+]
 
 
 @pytest.mark.parametrize("choice", WRONG)
@@ -348,8 +365,12 @@ def test_other_choices_are_one_line_that_says_what_can_be_written(choice):
 
 
 def test_a_choice_is_written_as_it_is_given():
-    for choice in ("auto", "full", "minmax", "-160 240", "p0.5 p99.5"):
+    for choice in ("auto", "full", "minmax", "-160 240", "p0.5 p99.5", "0.1 4095.123456"):
         assert str(parse_grey_range(choice)) == choice
+    parser = script.build_parser()
+    assert parse_grey_range(parser.parse_args(["--grey-range", "-160", "240"]).grey_range) == GreyRange(
+        "values", -160, 240
+    )
     assert parse_grey_range(None) == GreyRange() == parse_grey_range("auto")
 
 
