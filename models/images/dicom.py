@@ -209,14 +209,15 @@ class LookupTable(NamedTuple):
 
 
 def _lookup_table(sequence, header, levels: np.ndarray, is_signed: bool) -> LookupTable | None:
-    """The table in a sequence's first item: numbers, or bytes of 8 or 16 bits each; None where there is none.
+    """The first table in a sequence: numbers, or bytes of 8 or 16 bits each; None where all are empty.
 
     `levels` are those it is for: a first value of the other sign than they can have was written with the wrong VR, and
     wraps. Of a table shorter than it says what there is counts.
     """
-    item = sequence[0] if sequence else None
-    descriptor, entries = (item.get(keyword) for keyword in ("LUTDescriptor", "LUTData")) if item else (None, None)
-    if not isinstance(descriptor, MutableSequence) or len(descriptor) != 3 or entries in (None, b"", []):
+    pairs = ((item.get("LUTDescriptor"), item.get("LUTData")) for item in sequence or ())
+    full = (pair for pair in pairs if isinstance(pair[0], MutableSequence) and pair[1] not in (None, b"", []))
+    descriptor, entries = next(full, (None, None))
+    if descriptor is None:
         return None
     count, first, bits = (int(number) for number in descriptor)
     count = count % 2**16 or 2**16

@@ -28,6 +28,7 @@ from dicom_kinds import (
     table,
 )
 from PIL import Image
+from pydicom.sequence import Sequence
 from tiny import gradient_picture, tiny_clip
 
 import clip_gradcam_visualization as script
@@ -566,6 +567,9 @@ def test_a_voi_table_of_levels_below_zero_after_the_rescale(tmp_path):
 def test_an_empty_table_without_a_window_and_one_that_is_cut(tmp_path):
     (tmp_path / "a.dcm").write_bytes(file_of(dataset(RAMP, bits=12, VOILUTSequence=empty_table())))
     assert np.abs(grey_of(read_image(tmp_path / "a.dcm")) - RAMP * 255.0 / 4095).max() <= 0.51
+    second = Sequence([empty_table()[0], table(np.arange(4096)[::-1], 0, 12, "US")[0]])
+    (tmp_path / "a.dcm").write_bytes(file_of(dataset(RAMP, bits=12, VOILUTSequence=second, **WINDOW)))
+    assert np.abs(grey_of(read_image(tmp_path / "a.dcm")) - (4095 - RAMP) * 255.0 / 4095).max() <= 0.51
     cut = table(np.arange(1000), 0, 12, "US", "OW")
     cut[0].LUTDescriptor = [4096, 0, 12]
     (tmp_path / "a.dcm").write_bytes(file_of(dataset(RAMP, bits=12, VOILUTSequence=cut)))
