@@ -87,12 +87,12 @@ NO_CHECKPOINT = re.compile(
     r"(?:optimizer|scheduler|lr_scheduler|scaler|sampler|dl_state_dict|random_states|rng_state|training_args"
     r"|custom_checkpoint)\w*\.\w+$|.*-\d+-of-\d+\.\w+$"
 )
-UNMERGED = {  # what shows a checkpoint in pieces -> how they are put together
-    "zero_to_fp32.py": "DeepSpeed 的分片：先运行其中的 zero_to_fp32.py",
-    ".metadata": "FSDP 的分片：先运行 accelerate merge-weights",
-    "pytorch_model_fsdp_0/.metadata": "FSDP 的分片：先运行 accelerate merge-weights",
-    "*-of-*.safetensors": "model.safetensors.index.json，即分片的索引",
-    "*-of-*.bin": "pytorch_model.bin.index.json，即分片的索引",
+UNMERGED = {  # what shows a checkpoint in pieces -> what to do with them
+    "zero_to_fp32.py": "；这里是 DeepSpeed 的分片，请先用 DeepSpeed 的 zero_to_fp32 合并",
+    ".metadata": "；这里是 FSDP 的分片，请先用 accelerate merge-weights 合并",
+    "pytorch_model_fsdp_0/.metadata": "；这里是 FSDP 的分片，请先用 accelerate merge-weights 合并",
+    "*-of-*.safetensors": "；权重的分片缺少索引 model.safetensors.index.json",
+    "*-of-*.bin": "；权重的分片缺少索引 pytorch_model.bin.index.json",
 }
 
 
@@ -106,8 +106,8 @@ def checkpoint_of(folder: Path) -> Path:
         return folder / there[0]
     if there:
         raise InputError(f"文件夹 {folder} 中有 {len(there)} 个检查点：{'、'.join(there[:5])}；请写明是哪一个文件")
-    hint = next((hint for name, hint in UNMERGED.items() if any(folder.glob(name))), None)
-    raise InputError(f"找不到检查点文件：{folder}（是文件夹，但其中没有 {hint or 'config.json 或检查点文件'}）")
+    hint = next((hint for name, hint in UNMERGED.items() if any(folder.glob(name))), "")
+    raise InputError(f"找不到检查点文件：{folder}（是文件夹，但其中没有 config.json 或检查点文件{hint}）")
 
 
 def _read_files(path: Path, mapped: bool | None = None) -> Mapping:

@@ -798,9 +798,9 @@ def test_an_index_that_lists_nothing(index, content):
 
 REST = {
     "no checkpoint": ((), "config.json 或检查点文件"),
-    "DeepSpeed": (("zero_to_fp32.py", "latest"), "zero_to_fp32.py"),
+    "DeepSpeed": (("zero_to_fp32.py", "latest"), "zero_to_fp32 合并"),
     "FSDP": ((".metadata", "__0_0.distcp"), "accelerate merge-weights"),
-    "shards without their index": (("model-00001-of-00002.safetensors",), "分片的索引"),
+    "shards without their index": (("model-00001-of-00002.safetensors",), "缺少索引 model.safetensors.index.json"),
 }
 
 
