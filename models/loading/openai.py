@@ -20,14 +20,15 @@ from ..savings import forget
 from ..towers.clip_resnet import build_clip_resnet
 from ..towers.published import CNN, ImageTower, PretrainedCLIP, build_text_tower, build_towers
 from ..towers.tokenizers import find_clip_tokenizer, tokenizer_of
+from ..weights.configs import SWITCH, WIDTH, WORD, check_fields
 from ..weights.files import TORCHSCRIPT
-from ..weights.hub import SHIPPED_TEXT_ENCODERS, read_json
+from ..weights.hub import SHIPPED_TEXT_ENCODERS, as_input_error, read_json
 from ..weights.layouts import split_checkpoint
 from ..weights.modules import assign_weights, give_buffers_values
 from ..weights.names import WRAPPER_PREFIX
 from ..weights.openai_names import translate
 from .content import Content, Request, refuse_adapter_weights
-from .processors import CLIP_MEAN, CLIP_STD, scaled
+from .processors import CLIP_MEAN, CLIP_STD, DEVIATIONS, NUMBERS, scaled, three
 
 SUPPORTED = "OpenAI 的 ViT 和 ResNet（RN50 等）、open_clip 中同样结构的模型、Chinese-CLIP 的原始检查点"
 
@@ -89,16 +90,28 @@ def read_settings(path: Path, checkpoint: Mapping, weights: Mapping) -> Settings
     return Settings("quick_gelu", cautions=(message,))
 
 
+OPEN_CLIP_FIELDS = {
+    "vision_cfg": {"head_width": WIDTH},
+    "text_cfg": {"heads": WIDTH},
+    "model_cfg": {"quick_gelu": SWITCH},
+    "preprocess_cfg": {"mean": NUMBERS, "std": DEVIATIONS, "resize_mode": WORD, "interpolation": WORD},
+}
+
+
 def _open_clip_settings(file: Path) -> Settings:
     content = read_json(file)
     model = content.get("model_cfg", content)
-    vision, text = model.get("vision_cfg") or {}, model.get("text_cfg") or {}
-    strange = [key for key, value in vision.items() if value and key not in KNOWN_VISION]
-    strange += [key for key, value in text.items() if value and key not in KNOWN_TEXT]
+    parts = {"model_cfg": model, "preprocess_cfg": content.get("preprocess_cfg") or {}}
+    check_fields(model, {}, file, "model_cfg.")
+    parts |= {name: model.get(name) or {} for name in ("vision_cfg", "text_cfg")}
+    read = {name: check_fields(parts[name], fields, file, f"{name}.") for name, fields in OPEN_CLIP_FIELDS.items()}
+    strange = [key for key, value in parts["vision_cfg"].items() if value and key not in KNOWN_VISION]
+    strange += [key for key, value in parts["text_cfg"].items() if value and key not in KNOWN_TEXT]
     if strange:
         raise InputError(f"{file} 中的 {'、'.join(strange[:3])} 不受支持；支持：{SUPPORTED}")
-    activation = "quick_gelu" if model.get("quick_gelu") else "gelu"
-    return Settings(activation, vision.get("head_width"), text.get("heads"), content.get("preprocess_cfg") or {})
+    activation = "quick_gelu" if read["model_cfg"].get("quick_gelu") else "gelu"
+    heads = read["vision_cfg"].get("head_width"), read["text_cfg"].get("heads")
+    return Settings(activation, *heads, read["preprocess_cfg"])
 
 
 def _count(weights: Mapping, pattern: str) -> int:
@@ -113,10 +126,11 @@ def _grid(positions: torch.Tensor) -> int:
 
 def vision_config(weights: Mapping, settings: Settings) -> dict:
     """CLIPVisionConfig of OpenAI's vision transformer."""
-    width, _, patch, _ = weights["visual.conv1.weight"].shape
+    width, channels, patch, _ = weights["visual.conv1.weight"].shape
     head_width = settings.head_width or HEAD_WIDTHS.get(width, 64)
     return {
         "hidden_size": width,
+        "num_channels": channels,
         "patch_size": patch,
         "image_size": patch * _grid(weights["visual.positional_embedding"]),
         "num_hidden_layers": _count(weights, r"visual\.transformer\.resblocks\.(\d+)\."),
@@ -192,12 +206,13 @@ def load(content: Content, request: Request, cached=None) -> PretrainedCLIP:
         raise CheckpointError(f"{path} 中没有 {'、'.join(missing)}，其结构不受支持；支持：{SUPPORTED}")
     settings = read_settings(path, content.checkpoint, weights)
     find_tokenizer = tokenizer_finder(path, request, BERT_WORDS in weights) if request.text_tower else None
-    try:
-        model = _build(weights, settings, read_preprocessing(weights, settings, request.img_size), find_tokenizer)
-    except KeyError as error:  # a weight whose shape says how the model is built
-        raise CheckpointError(f"{path} 中没有 {error.args[0]}，其结构不受支持；支持：{SUPPORTED}") from error
-    except CheckpointError as error:
-        raise CheckpointError(f"{path} 无法使用：{error}；支持：{SUPPORTED}") from error
+    with as_input_error(f"{path} 的权重不能组成模型"):
+        try:
+            model = _build(weights, settings, read_preprocessing(weights, settings, request.img_size), find_tokenizer)
+        except KeyError as error:  # a weight whose shape says how the model is built
+            raise CheckpointError(f"{path} 中没有 {error.args[0]}，其结构不受支持；支持：{SUPPORTED}") from error
+        except CheckpointError as error:
+            raise CheckpointError(f"{path} 无法使用：{error}；支持：{SUPPORTED}") from error
     forget(weights)
     model.cautions = list(settings.cautions)
     return model
@@ -214,6 +229,9 @@ def _build(weights: Mapping, settings: Settings, preprocessing: Preprocessing, f
     return PretrainedCLIP(CNN, tower, text, network.logit_scale, None, preprocessing).eval()
 
 
+INTERPOLATIONS = {"bicubic": 3, "bilinear": 2, "random": 3}  # open_clip's "random" is bicubic where nothing is trained
+
+
 def read_preprocessing(weights: Mapping, settings: Settings, img_size: int | None) -> Preprocessing:
     """As OpenAI's, open_clip's or Chinese-CLIP's own code prepares images for a model with these weights."""
     if "visual.class_embedding" in weights:
@@ -221,12 +239,17 @@ def read_preprocessing(weights: Mapping, settings: Settings, img_size: int | Non
     else:
         side = 32 * _grid(weights["visual.attnpool.positional_embedding"])
     own = settings.preprocessing
-    mean, std = (tuple(map(float, own.get(key) or usual)) for key, usual in (("mean", CLIP_MEAN), ("std", CLIP_STD)))
+    mean, std = (three(own.get(key, usual), key) for key, usual in (("mean", CLIP_MEAN), ("std", CLIP_STD)))
     mode = own.get("resize_mode") or "shortest"
     if mode not in ("shortest", "squash"):
         raise InputError(f"open_clip_config.json 的 resize_mode 是 {mode!r}；本工具只支持 shortest 和 squash")
     squeezed = mode == "squash" or BERT_WORDS in weights
-    resample = 2 if own.get("interpolation") == "bilinear" else 3
+    interpolation = own.get("interpolation", "bicubic")
+    if interpolation not in INTERPOLATIONS:
+        raise InputError(
+            f"open_clip_config.json 的 interpolation 是 {interpolation!r}；支持：{'、'.join(INTERPOLATIONS)}"
+        )
+    resample = INTERPOLATIONS[interpolation]
     resize, crop = ((side, side), None) if squeezed else (side, (side, side))
     preprocessing = Preprocessing(resize, crop, mean, std, resample)
     return scaled(preprocessing, img_size) if img_size else preprocessing

@@ -33,14 +33,14 @@ PROCESSOR_ENDING = re.compile(r"(ImageProcessor|FeatureExtractor|Processor)(Fast
 
 
 SIDE = whole(1, 4096)
+NUMBERS, DEVIATIONS = one_or_several(real(-1e6, 1e6)), one_or_several(real(1e-9, 1e6))
 FIELDS = {
     **dict.fromkeys(("do_resize", "do_center_crop", "do_rescale", "do_normalize"), SWITCH),
     **dict.fromkeys(("image_processor_type", "feature_extractor_type"), WORD),
     "resample": whole(0, 5),
     "rescale_factor": real(1e-9, 1e9),
     **{"patch_size": whole(1, 512), "max_num_patches": whole(1, 65_536)},
-    "image_mean": one_or_several(real(-1e6, 1e6)),
-    "image_std": one_or_several(real(1e-9, 1e6)),
+    **{"image_mean": NUMBERS, "image_std": DEVIATIONS},
     **dict.fromkeys(("size", "crop_size"), Kind("边长", lambda value: True)),  # see `_height_width`
 }
 
@@ -105,7 +105,7 @@ def _preprocessing(settings: Mapping, kind: str, file: Path) -> Preprocessing:
     """The settings of an image processor in our words."""
     mean, std = (0.0,) * 3, (1.0,) * 3
     if settings.get("do_normalize", True):
-        mean, std = (_three(settings[name], f"{file} 的 {name}") for name in ("image_mean", "image_std"))
+        mean, std = (three(settings[name], f"{file} 的 {name}") for name in ("image_mean", "image_std"))
     # Levels 0 to 255 times the factor are what mean and deviation belong to; ours belong to levels in [0, 1].
     factor = 255 * settings.get("rescale_factor", 1 / 255) if settings.get("do_rescale", True) else 255
     if not math.isclose(factor, 1):
@@ -119,7 +119,7 @@ def _preprocessing(settings: Mapping, kind: str, file: Path) -> Preprocessing:
     return Preprocessing(_height_width(settings["size"], kind in ("Siglip", "ViT"), file), crop, **common)
 
 
-def _three(values, name: str) -> tuple:
+def three(values, name: str) -> tuple:
     """A number for each of three channels, from one for all or one for each."""
     values = values if isinstance(values, (list, tuple)) else [values]
     if len(values) not in (1, 3):

@@ -827,6 +827,33 @@ def test_openais_weights_in_a_folder(clip_folder, tmp_path):
     assert torch.equal(*features) and all(len(model.cautions) == 1 for model in models)
 
 
+OPEN_CLIP = {
+    "a number for a model": ({"model_cfg": 5}, "model_cfg 应是一个对象"),
+    "a list for a tower": ({"model_cfg": {"vision_cfg": [1]}}, "vision_cfg 应是一个对象"),
+    "a width in words": ({"model_cfg": {"vision_cfg": {"head_width": "64"}}}, "head_width 是 '64'"),
+    "no heads": ({"model_cfg": {"text_cfg": {"heads": 0}}}, "heads 是 0"),
+    "heads that do not fit": ({"model_cfg": {"text_cfg": {"heads": 7}}}, "不能组成模型"),
+    "an activation in words": ({"model_cfg": {"quick_gelu": "no"}}, "quick_gelu 是 'no'"),
+    "a mean in words": ({"preprocess_cfg": {"mean": "dark"}}, "mean 是 'dark'"),
+    "no deviation": ({"preprocess_cfg": {"std": [0, 0, 0]}}, "std 是"),
+    "two means": ({"preprocess_cfg": {"mean": [0.5, 0.5]}}, "mean 有 2 个值"),
+    "an interpolation": ({"preprocess_cfg": {"interpolation": "nearest"}}, "interpolation 是 'nearest'"),
+    "preprocessing in words": ({"preprocess_cfg": "usual"}, "preprocess_cfg 应是一个对象"),
+}
+
+
+@pytest.mark.parametrize("harm", OPEN_CLIP)
+def test_an_open_clip_config_that_cannot_be(tmp_path, harm):
+    from test_openai_clip import make_original
+
+    content, message = OPEN_CLIP[harm]
+    torch.save(make_original("vit", write_clip_bpe(tmp_path)).state_dict(), tmp_path / "open_clip_pytorch_model.bin")
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=message) as error:
+        load_clip_checkpoint(tmp_path)
+    assert_one_line(error)
+
+
 # -- what is assumed --------------------------------------------------------------------------
 
 
