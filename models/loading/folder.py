@@ -16,6 +16,7 @@ from torch import nn
 
 from ..errors import CheckpointError, InputError, InputWarning
 from ..heavy import transformers
+from ..images.preprocessing import Preprocessing
 from ..savings import forget
 from ..towers.published import PretrainedCLIP, build_towers, vision_of
 from ..towers.tokenizers import tokenizer_of
@@ -61,11 +62,24 @@ def load(content: Content, request: Request, cached=None) -> PretrainedCLIP:
     try:
         with as_input_error("结构不受支持"):
             model = build_towers(network, preprocessing, find_tokenizer, model_type in FIRST_TOKEN)
-            model.image_encoder.token_grid(*preprocessing.input_size(1, 1))  # InputError if less than a patch
+            _check_grid(model, preprocessing, request.img_size)
     except InputError as error:
         raise type(error)(f"{folder} 无法使用：{error}；支持：{SUPPORTED}") from error
     model.cautions = preprocessing_cautions(folder, config)
     return model
+
+
+MOST_PATCHES = 4096  # of an input that only the preprocessor's file asks for: attention takes their square
+
+
+def _check_grid(model: PretrainedCLIP, preprocessing: Preprocessing, img_size: int | None) -> None:
+    """InputError where the input has less than a patch, or more patches than the user or the model ask for."""
+    _, rows, columns = model.image_encoder.token_grid(*preprocessing.input_size(1, 1))
+    trained = len(model.image_encoder.backbone.embeddings.position_embedding.weight)
+    if img_size is None and rows * columns > max(MOST_PATCHES, trained):
+        raise InputError(
+            f"它的预处理得出 {rows}×{columns} 个图块，而模型有 {trained} 个位置；请用 --img-size 给出输入的边长"
+        )
 
 
 # what the parts of a VisionTextDualEncoder may be: no type that fetches weights of its own when it is built

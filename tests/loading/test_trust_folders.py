@@ -406,6 +406,7 @@ PIXELS = {
         {"size": {"height": 2, "width": 32}, "do_center_crop": False},
         "小于模型的图块 8×8",
     ),
+    "a large input": ({"size": 4000, "crop_size": 4000}, "500×500 个图块.*17 个位置.*--img-size"),
     "patches of nothing": ({"max_num_patches": 16, "patch_size": 0}, "patch_size 是 0"),
     "patches of another model": ({"max_num_patches": 16, "patch_size": 16}, "patch_size 是 16，模型的是 8"),
 }
