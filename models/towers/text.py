@@ -116,7 +116,7 @@ def _embedding(text_model: nn.Module, *names: str) -> nn.Embedding:
 class TextEncoder(TextTower):
     """BERT, `[CLS]` of its last hidden state, linear projection, L2 norm: texts -> embeddings [K, embed_dim].
 
-    `model_name`: bert-base-chinese (shipped), a local folder, or a hub name of a BERT. `text_config`
+    `model_name`: bert-base-chinese (shipped), a local folder, or a BERT in the local cache of the hub. `text_config`
     overrides sizes in the names of BertConfig. Weights are random until a checkpoint brings them.
     """
 
