@@ -12,9 +12,10 @@ from .errors import InputError, reason
 
 def check_output_folder(folder: Path) -> None:
     """Raise InputError before any work where `folder` is no folder or cannot be written. Makes nothing."""
-    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists() or is_link(parent))
     if not existing.is_dir():
-        raise InputError(f"输出目录 {folder} 无法建立：{existing} 是文件")
+        what = "指向不存在的地方" if is_link(existing) else "是文件"
+        raise InputError(f"输出目录 {folder} 无法建立：{existing} {what}")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise InputError(f"没有写入输出目录 {folder} 的权限")
 

@@ -204,11 +204,12 @@ def load_entry(key: str, shape: tuple[int | None, int | None] = (None, None)) ->
         if header.get("format") != FORMAT or header.get("key") != key:
             return None
         features = _features_of(array)
-        messages = [str(message) for message in header["warnings"]]
+        messages = header["warnings"]
     except Exception:  # a file of somebody else's may hold anything
         return None
-    fits = all(size in (None, own) for size, own in zip(shape, features.shape)) and len(messages) <= len(features)
-    return (features, messages) if fits and np.isfinite(features).all() else None
+    fits = all(size in (None, own) for size, own in zip(shape, features.shape)) and np.isfinite(features).all()
+    are_messages = isinstance(messages, list) and all(isinstance(message, str) for message in messages)
+    return (features, messages) if fits and are_messages and len(messages) <= len(features) else None
 
 
 def _read_own(path: Path) -> bytes:
@@ -223,13 +224,18 @@ def _read_own(path: Path) -> bytes:
 
 
 def _check_ours(path: Path, status: os.stat_result, kind) -> None:
-    """InputError where `path`, of this kind, is another user's, or others may write it; root may do all anyway."""
+    """InputError where `path`, of this kind, is another user's, or a file that others may write; root may do all."""
     check_own(path, kind)
     if not hasattr(os, "getuid"):  # Windows: the user's own folders are closed to others
         return
-    ours = status.st_uid == os.getuid() and not status.st_mode & stat.S_IWOTH
-    if not ours and not (status.st_uid == 0 and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)):
-        raise InputError(f"{path} 可由其他用户写入")
+    if status.st_uid == os.getuid():  # in a folder of ours that is open to all, a file of ours is still ours
+        open_to = stat.S_IWOTH if kind is stat.S_ISREG else 0
+    elif status.st_uid == 0:
+        open_to = stat.S_IWGRP | stat.S_IWOTH
+    else:
+        open_to = stat.S_IFMT(status.st_mode)  # anything
+    if status.st_mode & open_to:
+        raise InputError(f"{path} 是其他用户的，或可由其他用户写入")
 
 
 def _features_of(array: bytes) -> np.ndarray:

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 
-from ..errors import LONGEST_MESSAGE, InputError, print_error, reason, say, shortened
+from ..errors import LONGEST_MESSAGE, InputError, escape_unprintable, print_error, reason, say, shortened
 from ..explain.question import ImageMaps
 from ..heavy import cv2, torch, tqdm
 from ..images.loader import ImageDataset, is_lost_worker, make_loader
@@ -194,7 +194,7 @@ def print_totals(totals: Totals, state: RunState, progress: Progress) -> None:
     )
     sys.stdout.flush()
     for path, why in totals.failures:
-        failure = why if path in why else f"{path}：{why}"
+        failure = why if escape_unprintable(path) in why else f"{path}：{why}"
         say(f"失败: {shortened(failure, LONGEST_MESSAGE)}", to=sys.stderr)
     if totals.failed > len(totals.failures):
         say(f"失败: 其余 {totals.failed - len(totals.failures)} 张见结果表的 error 列", to=sys.stderr)

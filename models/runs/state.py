@@ -32,10 +32,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import InputError, InputWarning, reason
-from ..writing import check_own, open_own, write_files
+from ..writing import check_own, is_link, open_own, write_files
 from .records import LONGEST_LINE, are_whole, record_of, whole_lines
 from .settings import check_settings
-from .tables import COLUMNS, csv_line, json_line
+from .tables import COLUMNS, csv_line, json_line, with_names
 
 STATE_FOLDER = ".clip_gradcam"
 _PART = re.compile(r"rows-(\d+|earlier)\.jsonl")
@@ -94,6 +94,9 @@ class RunState:
             check_own(folder, stat.S_ISDIR)
         for path in (self.settings_file, self.plan_file, self.state / "lock", *self._parts()):
             check_own(path)
+        for table in self.tables:
+            if table.is_dir() and not is_link(table):
+                raise InputError(f"{table} 是文件夹，结果表要写在那里：请移走它，或换 --output-dir")
 
     # -- settings and plan --------------------------------------------------------------------
 
@@ -198,7 +201,7 @@ class RunState:
         places: dict[str, tuple[bool, Path, int]] = {}
         for part, offset, record in self._records(len(names)):
             places[record["image"]] = ("error" not in record, part, offset)
-        totals = Totals(places, self.plan())
+        totals = Totals(places, self.plan(), names)
         csv_path, jsonl_path = self.tables
         header = [*COLUMNS, *(f"p{i} {name}" for i, name in enumerate(names))]
         lines = (csv_line([*map(row.get, COLUMNS), *row.get("probabilities", ())]) for row in totals.rows())
@@ -212,8 +215,11 @@ class Totals:
 
     MOST_FAILURES = 20  # named at the end; the table names all
 
-    def __init__(self, places: Mapping[str, tuple[bool, Path, int]], plan: Sequence[PlannedImage]):
+    def __init__(
+        self, places: Mapping[str, tuple[bool, Path, int]], plan: Sequence[PlannedImage], names: Sequence[str]
+    ):
         self._places = places
+        self._names = names
         self._plan = plan
         self.total = len(plan)
         self.done = sum(places.get(image.path, (False,))[0] for image in plan)
@@ -239,7 +245,7 @@ class Totals:
         if "error" in record and len(self.failures) < self.MOST_FAILURES:
             self.failures.append((record["image"], record["error"]))
         self.warned += sum(bool(row.get("warning")) for row in record["rows"])
-        return record["rows"]
+        return [with_names(row, self._names) for row in record["rows"]]
 
 
 class Part:

@@ -21,7 +21,7 @@ from ..results.saving import OutputFiles
 
 
 def table_rows(results: Results, files: OutputFiles, image: str, folder: Path, run: Mapping) -> list[dict]:
-    """A row of COLUMNS per explained text and method, and the probability of every text.
+    """A row of COLUMNS per explained text and method, and the probability of every text, whose names are the run's.
 
     `image`: the path as it was found; files are named relative to `folder`; `run`: what is the same in all rows.
     """
@@ -50,9 +50,17 @@ def _row_of_result(result: ImageResult) -> dict:
         "layer": layer,
         "grid": f"{rows}x{columns}",
         "seen": rounded(result.geometry.share(height, width)),
-        "names": question.names,
         "probabilities": [six_digits(p) for p in result.probabilities],
     }
+
+
+def with_names(row: Mapping, names: Sequence[str]) -> dict:
+    """A row as it stands in the table: the texts' names before their probabilities."""
+    named = {}
+    for column, value in row.items():
+        named |= {"names": names} if column == "probabilities" else {}
+        named[column] = value
+    return named
 
 
 def _row_of_text(result: ImageResult, index: int) -> dict:

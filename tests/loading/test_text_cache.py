@@ -274,6 +274,111 @@ def test_a_damaged_entry_is_absent_and_executes_nothing(user_cache, tmp_path, mo
     np.testing.assert_array_equal(load_entry("a" * 64)[0], FEATURES)
 
 
+def test_an_entry_of_another_shape_is_absent(user_cache):
+    store_entry("a" * 64, FEATURES)
+    for shape in ((2, 3), (2, None), (None, 3), (None, None)):
+        np.testing.assert_array_equal(load_entry("a" * 64, shape)[0], FEATURES)
+    assert all(load_entry("a" * 64, shape) is None for shape in ((3, 2), (2, 4), (1, None), (None, 2)))
+
+
+@pytest.mark.parametrize("warned", [["甲"] * 3, "甲", {"甲": 1}, 3, None, [["甲"]], [None]])
+def test_warnings_that_are_not_a_text_for_each_text_at_most_are_no_entry(user_cache, warned):
+    store_entry("a" * 64, FEATURES)
+    (path,) = entries(user_cache)
+    header = {"format": text_cache.FORMAT, "key": "a" * 64, "warnings": warned}
+    rest = json.dumps(header).encode() + b"\n" + npy(FEATURES)
+    path.write_bytes(hashlib.sha256(rest).digest() + rest)
+    assert load_entry("a" * 64) is None
+
+
+NPY_HEADER = b"{'descr': '%s', 'fortran_order': %s, 'shape': (%s), }"
+HEADERS = [
+    NPY_HEADER % parts
+    for parts in (
+        (b"<f4", b"False", b"2, 3"),
+        (b"<f4", b"True", b"2, 3"),
+        (b">f4", b"False", b"2, 3"),
+        (b"<f4", b"False", b"-2, -3"),
+        (b"<f4", b"False", b"999999999, 999999999"),
+        (b"<f4", b"False", b"9" * 5000 + b", 0"),
+    )
+] + [b"(" * 60_000]
+
+
+@pytest.mark.parametrize("header", HEADERS, ids=range(len(HEADERS)))
+def test_a_header_is_held_against_the_bytes(user_cache, header):
+    store_entry("a" * 64, FEATURES)
+    (path,) = entries(user_cache)
+    array = b"\x93NUMPY\x01\0" + (len(header) + 1).to_bytes(2, "little") + header + b"\n" + FEATURES.tobytes()
+    path.write_bytes(with_checksum(array))
+    loaded = load_entry("a" * 64)
+    assert (loaded is not None) == (header == HEADERS[0])
+
+
+def make_link(path):
+    path.rename(path.with_suffix(".other"))
+    path.symlink_to(path.with_suffix(".other"))
+
+
+def make_pipe(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
+def make_huge(path):
+    os.truncate(path, 1 << 40)
+
+
+FOREIGN = {
+    "a link": make_link,
+    "a pipe": make_pipe,
+    "a folder": lambda path: (path.unlink(), path.mkdir()),
+    "a terabyte": make_huge,
+    "open to all": lambda path: path.chmod(0o666),
+    "a folder that is a link": lambda path: make_link(path.parent),
+}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links, pipes and permissions")
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_an_entry_that_another_may_have_made_is_absent(user_cache, kind):
+    store_entry("a" * 64, FEATURES)
+    (path,) = entries(user_cache)
+    FOREIGN[kind](path)
+    assert load_entry("a" * 64) is None
+
+
+@pytest.mark.skipif(os.name != "posix", reason="users of POSIX")
+@pytest.mark.parametrize("of", ["the entry", "the folder"])
+def test_an_entry_of_another_user_is_absent_and_one_of_root_is_not(user_cache, monkeypatch, of):
+    store_entry("a" * 64, FEATURES)
+    (path,) = entries(user_cache)
+    place, genuine = (path if of == "the entry" else path.parent), text_cache._check_ours
+
+    def owned_by(user):
+        def check(path, status, kind):
+            other = os.stat_result([*status[:4], user if path == place else os.getuid(), *status[5:]])
+            genuine(path, other, kind)
+
+        monkeypatch.setattr(text_cache, "_check_ours", check)
+
+    owned_by(os.getuid() + 1)
+    assert load_entry("a" * 64) is None
+    before = entries(user_cache)
+    if of == "the folder":
+        store_entry("b" * 64, FEATURES)
+        assert entries(user_cache) == before
+    owned_by(0)
+    assert load_entry("a" * 64) is not None
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes")
+def test_a_pipe_among_the_tokenizers_files_is_no_key(vocabulary):
+    (vocabulary / "vocab.txt").unlink()
+    os.mkfifo(vocabulary / "vocab.txt")
+    assert text_features_key(**{**KEY, "text_encoder": str(vocabulary)}) is None
+
+
 def test_the_folder_of_the_cache(monkeypatch, tmp_path):
     assert text_cache.cache_folder() == Path(os.environ["XDG_CACHE_HOME"]) / "clip_gradcam"
     monkeypatch.setenv("HOME", str(tmp_path))
