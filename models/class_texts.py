@@ -9,7 +9,7 @@ from .errors import InputError, reason, shortened
 from .inputs import check_regular_file
 
 LARGEST_FILE = 10 << 20  # bytes
-MOST_TEXTS = 10_000  # a map and a column of the tables each
+MOST_TEXTS = 1000  # each is a backward pass, a map and a column of the tables
 LONGEST_TEXT = 10_000  # characters: text encoders read some hundred
 
 

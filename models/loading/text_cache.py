@@ -183,7 +183,7 @@ def _entry_path(key: str) -> Path:
     return cache_folder() / f"{key}.text"
 
 
-LARGEST_ENTRY = 1 << 28  # bytes: 10,000 texts of 4096 numbers, and more
+LARGEST_ENTRY = 1 << 26  # bytes: 1000 texts of 4096 numbers take a quarter
 # What numpy writes before a matrix of float32; read by us, so that no size is believed before its bytes are there.
 _NPY = re.compile(
     rb"(?s)\x93NUMPY\x01\x00..\{'descr': '<f4', 'fortran_order': False, 'shape': \((\d{1,9}), (\d{1,9})\), \} *\n"

@@ -12,7 +12,7 @@ from ..errors import InputError
 from ..writing import check_no_link_between, check_own
 from .tables import COLUMNS
 
-LONGEST_LINE = 1 << 25  # bytes; of an image with 1500 texts, all of them explained: 20 MB
+LONGEST_LINE = 1 << 25  # bytes; of an image with 1000 texts, all of them explained: 12 MB
 
 
 def whole_lines(file) -> Iterator[tuple[int, bytes]]:

@@ -460,7 +460,7 @@ def test_a_hundred_thousand_keys_are_read_at_once_and_too_many(tmp_path):
     (tmp_path / "texts.json").write_text(json.dumps(texts), encoding="utf-8")
     read = read_class_texts(tmp_path / "texts.json")
     assert read == texts
-    with pytest.raises(InputError, match="100000 个，至多 10000"):
+    with pytest.raises(InputError, match="100000 个，至多 1000 "):
         names_and_texts(read)
 
 
