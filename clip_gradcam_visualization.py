@@ -570,7 +570,10 @@ def class_text_features(model, texts: list[str]) -> torch.Tensor:
     if tower is None:
         raise InputError("该模型没有文本编码器：请给出 text_features，或用 load_clip_checkpoint 载入")
     with undisturbed(tower):
-        return embed_texts(model, texts)
+        features = embed_texts(model, texts)
+    if not torch.isfinite(features).all():
+        raise InputError("文本编码器给出 NaN 或无穷大：检查点的文本权重已损坏，或训练时发散；请换一个检查点")
+    return features
 
 
 def explain(

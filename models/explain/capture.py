@@ -24,6 +24,7 @@ from ..errors import InputError
 from ..heavy import torch
 from ..weights.modules import evaluating
 from .passes import placement
+from .subject import SCRIPTED
 
 _one_at_a_time = threading.Lock()  # for what follows, and while a hook takes its number
 _turns: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # image tower -> whose turn it is
@@ -57,9 +58,15 @@ def _uncompiled() -> Iterator[None]:
     """What was given to `torch.compile` runs as it was written, for a compiled one passes by the hooks.
 
     The compiler has one stance for all threads: the first block sets it, and the last one to end puts it back.
+    InputError where the caller itself is compiled.
     """
     with _one_at_a_time:
-        _eager.append(None if _eager else torch.compiler.set_stance("force_eager"))
+        try:
+            _eager.append(None if _eager else torch.compiler.set_stance("force_eager"))
+        except RuntimeError as error:
+            raise InputError(
+                "不能在 torch.compile 编译的函数之内求热力图；请在它之外调用（模型本身可以是编译过的）"
+            ) from error
     try:
         yield
     finally:
@@ -95,19 +102,28 @@ class Hooks:
 
     def before(self, module: torch.nn.Module, act: Callable, **options) -> None:
         """Call act(module, inputs) before a module, to read or to replace what it is given."""
-        self._keep(module.register_forward_pre_hook, act, options)
+        self._keep(module, "register_forward_pre_hook", act, options)
 
     def after(self, module: torch.nn.Module, act: Callable, **options) -> None:
         """Call act(module, inputs, output) after a module, to read or to replace what it gives."""
-        self._keep(module.register_forward_hook, act, options)
+        self._keep(module, "register_forward_hook", act, options)
 
-    def _keep(self, register, act, options) -> None:
+    def _keep(self, module, register, act, options) -> None:
+        if isinstance(module, torch.jit.ScriptModule):
+            raise InputError(SCRIPTED.format(f"层 {type(module).__name__}"))
         with _one_at_a_time:
-            self.handles.append(register(Hook(act), **options))
+            self.handles.append(getattr(module, register)(Hook(act), **options))
 
 
 def begin_graph(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(a fresh leaf, a copy of it to go on with, which later in-place operations may overwrite); gradients are on."""
+    """(a fresh leaf, a copy of it to go on with, which later in-place operations may overwrite); gradients are on.
+
+    InputError where they cannot be: in a pass that turns on inference mode itself.
+    """
+    if torch.is_inference_mode_enabled():
+        raise InputError(
+            "图像编码器在自己的 forward 中用了 torch.inference_mode()，其中没有梯度；请去掉它，或改用 torch.no_grad()"
+        )
     leaf = tensor.detach().requires_grad_()
     torch.set_grad_enabled(True)
     return leaf, leaf.clone()

@@ -9,9 +9,10 @@ from collections.abc import Iterator, Sequence
 from ..errors import InputError, closest_hint
 from ..heavy import functional as F
 from ..heavy import torch
+from ..weights.modules import all_modules
 from .capture import Hooks, tensor_of, undisturbed
 from .passes import placement, through
-from .subject import SCRIPTED, plain_name
+from .subject import plain_name
 
 LAYER_PREFIXES = ("", "image_encoder.", "image_encoder.backbone.")
 
@@ -46,26 +47,16 @@ def _named_modules(model) -> Iterator[tuple[str, torch.nn.Module]]:
 def check_layers(model, layers: Sequence) -> list[torch.nn.Module]:
     """The layers, each a module or a path; InputError for what is none of the model's image encoder."""
     layers = [find_layer(model, layer) if isinstance(layer, str) else layer for layer in layers]
-    paths = {module: path for path, module in model.image_encoder.named_modules()}
+    modules = set(all_modules(model.image_encoder)) if layers else ()
     for layer in layers:
         if not isinstance(layer, torch.nn.Module):
             raise InputError(f"目标层应是层的名称或模块，收到的是 {type(layer).__name__}：{layer!r:.80}")
-        if layer not in paths:
+        if layer not in modules:
             raise InputError(
                 f"目标层 {layer_name(model, layer)} 不在这个模型的图像编码器之中（属于另一个模型，或文本编码器）；"
                 "请给出层的名称，例如 target_layer='layer4.1'（--list-layers 列出可用的层）"
             )
-        inside = _script_around(model.image_encoder, paths[layer])
-        if inside is not None:
-            raise InputError(SCRIPTED.format(f"image_encoder.{inside}"))
     return layers
-
-
-def _script_around(tower: torch.nn.Module, path: str) -> str | None:
-    """The path of a TorchScript module that a layer is inside of, where its passes cannot be watched."""
-    parts = path.split(".")
-    outer = (".".join(parts[:count]) for count in range(1, len(parts)))
-    return next((name for name in outer if isinstance(tower.get_submodule(name), torch.jit.ScriptModule)), None)
 
 
 def layers_name(model, layers: Sequence[torch.nn.Module]) -> str:
@@ -119,6 +110,7 @@ def list_spatial_layers(model, img_size: int) -> list[tuple[str, tuple[int, int,
     device, dtype = placement(tower)
     images = torch.zeros(1, 3, img_size, img_size, device=device, dtype=dtype)
     modules = {plain_name(name): module for name, module in tower.backbone.named_modules() if name}
+    modules = {name: m for name, m in modules.items() if not isinstance(m, torch.jit.ScriptModule)}
     with undisturbed(tower), Hooks() as hooks:
         for module in modules.values():
             hooks.after(module, record)

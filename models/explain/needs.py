@@ -1,7 +1,8 @@
 """What a method needs of a forward pass, and how its formula makes maps of that: the general paths of all methods.
 
-Each kind says whether an image tower has it (`suits`) and which modules it comes from (`modules`), captures it on the
-way (`captured`), and makes maps [B, T, h, w] before the ReLU with the largest |gradient| behind each, [B, T] (`maps`).
+Each kind says whether an image tower has it (`suits`), whether all of it can be derived (`check_gradients`) and which
+modules it comes from (`modules`), captures it on the way (`captured`), and makes maps [B, T, h, w] before the ReLU with
+the largest |gradient| behind each, [B, T] (`maps`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from ..errors import InputError
 from ..heavy import functional as F
 from ..heavy import torch
 from ..towers.transformer import Transformer
+from ..weights.modules import all_modules
 from .attention import captured_attention
 from .capture import captured_layers, gradients_of
 from .layers import as_maps, fuse_layers, token_grid_of, without_rounding
@@ -48,12 +50,12 @@ class Gradients:
         """InputError where a part of the network has no gradient: what would be left of it is the rest's alone."""
         if not self.needs_gradients:
             return
-        for name, module in tower.named_modules():
-            if type(module).__module__.startswith(QUANTISED):
-                raise InputError(
-                    f"图像编码器的 {name} 是量化的层（{type(module).__name__}），没有梯度，{method} 无法计算；"
-                    "请用量化之前的模型，或用不需要梯度的方法 eigencam、rollout"
-                )
+        kind = next((type(m) for m in all_modules(tower) if type(m).__module__.startswith(QUANTISED)), None)
+        if kind is not None:
+            raise InputError(
+                f"图像编码器中有量化的层（{kind.__module__}.{kind.__name__}），没有梯度，{method} 无法计算；"
+                "请用量化之前的模型，或用不需要梯度的方法 eigencam、rollout"
+            )
 
     @staticmethod
     def modules(tower: torch.nn.Module, method: str, layers: Sequence[torch.nn.Module]) -> list[torch.nn.Module]:

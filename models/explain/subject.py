@@ -109,7 +109,7 @@ SHARDED = (
     "请先保存完整的权重（FSDP.state_dict_type 的 FULL_STATE_DICT），再用 load_clip_checkpoint 载入"
 )
 SCRIPTED = (
-    "模型的 {} 是 TorchScript（torch.jit.script 或 trace 的产物），它内部的层不能被观察；"
+    "{} 是 TorchScript（torch.jit.script 或 trace 的产物），它内部的层不能被观察；"
     "请给出转换之前的模型，或用 load_clip_checkpoint 载入检查点"
 )
 

