@@ -13,7 +13,7 @@ no input sees what another one did. Input i of a kind is the same for the same -
     request          a name looked up, or a connection made (refused here)
     prompt           standard input read
     outside          something changed outside of the output folder and the cache
-    signal, timeout  killed by the system; or by us after LIMITS.seconds
+    signal, timeout  killed by the system; or by us after LIMITS.seconds (of a core, where others are at work too)
     memory           more than LIMITS.bytes resident at any time, or said to be out of it for a file's sake
     traceback        an exception left `main`, or another exit code came back
     half             files left after exit 2, parts of files, none after exit 0
@@ -131,7 +131,7 @@ class Watch:
                 self._change(event, os.path.realpath(path))
         elif event in CHANGES:
             for index in CHANGES[event]:
-                self._change(event, self._place(arguments, index))
+                self._change(event, self._place(event, arguments, index))
         elif event in STARTS:
             self._refuse("executed", f"{event} {arguments!r}"[:200])
         elif event in REQUESTS:
@@ -143,13 +143,13 @@ class Watch:
         elif event == "exec" and getattr(arguments[0], "co_filename", "").startswith(self.folder):
             self._refuse("executed", f"exec of {Path(arguments[0].co_filename).name}")
 
-    def _place(self, arguments: tuple, index: int) -> str:
+    def _place(self, event: str, arguments: tuple, index: int) -> str:
         """Where a path of an event leads, but for its last part, which is what is changed."""
         path = arguments[index]
         if isinstance(path, int):
             return os.path.realpath(f"/proc/self/fd/{path}")
         path, folder = os.fsdecode(path), arguments[-1]
-        if len(arguments) > 2 and isinstance(folder, int) and folder > 0:  # the path is seen from an open folder
+        if isinstance(folder, int) and folder > 0 and event != "os.truncate":  # the path is seen from an open folder
             path = os.path.join(f"/proc/self/fd/{folder}", path)
         return os.path.join(os.path.realpath(os.path.dirname(path) or "."), os.path.basename(path))
 
@@ -455,6 +455,7 @@ class Running(NamedTuple):
     handle: int  # a pidfd: readable when the process has ended
     folder: Path
     ends: float  # when its time is over
+    used: float = 0.0  # seconds of a core, when that was last looked at
 
 
 def start(case: Case, folder: Path, make: Callable, main: Callable, limits: Limits) -> Running:
@@ -470,6 +471,17 @@ def start(case: Case, folder: Path, make: Callable, main: Callable, limits: Limi
         finally:
             os._exit(0)
     return Running(case, process, os.pidfd_open(process), folder, time.monotonic() + limits.seconds)
+
+
+def has_waited_for_a_core(running: dict[int, Running], handle: int, limits: Limits) -> bool:
+    """Whether a process has worked less than it may because others were at work: then it gets more time."""
+    one = running[handle]
+    fields = _read(f"/proc/{one.process}/stat").rpartition(")")[2].split()
+    used = sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
+    if used >= limits.seconds or used - one.used < limits.seconds / 20:
+        return False
+    running[handle] = one._replace(used=used, ends=time.monotonic() + limits.seconds)
+    return True
 
 
 def finish(running: Running, killed: bool, limits: Limits) -> Verdict:
@@ -510,7 +522,8 @@ def run_cases(
             return
         patience = min(one.ends for one in running.values()) - time.monotonic()
         ended, _, _ = select.select(list(running), [], [], max(0, patience))
-        late = [handle for handle, one in running.items() if handle not in ended and one.ends <= time.monotonic()]
+        overdue = [handle for handle, one in running.items() if handle not in ended and one.ends <= time.monotonic()]
+        late = [handle for handle in overdue if not has_waited_for_a_core(running, handle, limits)]
         for handle in [*ended, *late]:
             one = running.pop(handle)
             verdict = finish(one, handle in late, limits)

@@ -1,8 +1,10 @@
 """Checkpoints by bytes, by the structure of the zip and by opcodes; torch's format before 1.6."""
 
+import bz2
 import collections
 import copy
 import io
+import lzma
 import pickletools
 import struct
 import types
@@ -44,9 +46,9 @@ def write_zip(entries: list[Entry], count: int | None = None, comment: bytes = b
     for entry in entries:
         fields = struct.pack("<HHHHHIII", 20, entry.flags, entry.method, 0, 33, *(
             value % 2**32 for value in (entry.crc, entry.compressed, entry.size)))  # fmt: skip
-        name = struct.pack("<H", len(entry.name) % 65536)
-        directory += b"PK\1\2\x14\0" + fields + name + bytes(12) + struct.pack("<I", getattr(entry, "at", len(body)))
-        directory += entry.name
+        name, central = struct.pack("<H", len(entry.name) % 65536), getattr(entry, "central", b"")
+        directory += b"PK\1\2\x14\0" + fields + name + struct.pack("<H", len(central)) + bytes(10)
+        directory += struct.pack("<I", getattr(entry, "at", len(body))) + entry.name + central
         body += b"PK\3\4" + fields + name + struct.pack("<H", len(entry.extra)) + entry.name + entry.extra + entry.data
     count = len(entries) if count is None else count
     end = struct.pack("<HHHHIIH", 0, 0, count % 65536, count % 65536, len(directory), len(body), len(comment))
@@ -91,6 +93,20 @@ def _change_entry(random, entries, entry) -> None:
     entry.crc = zlib.crc32(entry.data) if random.random() < 0.7 else entry.crc
 
 
+def _long_entry(random, entries, entry) -> None:
+    """Sizes in eight bytes each, right or wrong: zip64."""
+    sizes = random.choice(((entry.size, entry.compressed), (number(random) % 2**64, number(random) % 2**64)))
+    entry.size = entry.compressed = 2**32 - 1
+    entry.central = entry.extra = struct.pack("<HHQQ", 1, 16, *sizes)
+
+
+def _pack_entry(random, entries, entry) -> None:
+    """Compressed in a way that zip allows and torch does not write."""
+    entry.method, pack = random.choice(((12, bz2.compress), (14, lzma.compress), (95, zlib.compress)))
+    entry.data = pack(entry.data)
+    entry.compressed = len(entry.data)
+
+
 def _double_entry(random, entries, entry) -> None:
     entries.insert(random.randrange(len(entries) + 1), copy.copy(entry))
 
@@ -110,7 +126,7 @@ def _add_entry(random, entries, entry) -> None:
 
 ZIP_MUTATIONS = (
     _rename_entry, _resize_entry, _resize_entry, _deflate_entry, _bomb_entry, _change_entry, _change_entry,
-    _double_entry, _drop_entry, _shuffle_entries, _add_entry,
+    _double_entry, _drop_entry, _shuffle_entries, _long_entry, _pack_entry, _add_entry,
 )  # fmt: skip
 
 

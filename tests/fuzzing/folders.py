@@ -8,16 +8,10 @@ import shutil
 from pathlib import Path
 from random import Random
 
+from .canary import AUTO_MAP, CODE
 from .checkpoints import stored, write_zip
 from .mutate import VALID, command, json_bytes, mutate_bytes, mutate_tree, number, own_cache, valid_bytes, write
 from .objects import Payload, mutate_safetensors
-
-CODE = """open("EXECUTED", "w").write("x")
-import canary
-canary.call("module")
-from transformers import CLIPConfig as OwnConfig, CLIPModel as OwnModel, BertTokenizer as OwnTokenizer
-"""
-AUTO_MAP = {"AutoConfig": "own.OwnConfig", "AutoModel": "own.OwnModel", "AutoTokenizer": ["own.OwnTokenizer", None]}
 
 
 def _mutate_json(random, path: Path) -> None:

@@ -16,6 +16,7 @@ import pathlib
 import types
 import uuid
 from functools import cache, partial
+from pathlib import Path
 from random import Random
 
 import numpy as np
@@ -218,12 +219,18 @@ def saved(random: Random, content) -> bytes:
     return stream.getvalue()
 
 
+SOURCES = ("in/code", "in/code", "a/b", "hub:a/b", "clip:ViT-B/32", "clip:a/b", "clip:in/code", "/nothing/bert")
+
+
 def make_pth_objects(random: Random) -> list[str]:
     weights = weights_of("weights.pth")
     weights = mutate_weights(random, weights) if random.random() < 0.6 else weights
     config = mutate_tree(random, CONFIG, odd_object if random.random() < 0.6 else odd_value)
     if isinstance(config, dict) and random.random() < 0.5:
         config[random.choice(FIELDS)] = odd_object(random) if random.random() < 0.5 else odd_value(random)
+    if isinstance(config, dict) and random.random() < 0.2:
+        config["text_encoder"] = random.choice(SOURCES)
+        canary.write_code(Path("in/code"))
     wrapper = random.choice((*WRAPPERS, "a", "x.y"))
     content = random.choice(
         (
