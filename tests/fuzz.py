@@ -403,8 +403,8 @@ def _judge_picture(case, ending, argv, limits):
 
 def _judge_format(case, ending, argv, limits):
     """What is none of the documented formats is not drawn, whatever its name says."""
-    drawn = sorted((ending.folder / "in").glob("image*")) if case.kind in IMAGES and ending.ran["code"] == 0 else []
-    for path in drawn:
+    draws = case.kind in IMAGES and ending.ran["code"] == 0 and "--list-layers" not in argv
+    for path in sorted((ending.folder / "in").glob("image*")) if draws else ():
         start = path.read_bytes()[:132] if path.is_file() else b""
         if not start.startswith(SIGNATURES) and start[128:] != b"DICM":
             return "wrong", f"drew a file that begins with {start[:4]!r}"
@@ -432,7 +432,8 @@ def _signature(failure: str) -> str:
     places = FRAME.findall(failure)
     ours = [place for place in places if "/models/" in place[0] or "clip_gradcam" in place[0]]
     shown = " < ".join(f"{name} ({Path(path).name}:{line})" for path, line, name in [*places[-1:], *ours[:-4:-1]])
-    return f"{failure.strip().splitlines()[-1][:100]} | {shown}"
+    last = re.findall(r"^[\w.]+(?:Error|Exception|Exit|Interrupt)\b.*", failure, re.MULTILINE)
+    return f"{last[-1][:100] if last else failure.strip().splitlines()[-1][:100]} | {shown}"
 
 
 def _frames(stderr: str) -> str:
