@@ -61,19 +61,9 @@ class Limits(NamedTuple):
 LIMITS = Limits()
 GOOD = ("ok", "refused")
 OUTCOMES = (
-    *GOOD,
-    "executed",
-    "request",
-    "prompt",
-    "outside",
-    "signal",
-    "timeout",
-    "memory",
-    "traceback",
-    "half",
-    "noise",
-)
-OUTCOMES += ("wrong", "fuzzer")
+    *GOOD, "executed", "request", "prompt", "outside", "signal", "timeout", "memory", "traceback", "half", "noise",
+    "wrong", "fuzzer",
+)  # fmt: skip
 
 
 class Case(NamedTuple):
@@ -99,14 +89,16 @@ class Verdict(NamedTuple):
     argv: tuple = ()
     seconds: float = 0.0
     megabytes: int = 0
-    said: str = ""  # the end of standard error
+    stderr: str = ""  # its end
 
 
 # -- the process of one input --------------------------------------------------------------------
 
 STARTS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "pty.spawn", "webbrowser.open")
-REQUESTS = ("socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr", "socket.connect", "socket.sendto")
-REQUESTS += ("socket.bind", "urllib.Request")
+REQUESTS = (
+    "socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr", "socket.connect", "socket.sendto",
+    "socket.bind", "urllib.Request",
+)  # fmt: skip
 CHANGES = {  # audited event -> which of its arguments are paths
     "os.remove": (0,), "os.rename": (0, 1), "os.rmdir": (0,), "os.mkdir": (0,), "os.link": (1,), "os.symlink": (1,),
     "os.truncate": (0,), "os.chmod": (0,), "os.chown": (0,), "os.utime": (0,), "shutil.rmtree": (0,),
@@ -301,7 +293,7 @@ def judge(case: Case, ending: Ending, limits: Limits) -> Verdict:
     """The worst that can be said of a run."""
     if not ending.made or "unmade" in ending.made:
         unmade = ending.made.get("unmade", f"signal {ending.signal}: {ending.stderr[-300:]}")
-        return Verdict("fuzzer", unmade.strip().splitlines()[-1], said=unmade)
+        return Verdict("fuzzer", unmade.strip().splitlines()[-1], stderr=unmade)
     argv = tuple(ending.made["argv"])
     judged = (judgement(case, ending, argv, limits) for judgement in JUDGEMENTS)
     outcome, detail = next(filter(None, judged), (None, ""))
@@ -422,8 +414,10 @@ def _judge_numbers(case, ending, argv, limits):
     return ("wrong", f"a prediction that is no number: {odd[0]}") if odd else None
 
 
-JUDGEMENTS = (_judge_events, _judge_folder, _judge_end, _judge_memory, _judge_exit, _judge_words, _judge_outputs)
-JUDGEMENTS += (_judge_picture, _judge_format, _judge_numbers)
+JUDGEMENTS = (
+    _judge_events, _judge_folder, _judge_end, _judge_memory, _judge_exit, _judge_words, _judge_outputs,
+    _judge_picture, _judge_format, _judge_numbers,
+)  # fmt: skip
 FRAME = re.compile(r'File "([^"]*)", line (\d+),? in (\w+)')
 
 
@@ -647,7 +641,7 @@ def main() -> int:
     if arguments.only:
         kind, _, index = arguments.only.partition("/")
         ((_, verdict),) = run_cases([Case(kind, int(index), arguments.seed)], output, kinds.get, script_main)
-        print(json.dumps(verdict._asdict() | {"said": None}, indent=1), verdict.said, sep="\n")
+        print(json.dumps(verdict._asdict() | {"stderr": None}, indent=1), verdict.stderr, sep="\n")
         return int(verdict.outcome not in GOOD)
     journal = Journal(output / "journal.jsonl", arguments.seed, arguments.resume)
     done, start_time = journal.finished, time.monotonic()

@@ -20,6 +20,7 @@ from pathlib import Path
 from random import Random
 
 import numpy as np
+import tiny_pretrained
 import torch
 
 from . import canary
@@ -50,14 +51,8 @@ class Settings:
     img_size: int = 64
 
 
-class Payload:
-    """An object whose pickle calls `function(*arguments)` in whoever unpickles it."""
-
-    def __init__(self, function, *arguments):
-        self.function, self.arguments = function, arguments
-
-    def __reduce__(self):
-        return self.function, self.arguments
+class Payload(tiny_pretrained.Payload):
+    """One that can be copied without being executed."""
 
     def __deepcopy__(self, memory):
         return self
@@ -88,8 +83,9 @@ def optional(module: str, name: str, *arguments):
 
 
 DTYPES = ("f4", "i8", "?", "U3", "O", "c8", "M8[s]", "i4,f4", ">f8", ">i2")
-TENSOR_KINDS = (torch.float64, torch.float16, torch.bfloat16, torch.int8, torch.int64, torch.bool, torch.uint8)
-TENSOR_KINDS += (torch.complex64,)
+TENSOR_KINDS = (
+    torch.float64, torch.float16, torch.bfloat16, torch.int8, torch.int64, torch.bool, torch.uint8, torch.complex64,
+)  # fmt: skip
 OBJECTS = (
     lambda random: argparse.Namespace(img_size=64, a=odd_value(random)),
     lambda random: types.SimpleNamespace(img_size=64), lambda random: datetime.datetime(2026, 1, 2),
@@ -108,8 +104,7 @@ OBJECTS = (
     lambda random: torch.device("cuda:7"), lambda random: torch.Generator(), lambda random: torch.nn.Linear(2, 2),
     lambda random: torch.optim.SGD([torch.zeros(1, requires_grad=True)], 0.1),
     lambda random: torch.nn.Parameter(torch.zeros(2)),
-    lambda random: torch.zeros(2, dtype=random.choice(TENSOR_KINDS)),
-    lambda random: torch.zeros(2, 2).to_sparse(),
+    lambda random: torch.zeros(2, dtype=random.choice(TENSOR_KINDS)), lambda random: torch.zeros(2, 2).to_sparse(),
     lambda random: torch.quantize_per_tensor(torch.zeros(2), 0.1, 0, torch.qint8),
     lambda random: torch.zeros(10**9, device="meta"), lambda random: torch.zeros(1).expand(10**12),
     lambda random: nested(random), lambda random: _itself(), lambda random: number(random),

@@ -260,10 +260,10 @@ def _write_run(folder: Path) -> None:
     place.mkdir(parents=True, exist_ok=True)
     os.chdir(place)
     os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as said:
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as stderr:
         codes = [script.main(RUN), script.main([*RUN[:3], str(folder / "picture.png"), *RUN[4:-1]])]
     if codes != [1, 0]:
-        raise RuntimeError(f"the valid inputs do not work: {said.getvalue()}")
+        raise RuntimeError(f"the valid inputs do not work: {stderr.getvalue()}")
     os.remove("out/clip_gradcam_picture.png")
     Path("out/clip_gradcam_picture_overlay.png").rename(folder / "expected.png")  # so there is something to do again
     Path("out").rename(folder / "run")

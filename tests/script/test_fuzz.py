@@ -148,13 +148,13 @@ def test_an_input_is_the_same_whatever_runs_beside_it(tmp_path):
         print("警告:", Path("in/image.png").read_bytes()[4:].decode(), file=sys.stderr)
         return fine(argv)
 
-    def said(folder, workers, seed=0):
+    def run(folder, workers, seed=0):
         cases = fuzz.cases_of(["png", "gif"], 6, seed)
-        return {case: v.said for case, v in run_cases(cases, tmp_path / folder, lambda kind: make, show, workers)}
+        return {case: v.stderr for case, v in run_cases(cases, tmp_path / folder, lambda kind: make, show, workers)}
 
-    alone = said("a", 1)
-    assert alone == said("b", 3) and len(set(alone.values())) == 6
-    assert not set(alone.values()) & set(said("c", 3, seed=1).values())
+    alone = run("a", 1)
+    assert alone == run("b", 3) and len(set(alone.values())) == 6
+    assert not set(alone.values()) & set(run("c", 3, seed=1).values())
 
 
 def test_the_journal_goes_on(tmp_path):
