@@ -234,7 +234,7 @@ def work(case: Case, folder: Path, make: Callable, main: Callable, limits: Limit
     faulthandler.enable(2)
     faulthandler.register(signal.SIGUSR1, 2, all_threads=True)
     os.chdir(folder)
-    os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
+    os.environ |= {"XDG_CACHE_HOME": str(folder / "cache"), "HOME": str(folder / "home")}
     os.environ["TMPDIR"] = tempfile.tempdir = str(folder / "tmp")
     try:
         argv = make(case.random())
@@ -306,7 +306,8 @@ def judge(case: Case, ending: Ending, limits: Limits) -> Verdict:
 def _judge_events(case, ending, argv, limits):
     if (ending.folder / "EXECUTED").exists() and "EXECUTED" not in ending.made["tree"]:
         return "executed", "EXECUTED was written"
-    for outcome in ("executed", "outside", "request", "prompt"):
+    hub = "--download" in argv or any(argument.startswith("hub:") for argument in argv)  # the user's own wish
+    for outcome in ("executed", "outside", "prompt") if hub else ("executed", "outside", "request", "prompt"):
         what = [what for kind, what in ending.ran.get("events", ()) if kind == outcome]
         if what:
             return outcome, what[0]

@@ -50,7 +50,7 @@ def _forged(random: Random, data: bytes) -> bytes:
 
 def make_cache(random: Random) -> list[str]:
     own_cache()
-    (entry,) = Path("cache/clip_gradcam").iterdir()
+    entry = next(path for path in Path("cache/clip_gradcam").iterdir() if path.is_file())
     data = entry.read_bytes()
     entry.unlink()
     random.choice(

@@ -62,7 +62,7 @@ def make_class_texts(random: Random) -> list[str]:
 
 
 PATHS = (
-    OURS, PICTURE, TEXTS_FILE, "in", "missing.pth", "patients/zhangsan_hip", "", ".", "/", "in/*", "**/*.dcm", "[",
+    OURS, PICTURE, TEXTS_FILE, "in", "missing.pth", "patients/zhangsan_hip", "", ".", "in/*", "**/*.dcm", "[",
     "in/pipe", "in/loop", "in/socket", "/dev/null", "/dev/zero", "/dev/urandom", "/dev/stdin", "/proc/self/mem",
     "/dev/full", "a" * 300, "a/" * 3000, "~", "~nobody/x", "$HOME", "-", "--", "a\0b", "in/中文 图.png", "\udcff",
     "hub:a/b", "http://a/b.png", "file:///etc/passwd", "\\\\host\\share", "s3://a/b", "in/\x1b[31m.png",
@@ -84,6 +84,9 @@ INTEGERS = (
 )  # fmt: skip
 
 
+NUMBERS_OF_TYPES = {int: INTEGERS, float: ("0.5", "1e-9", "-0.5", "inf", "1e400", "0,5", "0.485", "255.0", *INTEGERS)}
+
+
 def _plant_files() -> None:
     own_cache()
     Path("in").mkdir()
@@ -96,7 +99,8 @@ def _plant_files() -> None:
 
 def _odd_flag(random: Random) -> list[str]:
     flag, options, _ = random.choice(script.FLAGS)
-    pool = INTEGERS if options.get("type") is int else PATHS if options.get("metavar") == "PATH" else (*NAMES, *PATHS)
+    pool = PATHS if options.get("metavar") == "PATH" else (*NAMES, *PATHS)
+    pool = NUMBERS_OF_TYPES.get(options.get("type"), pool)
     pool = OUTPUTS if flag == "--output-dir" else [*options.get("choices", ()), *pool]
     if options.get("action"):
         return [flag]
