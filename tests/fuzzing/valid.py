@@ -4,7 +4,9 @@ import contextlib
 import io
 import json
 import os
+import pickle
 import shutil
+import struct
 import warnings
 import zlib
 from pathlib import Path
@@ -21,10 +23,11 @@ from pydicom.uid import UID
 from safetensors.torch import save_file
 from tiny import gradient_picture, tiny_clip
 from tiny_pretrained import FAMILIES, save_pretrained, write_clip_bpe
+from torch.serialization import MAGIC_NUMBER, PROTOCOL_VERSION
 
 import clip_gradcam_visualization as script
 
-from .checkpoints import legacy_parts, read_zip
+from .checkpoints import legacy_parts, read_zip, write_zip
 from .leftovers import RUN
 from .mutate import HUGE, TEXTS, command, valid_bytes
 from .objects import weights_of
@@ -104,7 +107,7 @@ def _write_others(folder: Path) -> None:
     folder.mkdir()
     rgb = Image.fromarray(gradient_picture())
     Image.init()
-    for kind in sorted(set(Image.SAVE) - {"PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "DIB"}):
+    for kind in sorted(set(Image.SAVE) - {"PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "DIB", "PDF"}):
         stream = io.BytesIO()
         with contextlib.suppress(Exception):  # some write one mode only, some are not compiled in
             rgb.save(stream, format=kind)
@@ -227,12 +230,36 @@ def _write_ours(folder: Path) -> None:
     whole = {"model_state_dict": weights, "config": {"embed_dim": 32, "img_size": 64}}
     torch.save(whole, folder / "ours.pth")
     torch.save(weights, folder / "weights.pth")
-    torch.save(whole, folder / "ours_legacy.pth", _use_new_zipfile_serialization=False)
-    torch.save(weights, folder / "weights_legacy.pth", _use_new_zipfile_serialization=False)
+    (folder / "ours_legacy.pth").write_bytes(_legacy(whole))
+    (folder / "weights_legacy.pth").write_bytes(_legacy(weights))
     plain = {key: value.contiguous() for key, value in weights.items()}
     save_file(plain, folder / "ours.safetensors", {"img_size": "64", "embed_dim": "32"})
     adapter = {"base_model.model.vision_model.encoder.layers.0.self_attn.q_proj.lora_A.weight": torch.zeros(4, 32)}
     save_file(adapter, folder / "adapter.safetensors")
+
+
+def _legacy(content) -> bytes:
+    """What torch wrote before 1.6, with numbers where it has the tensors' addresses, other ones each time."""
+    storages, stream = {}, io.BytesIO()
+
+    def persistent_id(value):
+        if not isinstance(value, torch.storage.TypedStorage):
+            return None
+        key, _ = storages.setdefault(value._cdata, (f"{len(storages):06}", value))
+        return "storage", getattr(torch, value.pickle_storage_type()), key, "cpu", len(value), None
+
+    for header in (MAGIC_NUMBER, PROTOCOL_VERSION, {"protocol_version": PROTOCOL_VERSION, "little_endian": True}):
+        pickle.dump(header, stream, protocol=2)
+    pickler = pickle.Pickler(stream, protocol=2)
+    pickler.persistent_id = persistent_id
+    pickler.dump(content)
+    pickle.dump([key for key, _ in storages.values()], stream, protocol=2)
+    for _, storage in storages.values():
+        stream.write(
+            struct.pack("<q", len(storage))
+            + torch.empty(0, dtype=torch.uint8).set_(storage.untyped()).numpy().tobytes()
+        )
+    return stream.getvalue()
 
 
 def _write_openai(folder: Path) -> None:
@@ -244,6 +271,9 @@ def _write_openai(folder: Path) -> None:
         warnings.simplefilter("ignore")
         openai.trace(openai.make_original("vit", vocabulary), folder / "vit.pt")
         torch.jit.script(openai.Scripted(torch.nn.Linear(3, 4))).save(str(folder / "scripted.pt"))
+    for path in (folder / "vit.pt", folder / "scripted.pt"):  # without where the code stood, which differs each time
+        entries = read_zip(path.read_bytes())
+        path.write_bytes(write_zip([e for e in entries if not e.name.endswith((b".debug_pkl", b"serialization_id"))]))
 
 
 # -- what earlier runs left ----------------------------------------------------------------------
@@ -266,6 +296,7 @@ def _write_run(folder: Path) -> None:
         raise RuntimeError(f"the valid inputs do not work: {stderr.getvalue()}")
     os.remove("out/clip_gradcam_picture.png")
     Path("out/clip_gradcam_picture_overlay.png").rename(folder / "expected.png")  # so there is something to do again
+    Path("out/.clip_gradcam/lock").write_text("")
     Path("out").rename(folder / "run")
 
 
