@@ -246,7 +246,7 @@ def _legacy(content) -> bytes:
         if not isinstance(value, torch.storage.TypedStorage):
             return None
         key, _ = storages.setdefault(value._cdata, (f"{len(storages):06}", value))
-        return "storage", getattr(torch, value.pickle_storage_type()), key, "cpu", len(value), None
+        return "storage", getattr(torch, value._pickle_storage_type()), key, "cpu", value._size(), None
 
     for header in (MAGIC_NUMBER, PROTOCOL_VERSION, {"protocol_version": PROTOCOL_VERSION, "little_endian": True}):
         pickle.dump(header, stream, protocol=2)
