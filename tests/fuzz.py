@@ -495,13 +495,16 @@ def finish(running: Running, killed: bool, limits: Limits) -> Verdict:
     ended_by = os.WTERMSIG(status) if os.WIFSIGNALED(status) and not killed and not ran else 0
     stderr = _read(f"{running.folder}.stderr")
     ending = Ending(ended_by, killed, usage.ru_maxrss * 1024, stderr, made, ran, running.folder)
-    return judge(running.case, ending, limits)
+    try:
+        return judge(running.case, ending, limits)
+    except Exception as error:  # what a run leaves may be anything: one input must not end all
+        return Verdict("fuzzer", f"the judge: {error!r}", stderr=traceback.format_exc())
 
 
 def _read(path) -> str:
-    with contextlib.suppress(FileNotFoundError):
-        return Path(path).read_bytes().decode("utf-8", "backslashreplace")
-    return ""
+    """The text of a regular file, "" where there is something else or nothing: a pipe would never end."""
+    path = Path(path)
+    return path.read_bytes().decode("utf-8", "backslashreplace") if path.is_file() else ""
 
 
 def run_cases(

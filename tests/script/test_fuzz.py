@@ -109,6 +109,7 @@ FAKES = {
         "noise",
     ),
     "control characters on stdout": (lambda argv: print("\x07") or fine(argv), "noise"),
+    "a pipe for a table": (lambda argv: fine(argv) or os.mkfifo("out/results.csv") or 0, "ok"),
     "files after a refusal": (lambda argv: fine(argv) or refuse(argv), "half"),
     "no files after success": (lambda argv: 0, "half"),
     "no number": (lambda argv: print("预测：a（nan%）") or fine(argv), "wrong"),
