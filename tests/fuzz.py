@@ -4,6 +4,7 @@
     python tests/fuzz.py --kinds png dicom --count 500       # of some kinds only
     python tests/fuzz.py --resume                            # go on after it was cut off
     python tests/fuzz.py --only pth-opcodes/17               # one input again, with all that it prints
+    python tests/fuzz.py --output /dev/shm/fuzz              # in memory: a slow disk is half of the time
 
 Every input runs in a process of its own, forked from one that has imported everything, in a folder of its own, so that
 no input sees what another one did. Input i of a kind is the same for the same --seed, whatever else is run. An outcome:
