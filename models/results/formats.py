@@ -24,9 +24,10 @@ def figure_file(path: str | os.PathLike) -> Path:
 
 
 def check_output_name(name: str) -> None:
-    """InputError where `name` is not the name of a file alone, or one that a system keeps for a device."""
-    if "/" in name or "\\" in name or name in (".", ".."):
-        raise InputError(f"--output-name {name} 应只是文件名，不含文件夹：文件夹请用 --output-dir")
+    """InputError where `name`, with or without folders before it, ends in no name of a file that a system takes."""
+    name = re.split(r"[\\/]" if os.name == "nt" else "/", name)[-1]
+    if name in ("", ".", ".."):
+        raise InputError("--output-name 应是文件名，收到的是文件夹：文件夹请用 --output-dir")
     if os.name == "nt" and re.fullmatch(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?|.*[:*?\"<>|].*", name, re.IGNORECASE):
         raise InputError(f"--output-name {name} 在 Windows 上不能作文件名，请换一个")
 

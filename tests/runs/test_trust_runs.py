@@ -488,7 +488,7 @@ REFUSED = {
     "--img-size nan": "整数", "--img-size 1e3": "整数", f"--img-size {'9' * 6000}": "整数",
     "--target-text-idx 1000000000000000000000000000000": "超出范围", "--target-text-idx -1": "超出范围",
     f"--target-text-idx {'9' * 4000}": "超出范围",
-    **{f"--output-name {name}": "--output-name" for name in ("../x.png", "a/b", "..", ".", "/x.png", "a\\b")},
+    **{f"--output-name {name}": "--output-name" for name in ("a/..", "a/", "..", ".", "/")},
     **{f"{flag} ": f"{flag} 后面的值是空的" for flag in ("--output-name", "--output-dir", "--image-path", "--layers")},
     **{f"{flag} ": f"{flag} 后面的值是空的" for flag in ("--target-layer", "--class-texts-file", "--model-path")},
     **{f"{flag} a\0b": "空字符" for flag in ("--output-dir", "--image-path", "--model-path", "--output-name")},
