@@ -22,7 +22,7 @@ from ..weights.hub import (
     weights_of,
 )
 from ..weights.layouts import split_checkpoint
-from ..weights.names import BACKBONE
+from ..weights.names import BACKBONE, first_adapter
 
 
 class Content(NamedTuple):
@@ -72,14 +72,10 @@ def refuse_adapters(folder: Path) -> None:
         raise InputError(f"文件夹 {folder} 中有适配器（PEFT、LoRA）：{'、'.join(adapters)}；{MERGE_FIRST}")
 
 
-ADAPTER = re.compile(r"(?:^|\.)(?:lora_\w+|base_layer|modules_to_save|original_module)(?:\.|$)")
-
-
 def refuse_adapter_weights(weights: Mapping, path: Path) -> None:
     """CheckpointError where adapters stand among the weights that were read from `path`."""
-    adapters = [key for key in weights if ADAPTER.search(key)]
-    if adapters:
-        raise CheckpointError(f"{path} 的权重中有没有合并的适配器（PEFT、LoRA）：{adapters[0]}；{MERGE_FIRST}")
+    if adapter := first_adapter(weights):
+        raise CheckpointError(f"{path} 的权重中有没有合并的适配器（PEFT、LoRA）：{adapter}；{MERGE_FIRST}")
 
 
 # what training leaves beside the weights: optimizers, schedulers, random states, arguments

@@ -6,6 +6,7 @@ shows (activation, width of the heads) is said by an open_clip_config.json besid
 """
 
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from ..errors import CheckpointError, InputError
+from ..errors import CheckpointError, InputError, InputWarning
 from ..heavy import transformers
 from ..images.preprocessing import Preprocessing
 from ..savings import forget
@@ -23,10 +24,11 @@ from ..towers.tokenizers import find_clip_tokenizer, tokenizer_of
 from ..weights.configs import SWITCH, WIDTH, WORD, check_fields
 from ..weights.files import TORCHSCRIPT
 from ..weights.hub import SHIPPED_TEXT_ENCODERS, as_input_error, read_json
-from ..weights.layouts import split_checkpoint
+from ..weights.layouts import check_usable, split_checkpoint
 from ..weights.modules import assign_weights, give_buffers_values
 from ..weights.names import WRAPPER_PREFIX
 from ..weights.openai_names import translate
+from ..weights.search import search_checkpoint
 from .content import Content, Request, refuse_adapter_weights
 from .processors import CLIP_MEAN, CLIP_STD, DEVIATIONS, NUMBERS, scaled, three
 
@@ -41,7 +43,11 @@ NO_WEIGHTS = re.compile(r"^(?:input_resolution|context_length|vocab_size|attn_ma
 
 def openai_weights(checkpoint: Mapping) -> dict[str, torch.Tensor]:
     """The weights of a wrapped or bare checkpoint, without the prefixes of wrappers and without constants."""
-    weights = split_checkpoint(checkpoint)[0]
+    contents = search_checkpoint(checkpoint)
+    check_usable(contents)
+    for message in contents.choices:
+        warnings.warn(message, InputWarning, stacklevel=3)
+    weights = contents.weights
     named = {WRAPPER_PREFIX.sub("", key): tensor for key, tensor in weights.items() if isinstance(tensor, torch.Tensor)}
     named = {re.sub(CUSTOM_TEXT, "", key): tensor for key, tensor in named.items()}
     return {key: tensor for key, tensor in named.items() if not NO_WEIGHTS.match(key)}

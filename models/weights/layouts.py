@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from ..errors import CheckpointError, InputWarning
 from ..heavy import torch
-from .names import BACKBONE, CLIP_TEXT, CLIP_WORDS, TEXT_BACKBONE, Rules, rename
+from .names import BACKBONE, CLIP_TEXT, CLIP_WORDS, TEXT_BACKBONE, Rules, first_adapter, rename
 from .pickles import fields_of
 from .search import Contents, same_weight, search_checkpoint
 
@@ -151,7 +151,6 @@ TEXT_SIZES = (
     ("intermediate_size", "encoder.layer.0.intermediate.dense.weight"),
     ("intermediate_size", "encoder.layers.0.mlp.fc1.weight"),
 )
-ADAPTER = re.compile(r"\.(?:lora_\w+|base_layer|modules_to_save|original_module|ia3_\w+|oft_r|hada_w\w+)(?:\.|$)")
 TEXT_LEFTOVER = re.compile(r"^(?:pooler|cls)\.|(?:^|\.)position_ids$|(?:^|\.)token_type_ids$")
 
 
@@ -198,8 +197,7 @@ def check_usable(contents: Contents) -> None:
 
 def _check_adapters(weights: Mapping) -> None:
     """CheckpointError for adapters that nobody has merged: with them and without them it is another model."""
-    adapter = next((name for name in weights if ADAPTER.search(name)), None)
-    if adapter:
+    if adapter := first_adapter(weights):
         raise CheckpointError(
             f"检查点中有没有合并的适配器（{adapter}）；请在训练环境中先合并再保存："
             'torch.save(model.merge_and_unload().state_dict(), "weights.pth")'
@@ -232,7 +230,7 @@ def translate_checkpoint(checkpoint: Mapping) -> Translated:
     contents = search_checkpoint(checkpoint)
     check_usable(contents)
     _check_adapters(contents.weights)
-    for message in contents.messages:
+    for message in (*contents.choices, *contents.contradictions):
         warnings.warn(message, InputWarning, stacklevel=3)
     metadata, weights = contents.metadata, _without_inner_wrappers(contents.weights)
     if any(TEXT_BACKBONE + key in weights for key in CLIP_WORDS):

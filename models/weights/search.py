@@ -30,7 +30,8 @@ class Contents(NamedTuple):
 
     weights: dict[str, torch.Tensor]  # names after the common prefix; without a model's names, the largest mapping's
     metadata: dict  # of FIELDS, where the checkpoint says something
-    messages: list[str]  # what the user must know of the choices made
+    choices: list[str]  # what the user must know: which of several models' weights these are
+    contradictions: list[str]  # and what the metadata leave in doubt
     unusable: dict[str, str]  # names of weights that are no dense tensors of real numbers, and what they are instead
 
 
@@ -45,7 +46,7 @@ def search_checkpoint(checkpoint: Mapping) -> Contents:
     if "temperature" in weights:
         plain = [(path, value) for path, value in plain if path[-1:] != ("temperature",)]
     metadata, messages = _metadata(plain, place.root)
-    return Contents(weights, metadata, [*_describe_choice(places, tensors), *messages], unusable)
+    return Contents(weights, metadata, _describe_choice(places, tensors), messages, unusable)
 
 
 # -- the walk ---------------------------------------------------------------------------------

@@ -728,3 +728,10 @@ def test_as_open_clip_computes_it(vocabulary, write_checkpoint, tmp_path, kind, 
             (model.text_encoder(texts=TEXTS), theirs.encode_text(ids, normalize=True)),
         ):
             torch.testing.assert_close(own, expected, rtol=0, atol=1e-5)
+
+
+def test_of_several_weights_the_models_own_are_used_and_said(original, write_checkpoint):
+    other = {key: tensor + 1 for key, tensor in original.state_dict().items()}
+    path = write_checkpoint({"ema": other, "net": {f"clip.{key}": t for key, t in original.state_dict().items()}})
+    with pytest.warns(InputWarning, match="采用 net.clip 的，没有采用 ema 的"):
+        assert_like(load_clip_checkpoint(path), original)
