@@ -7,6 +7,7 @@ is inflated up to its first frame's end and no further.
 from __future__ import annotations
 
 import io
+import itertools
 import struct
 import zlib
 from collections.abc import Iterator
@@ -18,7 +19,8 @@ from ..errors import InputError
 from .limits import check_pixel_count
 
 DECODERS = "pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg"
-LONGEST_HEADER = 1 << 26  # bytes before the pixels of a deflated file
+LONGEST_HEADER = 1 << 23  # bytes before the pixels of a deflated file
+MOST_ELEMENTS = 20_000  # before the pixels; a file has hundreds
 PIECE = 1 << 20  # bytes that are inflated at a time
 _FIRST_GROUPS = (0x0002, 0x0008)  # a dataset begins with its meta header, or with what identifies it
 _SEQUENTIAL, _SCAN = (0xC0, 0xC1), 0xDA  # JPEG's markers: frames of 8 and 12 bits, a scan
@@ -53,8 +55,8 @@ def read_stored(file: BinaryIO) -> tuple[np.ndarray, object]:
     from pydicom.filereader import read_partial
     from pydicom.pixels.utils import as_pixel_options
 
-    file = _inflated(file) or file
-    header = read_partial(file, stop_when=_at_pixels, force=True)
+    file = _inflated(file) or _Bounded(file)
+    header = read_partial(file, stop_when=_until_pixels(), force=True)
     _complete(header)
     keyword, vr, length = _pixel_element(file.read(12), file, header)
     syntax = _transfer_syntax(file, header, length)
@@ -70,8 +72,30 @@ def read_stored(file: BinaryIO) -> tuple[np.ndarray, object]:
     return (_used_bits(stored, header) if own_bits else stored), header
 
 
-def _at_pixels(tag, vr, length) -> bool:
-    return tag in (0x7FE00008, 0x7FE00009, 0x7FE00010)
+class _Bounded:
+    """A file that is asked for no more than it has: a length that an element declares takes no memory."""
+
+    def __init__(self, file: BinaryIO):
+        self._file, place = file, file.tell()
+        self._size = file.seek(0, io.SEEK_END)
+        file.seek(place)
+        self.seek, self.tell, self.name = file.seek, file.tell, getattr(file, "name", "")
+
+    def read(self, size: int = -1) -> bytes:
+        left = max(0, self._size - self._file.tell())
+        return self._file.read(left if size is None or size < 0 else min(size, left))
+
+
+def _until_pixels():
+    """What tells pydicom to stop: at the pixels; InputError where there are more elements than any file has."""
+    elements = itertools.count()
+
+    def at_pixels(tag, vr, length) -> bool:
+        if next(elements) > MOST_ELEMENTS:
+            raise InputError(f"像素之前的数据元素超过 {MOST_ELEMENTS} 个，文件已损坏")
+        return tag in (0x7FE00008, 0x7FE00009, 0x7FE00010)
+
+    return at_pixels
 
 
 def _complete(header) -> None:
@@ -196,7 +220,9 @@ def _end_of_first_frame(data: bytearray) -> int | None:
 
     beginning = io.BytesIO(data)
     try:
-        header = read_partial(beginning, stop_when=_at_pixels, force=True) if data else {}
+        header = read_partial(beginning, stop_when=_until_pixels(), force=True) if data else {}
+    except InputError:
+        raise
     except Exception:  # cut in the middle of an element
         return None
     start = beginning.tell()
