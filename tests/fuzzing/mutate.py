@@ -102,10 +102,13 @@ def odd_text(random: Random) -> str:
 
 
 def nodes(tree) -> list[tuple]:
-    """(container, key) of everything below a tree of dicts and lists."""
-    below, todo = [], [tree]
+    """(container, key) of everything below a tree of dicts and lists, which may hold itself."""
+    below, todo, visited = [], [tree], set()
     while todo:
         container = todo.pop()
+        if id(container) in visited:
+            continue
+        visited.add(id(container))
         keys = list(container) if isinstance(container, dict) else range(len(container))
         for key in keys:
             below.append((container, key))
