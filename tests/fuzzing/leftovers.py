@@ -104,13 +104,21 @@ def _replace_state(random, state: Path) -> None:
     random.choice((place.mkdir, partial(os.mkfifo, place), partial(place.write_bytes, random.randbytes(50))))()
 
 
-def _mutate_state_file(random, state: Path) -> None:
+def _state_file(random, state: Path) -> Path:
+    """One of a run's files; OSError where an earlier mutation put a pipe in its place."""
     path = state / random.choice(("settings.json", "rows-0.jsonl", "plan.jsonl", "rows-0.jsonl"))
+    if not path.is_file():
+        raise FileNotFoundError(path)
+    return path
+
+
+def _mutate_state_file(random, state: Path) -> None:
+    path = _state_file(random, state)
     path.write_bytes(mutate_bytes(random, path.read_bytes()))
 
 
 def _mutate_state_tree(random, state: Path) -> None:
-    path = state / random.choice(("settings.json", "rows-0.jsonl", "plan.jsonl", "rows-0.jsonl"))
+    path = _state_file(random, state)
     if path.suffix == ".json":
         return path.write_bytes(json_bytes(random, mutate_tree(random, json.loads(path.read_bytes()))))
     lines = [json.loads(line) for line in path.read_bytes().splitlines()]

@@ -132,7 +132,7 @@ def mutate_tree(random: Random, tree, value: Callable = odd_value):
             del container[key]
         elif action == 4:
             other, other_key = random.choice(below)
-            with contextlib.suppress(LookupError):
+            with contextlib.suppress(LookupError, RecursionError):  # too deep to be copied: it stays as it is
                 container[key] = copy.deepcopy(other[other_key])
         elif isinstance(container, dict):
             container[odd_text(random)] = container.pop(key)

@@ -164,7 +164,7 @@ def mutate_tensor(random: Random, tensor: torch.Tensor):
             lambda: tensor.float().to_sparse(),
             lambda: torch.quantize_per_tensor(tensor.float(), 0.1, 0, torch.qint8),
             lambda: tensor.to("meta"),
-            lambda: torch.zeros(1).expand(tensor.shape),
+            lambda: torch.zeros(()).expand(tensor.shape),
             lambda: torch.zeros(1).expand(10**6, *tensor.shape),
             lambda: torch.nn.Parameter(tensor.float()),
             lambda: torch.tensor(random.choice((0.0, -1.0, 1e-30, 1e30, float("nan"), float("inf")))),
