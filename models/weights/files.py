@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ..errors import CheckpointError, InputError, InputWarning
 from ..heavy import safetensors, torch
+from ..inputs import check_regular_file
 from .archives import BadArchive, is_legacy, is_torchscript, read_archive, read_legacy
 from .pickles import BadPickle, Opaque, fields_of
 
@@ -85,6 +86,8 @@ def read_checkpoint_file(path: str | os.PathLike, mapped: bool | None = None) ->
     checkpoint.
     """
     path = Path(path)
+    if not path.is_dir():
+        check_regular_file(path, "检查点")
     if not path.is_file():
         folder = "（是文件夹，但其中没有 config.json）" if path.is_dir() else ""
         raise InputError(f"找不到检查点文件：{path}{folder}")

@@ -665,3 +665,10 @@ def test_tensors_that_lie_over_each_other_are_no_bomb(tmp_path):
         archive._didModify = True
     with pytest.raises(InputError, match="大得可疑|已损坏"):
         read_checkpoint_file(tmp_path / "a.pth")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes with names are POSIX's")
+def test_a_pipe_is_answered_at_once(tmp_path):
+    os.mkfifo(tmp_path / "a.pth")
+    with pytest.raises(InputError, match="检查点 .*a.pth：这是管道"):
+        load_clip_checkpoint(tmp_path / "a.pth")
