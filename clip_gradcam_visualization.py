@@ -668,8 +668,8 @@ def visualize_clip_gradcam(
 
 def explainer_of(args, model, question: Question) -> Explainer:
     """The Explainer of the flags; a method that was not asked for is the encoder's default."""
-    asked = args.method, args.similarity, args.layers or args.target_layer
-    method, similarity, layers = with_defaults(model, model.image_encoder_name, *asked)
+    choices = args.method, args.similarity, args.layers or args.target_layer
+    method, similarity, layers = with_defaults(model, model.image_encoder_name, *choices)
     question = question._replace(method=method, similarity=similarity)
     return Explainer(model, model.class_text_features, question, layers)
 

@@ -19,8 +19,8 @@ def _object_of_strings(path):
     def build(pairs):
         texts = dict(pairs)
         if len(texts) < len(pairs):
-            seen = set()
-            twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+            names = set()
+            twice = next(key for key, _ in pairs if key in names or names.add(key))
             raise InputError(f"类别文本文件 {path} 中类别 {_shown(twice)} 出现了两次")
         return texts
 

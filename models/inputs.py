@@ -1,5 +1,6 @@
 """What is read must be a file that ends: at a pipe or a device the command would wait, or read for ever."""
 
+import math
 import os
 import stat
 
@@ -23,3 +24,11 @@ def check_regular_file(path: str | os.PathLike, what: str) -> None:
     if not stat.S_ISREG(mode):
         kind = _KINDS.get(stat.S_IFMT(mode), "特殊文件")
         raise InputError(f"无法读取{what} {path}：这是{kind}，不是普通文件；请给出文件的路径")
+
+
+def finite_number(text: str) -> float:
+    """A number of a JSON file, NaN and Infinity included; ValueError where it is not finite: 1e999 is none either."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text[:40]} 不是有限的数")
+    return number

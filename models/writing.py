@@ -100,7 +100,7 @@ def check_own(path: Path, kind: Callable[[int], bool] = stat.S_ISREG) -> None:
 
 
 def not_our_own(path) -> InputError:
-    return InputError(f"{path} 不是本程序写的（是链接、管道、设备，或类型不对）：请删除它，或换 --output-dir")
+    return InputError(f"{path} 不是本工具写的（是链接、管道、设备，或类型不对）：请删除它，或换 --output-dir")
 
 
 _OPEN_MODES = {"rb": os.O_RDONLY, "r+b": os.O_RDWR | os.O_CREAT, "ab": os.O_WRONLY | os.O_APPEND | os.O_CREAT}

@@ -98,7 +98,7 @@ def captured_attention(
 
 def _watch_block(block: torch.nn.Module, trace: Trace, graph: str, hooks: Hooks) -> None:
     """Hooks on one block: what it attends to, and its output."""
-    projected, alone = {}, _is_plain(block)
+    projected, is_plain = {}, _is_plain(block)
 
     def keep(kind):
         return lambda module, inputs, output: projected.__setitem__(kind, output.detach())
@@ -119,7 +119,7 @@ def _watch_block(block: torch.nn.Module, trace: Trace, graph: str, hooks: Hooks)
     for kind in ("query", "key", "value"):
         hooks.after(projection(block, kind), keep(kind))
     hooks.before(projection(block, "output"), before_output, prepend=True)  # o itself, before anybody changes it
-    if graph == "block" and alone:
+    if graph == "block" and is_plain:
         for name, module in block.named_modules():
             if name in LAST_LINEAR:
                 hooks.after(module, _mean_gradient)

@@ -17,8 +17,8 @@ PIXELS = "像素请用 explain，或先做预处理：preprocessing_of(model)(�
 
 def model_input(images) -> torch.Tensor:
     """A tensor or an array [B, C, H, W] or [C, H, W] of floating point -> a tensor [B, C, H, W]; else InputError."""
-    if isinstance(images, np.ndarray) and images.dtype.kind in "fiub":
-        images = torch.from_numpy(np.ascontiguousarray(images))
+    if isinstance(images, np.ndarray) and images.dtype.kind in "fiub" and images.itemsize <= 8:
+        images = torch.from_numpy(np.ascontiguousarray(images, images.dtype.newbyteorder("=")))
     if not isinstance(images, torch.Tensor):
         raise InputError(f"images 应是模型的输入 [B, 3, H, W]，收到的是 {type(images).__name__}；{PIXELS}")
     shape = list(images.shape)
@@ -68,12 +68,12 @@ def _why_failed(tower, images, error) -> str:
     weights = dict(tower.named_parameters()) | dict(tower.named_buffers())
     convolution = next((m for m in tower.modules() if isinstance(m, torch.nn.Conv2d)), None)
     channels = convolution and convolution.in_channels
-    shape, kinds = list(images.shape), {str(w.device) for w in weights.values()}
+    shape, devices = list(images.shape), {str(w.device) for w in weights.values()}
     empty = next((name for name, w in weights.items() if w.is_meta), None)
     if empty is not None:
         return f"图像编码器的权重 {empty} 还在 meta 设备上，没有数值；请先载入权重，例如 load_clip_checkpoint(路径)"
-    if len(kinds) > 1:
-        return f"图像编码器的权重在不同的设备上（{'、'.join(sorted(kinds))}）；请用 model.to(设备) 移到一个设备"
+    if len(devices) > 1:
+        return f"图像编码器的权重在不同的设备上（{'、'.join(sorted(devices))}）；请用 model.to(设备) 移到一个设备"
     if any(w.is_inference() for w in weights.values()):
         return "模型是在 torch.inference_mode() 之内建立的，不能求梯度；请在它之外建立或载入模型"
     if channels and channels != shape[1]:

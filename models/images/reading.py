@@ -197,6 +197,8 @@ def to_pixels(image, grey_range: GreyRange | str | tuple | None = None) -> np.nd
         return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
     if pixels.dtype.kind == "b":
         return to_pixels(pixels.astype(np.uint8) * 255)
-    if pixels.shape[2] == 3 and not (pixels.dtype.kind == "f" and pixels.min() >= 0 and pixels.max() <= 1):
+    is_share = pixels.dtype.kind == "f" and pixels.min() >= 0 and pixels.max() <= 1
+    if pixels.shape[2] == 3 and not is_share:
         raise InputError("彩色图像的数组应是 uint8，或 0 到 1 之间的浮点数")
+    grey_range = GreyRange("full") if is_share and grey_range == AUTO else grey_range
     return grey_to_rgb(pixels.astype(np.float32) if pixels.dtype == np.float16 else pixels, grey_range)

@@ -23,6 +23,7 @@ from ..weights.hub import (
 )
 from ..weights.layouts import split_checkpoint
 from ..weights.names import BACKBONE, first_adapter
+from ..weights.pickles import fields_of
 
 
 class Content(NamedTuple):
@@ -56,7 +57,7 @@ def _read_folder(folder: Path, mapped: bool | None) -> Content:
         return Content(path, _read_files(path, mapped))
     path = checkpoint_of(folder)
     checkpoint = _read_files(path, mapped)
-    if "model_type" in config and not any(BACKBONE in str(key) for key in split_checkpoint(checkpoint)[0]):
+    if "model_type" in config and not any(BACKBONE in key for key in split_checkpoint(checkpoint)[0]):
         return Content(folder, is_folder=True)  # another model: said by name
     return Content(path, _with_config(checkpoint, folder))
 
@@ -124,8 +125,7 @@ def _read_files(path: Path, mapped: bool | None = None) -> Mapping:
 
 def read_folder_weights(folder: Path) -> dict:
     """All tensors of a folder of transformers, by name."""
-    weights = split_checkpoint(_read_files(weights_of(folder)))[0]
-    return {key: tensor for key, tensor in weights.items() if hasattr(tensor, "is_floating_point")}
+    return split_checkpoint(_read_files(weights_of(folder)))[0]
 
 
 CONFIG_FILES = ("hparams.json", "args.json", "config.json")  # a later one counts
@@ -139,13 +139,12 @@ def _with_config(checkpoint: Mapping, folder: Path) -> MutableMapping:
             beside.update(read_json(folder / name))
     if not beside:
         return checkpoint
-    wrapped = checkpoint if split_checkpoint(checkpoint)[0] is not checkpoint else {"state_dict": checkpoint}
-    own = _config_of(wrapped)
+    own = _config_of(checkpoint)
     for name, value in beside.items():
         if isinstance(own.get(name), (int, float, str)) and own[name] != value:
             message = f"{folder} 中的 JSON 文件写着 {name} {str(value)[:40]}，检查点写着 {own[name]}，按检查点处理"
             warnings.warn(message, InputWarning, stacklevel=5)
-    return {**wrapped, "config": {**beside, **own}}
+    return {**checkpoint, "config": {**beside, **own}}
 
 
 def _config_of(checkpoint: Mapping) -> dict:
@@ -154,7 +153,7 @@ def _config_of(checkpoint: Mapping) -> dict:
     if isinstance(config, str):
         with contextlib.suppress(ValueError, RecursionError):
             config = json.loads(config)
-    return dict(config if isinstance(config, Mapping) else getattr(config, "__dict__", {}))
+    return dict(fields_of(config) or {})
 
 
 class Request(NamedTuple):

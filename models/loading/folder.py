@@ -41,7 +41,7 @@ FIRST_TOKEN = ("chinese_clip",)  # their text embedding is the first token's
 
 
 def recognises(content: Content) -> bool:
-    """Whether it is a folder, which transformers reads."""
+    """Whether it is a folder as transformers saves it."""
     return content.is_folder
 
 
@@ -174,8 +174,8 @@ def _names_of(network: nn.Module, weights: Mapping, folder: Path) -> dict[str, t
             continue
         if name.partition(".")[0] not in parts:
             outside.append(key)
-        elif own.get(name, tensor).is_floating_point() and not _is_plain(tensor):
-            raise CheckpointError(f"{key} 不是普通的浮点张量（{tensor.dtype}，{tensor.layout}）")
+        elif own.get(name, tensor).is_floating_point() and not tensor.is_floating_point():
+            raise CheckpointError(f"{key} 不是普通的浮点张量（{tensor.dtype}）")
         else:
             named[name] = tensor
     if outside:
@@ -187,7 +187,3 @@ def _names_of(network: nn.Module, weights: Mapping, folder: Path) -> dict[str, t
 def _name_in(own: Mapping, key: str) -> str:
     spellings = (re.sub(pattern, replacement, key) for pattern, replacement in SPELLINGS)
     return next((name for name in (key, *spellings) if name in own), key)
-
-
-def _is_plain(tensor: torch.Tensor) -> bool:
-    return tensor.is_floating_point() and tensor.layout == torch.strided and not tensor.is_quantized

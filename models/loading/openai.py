@@ -47,8 +47,7 @@ def openai_weights(checkpoint: Mapping) -> dict[str, torch.Tensor]:
     check_usable(contents)
     for message in contents.choices:
         warnings.warn(message, InputWarning, stacklevel=3)
-    weights = contents.weights
-    named = {WRAPPER_PREFIX.sub("", key): tensor for key, tensor in weights.items() if isinstance(tensor, torch.Tensor)}
+    named = {WRAPPER_PREFIX.sub("", key): tensor for key, tensor in contents.weights.items()}
     named = {re.sub(CUSTOM_TEXT, "", key): tensor for key, tensor in named.items()}
     return {key: tensor for key, tensor in named.items() if not NO_WEIGHTS.match(key)}
 
@@ -56,7 +55,7 @@ def openai_weights(checkpoint: Mapping) -> dict[str, torch.Tensor]:
 def recognises(content: Content) -> bool:
     """Whether a checkpoint has an image tower under OpenAI's name, be it one that we can build or not."""
     weights = {} if content.is_folder else split_checkpoint(content.checkpoint)[0]
-    return any(isinstance(key, str) and WRAPPER_PREFIX.sub("", key).startswith("visual.") for key in weights)
+    return any(WRAPPER_PREFIX.sub("", key).startswith("visual.") for key in weights)
 
 
 class Settings(NamedTuple):
@@ -69,8 +68,8 @@ class Settings(NamedTuple):
     cautions: tuple[str, ...] = ()  # what of this is assumed
 
 
-KNOWN_VISION = {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio", "patch_dropout"}
-KNOWN_TEXT = {"context_length", "vocab_size", "width", "heads", "layers", "output_tokens"}
+VISION_FIELDS = {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio", "patch_dropout"}
+TEXT_FIELDS = {"context_length", "vocab_size", "width", "heads", "layers", "output_tokens"}
 
 # width of an image tower -> width of its heads, where it is not 64: open_clip's ViT-H, g, bigG and e
 HEAD_WIDTHS = {1280: 80, 1408: 88, 1664: 104, 1792: 112}
@@ -111,8 +110,8 @@ def _open_clip_settings(file: Path) -> Settings:
     check_fields(model, {}, file, "model_cfg.")
     parts |= {name: model.get(name) or {} for name in ("vision_cfg", "text_cfg")}
     read = {name: check_fields(parts[name], fields, file, f"{name}.") for name, fields in OPEN_CLIP_FIELDS.items()}
-    strange = [key for key, value in parts["vision_cfg"].items() if value and key not in KNOWN_VISION]
-    strange += [key for key, value in parts["text_cfg"].items() if value and key not in KNOWN_TEXT]
+    strange = [key for key, value in parts["vision_cfg"].items() if value and key not in VISION_FIELDS]
+    strange += [key for key, value in parts["text_cfg"].items() if value and key not in TEXT_FIELDS]
     if strange:
         raise InputError(f"{file} 中的 {'、'.join(strange[:3])} 不受支持；支持：{SUPPORTED}")
     activation = "quick_gelu" if read["model_cfg"].get("quick_gelu") else "gelu"

@@ -18,7 +18,7 @@ from .text_cache import CachedFeatures
 
 def recognises(content: Content) -> bool:
     """Whether a checkpoint has an image encoder under our name."""
-    return not content.is_folder and any(BACKBONE in str(key) for key in split_checkpoint(content.checkpoint)[0])
+    return not content.is_folder and any(BACKBONE in key for key in split_checkpoint(content.checkpoint)[0])
 
 
 def load(content: Content, request: Request, cached: CachedFeatures | None = None) -> CLIPModel:
@@ -55,7 +55,7 @@ def model_config(translated: Translated, request: Request) -> dict:
         warnings.warn(message, InputWarning, stacklevel=4)
         config["image_encoder"] = recognised
     projection = translated.state_dict.get("image_encoder.projection.weight")
-    if projection is not None:
+    if projection is not None and projection.ndim == 2:
         config["embed_dim"] = int(projection.shape[0])
     if "img_size" not in config and (side := side_of_positions(translated)):
         config["img_size"] = translated.metadata["img_size"] = side

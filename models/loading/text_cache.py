@@ -26,11 +26,11 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import InputError
-from ..heavy import huggingface_hub, torch
+from ..heavy import torch
 from ..inputs import check_regular_file
-from ..weights.hub import ASSETS, text_encoder_source
+from ..weights.hub import ASSETS, hub_folder, text_encoder_source
 from ..writing import check_own, open_own, write_files
-from .fingerprint import checkpoint_fingerprint, folder_files, folder_fingerprint
+from .fingerprint import fingerprint, folder_files
 
 FORMAT = "clip-gradcam text features 1"  # another number where TextEncoder or this file comes to mean something else
 TOKENIZER_FILES = ("vocab.txt", "tokenizer*.json", "config*.json", "special_tokens_map.json", "added_tokens.json")
@@ -106,7 +106,7 @@ def file_features_key(
     None where the file is not the one that was read: a training may have replaced it since.
     """
     try:
-        content = folder_fingerprint(path) if os.path.isdir(path) else checkpoint_fingerprint(path)
+        content = fingerprint(path)
     except (OSError, InputError):
         return None
     if state is None or file_state(path) != state:
@@ -135,7 +135,7 @@ def _text_encoder_files(name: str) -> list | None:
     if folder.is_dir():
         kind = f"shipped {folder.name}" if folder.is_relative_to(ASSETS) else "folder"
     else:
-        kind, folder = f"hub {source}", _hub_folder(source)
+        kind, folder = f"hub {source}", hub_folder(source)
     if folder is None:
         return None
     try:
@@ -154,17 +154,6 @@ def _hash_of(path: Path) -> str:
         while piece := file.read(1 << 20):
             digest.update(piece)
     return digest.hexdigest()
-
-
-def _hub_folder(name: str) -> Path | None:
-    """Where the local cache of the model hub keeps `name`; None where it does not."""
-    if os.environ.get("TRANSFORMERS_CACHE"):  # an older transformers looks there, and not where we would
-        return None
-    try:
-        config_file = huggingface_hub.try_to_load_from_cache(name, "config.json")
-    except (ValueError, OSError):  # no name of a repository
-        return None
-    return Path(config_file).parent if isinstance(config_file, str) else None
 
 
 # ---------------------------------------------------------------------------------------------

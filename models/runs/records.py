@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePath
 
 from ..errors import InputError
+from ..inputs import finite_number
 from ..writing import check_no_link_between, check_own
 from .tables import COLUMNS
 
@@ -29,14 +30,10 @@ def record_of(line: bytes, texts: int) -> dict | None:
     None where it is no such line of a run with this number of texts.
     """
     try:
-        record = json.loads(line, parse_constant=_no_number)
+        record = json.loads(line, parse_constant=finite_number, parse_float=finite_number)
     except (ValueError, RecursionError):
         return None
     return record if _is_record(record, texts) else None
-
-
-def _no_number(name: str):
-    raise ValueError(f"{name} is no number of JSON")
 
 
 def _is_record(record, texts: int) -> bool:

@@ -256,14 +256,14 @@ class Part:
         self._lock = threading.Lock()
 
     def append(self, record: Mapping) -> None:
-        """Write one image's line; InputError where the disk is full, or so many texts are explained in no line."""
+        """Write one image's line; InputError where the disk is full, or the line would be longer than LONGEST_LINE."""
         line = json_line(record).encode("utf-8")
         if len(line) > LONGEST_LINE:
             raise InputError("一张图像的结果行太长，无法记录：请减少文本，或用 --target-text-idx 只解释其中一部分")
         try:
             with self._lock:
                 if self._file.write(line) != len(line):
-                    raise OSError(28, "No space left on device")
+                    raise OSError(errno.ENOSPC, "No space left on device")
         except OSError as error:
             raise InputError(f"无法写入结果表 {self._file.name}：{reason(error)}") from error
 

@@ -27,7 +27,6 @@ MOST_INFLATED = 20  # what a compressed entry may grow by: weights hardly do
 DAMAGE = (
     zipfile.BadZipFile,
     zlib.error,
-    NotImplementedError,
     RuntimeError,
     EOFError,
     ValueError,
@@ -61,9 +60,10 @@ def _directory_size(file) -> int:
     length = file.seek(0, os.SEEK_END)
     file.seek(max(0, length - (1 << 16) - 42))
     tail = file.read()
-    at, large = tail.rfind(b"PK\x05\x06"), tail.rfind(b"PK\x06\x06")
+    at = tail.rfind(b"PK\x05\x06")
     size = int.from_bytes(tail[at + 12 : at + 16], "little") if at >= 0 else 0
-    return int.from_bytes(tail[large + 40 : large + 48], "little") if size == 0xFFFFFFFF and large >= 0 else size
+    large = tail.rfind(b"PK\x06\x06") if tail[max(0, at - 20) : at].startswith(b"PK\x06\x07") else -1
+    return int.from_bytes(tail[large + 40 : large + 48], "little") if large >= 0 else size
 
 
 def is_torchscript(path: str | os.PathLike) -> bool:
@@ -80,7 +80,7 @@ def read_archive(path: Path, mapped: bool = False) -> tuple[object, list[str]]:
     `mapped`: tensors stay in the file. BadArchive or BadPickle where it is damaged.
     """
     with open_archive(path) as archive, open(path, "rb") as file:
-        pickled = _only(archive, r"(?:[^/]+/)?data\.pkl")
+        pickled = _pickled_entry(archive)
         if pickled.file_size > LARGEST_PICKLE:
             raise BadPickle(f"其中的 pickle 超过 {LARGEST_PICKLE >> 20} MB")
         folder = pickled.filename.removesuffix("data.pkl")
@@ -88,8 +88,9 @@ def read_archive(path: Path, mapped: bool = False) -> tuple[object, list[str]]:
         return read_pickle(io.BytesIO(read_entry(archive, pickled)), storages)
 
 
-def _only(archive: zipfile.ZipFile, pattern: str) -> zipfile.ZipInfo:
-    entries = [entry for entry in archive.infolist() if re.fullmatch(pattern, entry.filename)]
+def _pickled_entry(archive: zipfile.ZipFile) -> zipfile.ZipInfo:
+    """The one pickle of a zip; BadArchive where there is none, or more."""
+    entries = [entry for entry in archive.infolist() if re.fullmatch(r"(?:[^/]+/)?data\.pkl", entry.filename)]
     if len(entries) != 1:
         raise BadArchive("其中没有 data.pkl，不是 PyTorch 保存的文件" if not entries else "其中有两个 data.pkl")
     return entries[0]
@@ -136,7 +137,7 @@ class _Storages:
         kind, dtype, key, _, count = identity
         if kind != "storage" or type(count) is not int or key not in self._entries:
             raise BadPickle("其中有张量没有数据")
-        dtype = dtype if isinstance(dtype, torch.dtype) else dtype_of(dtype)
+        dtype = dtype_of(dtype)
         if key not in self._storages:
             size, entry = count * dtype.itemsize, self._entries[key]
             if entry.file_size != size:

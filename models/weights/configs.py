@@ -79,7 +79,7 @@ WHOLE = {"projection_dim": WIDTH, "model_type": WORD}
 
 
 def plain_part(settings: Mapping, file: Path, where: str = "") -> dict:
-    """The sizes of one tower, or of a BERT by itself, in the names of transformers."""
+    """The sizes of one tower, or of a BERT by itself, in the names of transformers. InputError as `check_fields`."""
     fields = check_fields(settings, PART, file, where)
     return {**fields, **{name: None for name in NULLABLE if name in settings and settings[name] is None}}
 

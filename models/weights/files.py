@@ -27,6 +27,7 @@ def read_torch_file(path: Path, mapped: bool | None = None) -> Mapping:
     torch's format before 1.6 is no zip and cannot be mapped. A mapped file that a running training overwrites ends the
     process without a word, so by default only those that are worth it are; with `mapped=True` all: the caller copies
     at once what is needed, and drops the rest unread. Objects that are no plain data are passed over, with a warning.
+    BadPickle where it is damaged, CheckpointError where it was made to run code.
     """
     if zipfile.is_zipfile(path):
         scripted = is_torchscript(path)
@@ -83,7 +84,7 @@ def read_checkpoint_file(path: str | os.PathLike, mapped: bool | None = None) ->
     """Read a `.pth` or `.safetensors` file, memory-mapped (see `read_torch_file`); nothing in it is executed.
 
     Of a TorchScript archive the tensors are read. Raises InputError where the file is missing, cut short or no
-    checkpoint.
+    checkpoint, CheckpointError where it was made to run code.
     """
     path = Path(path)
     if not path.is_dir():

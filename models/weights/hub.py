@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from ..errors import InputError, reason
 from ..heavy import huggingface_hub, transformers
+from ..inputs import finite_number
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 SHIPPED_TEXT_ENCODERS = {
@@ -140,12 +141,6 @@ def _first_of(names, folder: Path) -> str | None:
     return next((name for name in names if (folder / name).is_file()), None)
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The files of a folder that hold its weights; InputError where there are none, or one of an index is missing."""
-    first = weights_of(folder)
-    return list(shards_of(first)) if is_index(first) else [first]
-
-
 def weights_of(folder: Path) -> Path:
     """The file of a folder that holds its weights, or their index; InputError where there is none."""
     first = _first_of(WEIGHTS, folder)
@@ -197,16 +192,13 @@ def read_json(file: Path) -> dict:
         if not file.is_file() or file.stat().st_size > CONFIG_BYTES:
             raise ValueError(f"应是不超过 {CONFIG_BYTES // 10**6} MB 的普通文件")
         text = file.read_text(encoding="utf-8-sig")
-        content = json.loads(text, parse_constant=_no_number, object_pairs_hook=_each_once)
+        hooks = {"parse_constant": finite_number, "parse_float": finite_number}
+        content = json.loads(text, object_pairs_hook=_each_once, **hooks)
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"无法读取 {file}：不是有效的 JSON（{reason(error)[:100]}）") from error
+        raise InputError(f"无法读取 {file}：{reason(error)[:100]}；应是有效的 JSON 文件") from error
     if not isinstance(content, dict):
         raise InputError(f"{file} 应是一个 JSON 对象，读到的是 {type(content).__name__}")
     return content
-
-
-def _no_number(name: str):
-    raise ValueError(f"{name} 不是有限的数")
 
 
 def _each_once(pairs: list[tuple]) -> dict:
@@ -226,8 +218,8 @@ def as_input_error(what: str):
     except (InputError, MemoryError):
         raise
     except BaseException as error:  # what the libraries raise for a bad file is no one thing; Rust's panic is the base
-        is_ours = isinstance(error, Exception) or type(error).__name__ == "PanicException"
-        if not is_ours or re.search("out of memory|allocate memory", str(error)):
+        is_failure = isinstance(error, Exception) or type(error).__name__ == "PanicException"
+        if not is_failure or re.search("out of memory|allocate memory", str(error)):
             raise
         says = " ".join(str(error).split())[:200]
         raise InputError(f"{what}：{says}（{type(error).__name__}）") from error

@@ -144,7 +144,7 @@ ENCODER_SIGNATURES = {
 
 # -- from a checkpoint to our names ------------------------------------------------------------
 
-TEXT_SIZES = (
+SIZE_WEIGHTS = (
     ("max_position_embeddings", "embeddings.position_embeddings.weight"),
     ("max_position_embeddings", "embeddings.position_embedding.weight"),
     ("type_vocab_size", "embeddings.token_type_embeddings.weight"),
@@ -271,12 +271,13 @@ def read_text_config(state_dict: Mapping[str, torch.Tensor]) -> dict:
     """
     is_clip = TEXT_BACKBONE + CLIP_WORDS[0] in state_dict
     words = state_dict.get(TEXT_BACKBONE + (CLIP_WORDS[0] if is_clip else "embeddings.word_embeddings.weight"))
-    if words is None:
+    if words is None or words.ndim != 2:
         return {}
     layer = re.compile(re.escape(TEXT_BACKBONE) + r"encoder\.layers?\.(\d+)\.")
     layers = {match[1] for match in map(layer.match, state_dict) if match}
     sizes = {"vocab_size": words.shape[0], "hidden_size": words.shape[1], "num_hidden_layers": len(layers)}
-    for name, key in TEXT_SIZES:
-        if TEXT_BACKBONE + key in state_dict:
-            sizes[name] = state_dict[TEXT_BACKBONE + key].shape[0]
+    for name, key in SIZE_WEIGHTS:
+        table = state_dict.get(TEXT_BACKBONE + key)
+        if table is not None and table.ndim == 2:
+            sizes[name] = len(table)
     return {**sizes, "model_type": CLIP_TEXT} if is_clip else sizes

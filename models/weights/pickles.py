@@ -12,7 +12,6 @@ before memory is taken, so a small file stays small.
 from __future__ import annotations
 
 import argparse
-import itertools
 import math
 import pickletools
 import re
@@ -145,7 +144,10 @@ class Dtype:
 class Array:
     """numpy's array between the two steps in which a pickle makes one."""
 
-    __slots__ = ()
+    __slots__ = ("places",)
+
+    def __init__(self):
+        self.places: list[int] = []  # in the memo, where the array itself is to stand
 
 
 def _numpy_array(data, dtype, shape, order="C"):
@@ -159,6 +161,12 @@ def _numpy_array(data, dtype, shape, order="C"):
     if math.prod(sides) * dtype.itemsize != len(data):
         raise BadPickle("其中的 numpy 数组的形状与字节数不符")
     return np.frombuffer(bytes(data), dtype).reshape(sides, order="F" if order in ("F", True) else "C").copy()
+
+
+def _numpy_from_buffer(data, dtype, shape, order="C", axes=None):
+    """An array of protocol 5; `axes`: how its memory is turned, where the order is K."""
+    array = _numpy_array(data, dtype, shape, order)
+    return array.transpose(axes) if axes is not None and isinstance(array, np.ndarray) else array
 
 
 def _numpy_scalar(dtype, data=b""):
@@ -254,7 +262,7 @@ FUNCTIONS: dict[Name, Callable] = {
     Name("collections", "deque"): lambda items=(), longest=None: list(_members(items)),
     **{Name(_m, "scalar"): _numpy_scalar for _m in _NUMPY},
     **{Name(_m, "_reconstruct"): lambda *_: Array() for _m in _NUMPY},
-    **{Name(_m.replace("multiarray", "numeric"), "_frombuffer"): _numpy_array for _m in _NUMPY},
+    **{Name(_m.replace("multiarray", "numeric"), "_frombuffer"): _numpy_from_buffer for _m in _NUMPY},
     Name("numpy", "dtype"): Dtype,
     Name("torch", "Size"): lambda sides=(): tuple(_members(sides)),
     Name("torch", "device"): lambda *parts: ":".join(str(part) for part in parts if isinstance(part, (str, int))),
@@ -294,7 +302,7 @@ ATTACK_MODULES = {"os", "posix", "nt", "subprocess", "pty", "socket", "shutil", 
 ATTACK_MODULES |= {"sys", "commands", "importlib", "code", "pdb", "timeit", "cProfile", "asyncio", "multiprocessing"}
 ATTACKS = {Name("io", "open"), Name("_io", "open")}
 ATTACKS |= {Name("builtins", name) for name in ("eval", "exec", "compile", "open", "__import__", "input", "breakpoint")}
-OLDER_MODULES = {"__builtin__": "builtins", "copy_reg": "copyreg", "UserDict": "collections"}
+OLDER_MODULES = {"__builtin__": "builtins", "copy_reg": "copyreg"}
 
 
 def as_key(key):
@@ -443,9 +451,11 @@ class _Machine:
 
     def _put(self, index):
         self._memo[index] = self._stack[-1]
+        if isinstance(self._stack[-1], Array):
+            self._stack[-1].places.append(index)
 
     def _memoize(self, _):
-        self._memo[len(self._memo)] = self._stack[-1]
+        self._put(len(self._memo))
 
     def _get(self, index):
         self.push(self._memo[index])
@@ -552,9 +562,7 @@ class _Machine:
             target.set_state(state)
         elif isinstance(target, Array):
             self._stack[-1] = array = _array_of_state(state)
-            for index in list(itertools.islice(reversed(self._memo), 2)):  # where a pickler has just put it
-                if self._memo[index] is target:
-                    self._memo[index] = array
+            self._memo.update(dict.fromkeys(target.places, array))
         elif isinstance(target, Opaque):
             for part in state if isinstance(state, tuple) else (state,):
                 if isinstance(part, dict):

@@ -10,6 +10,7 @@ all usual names, wherever plain data stands; of several the nearest to the weigh
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import re
@@ -22,7 +23,7 @@ from .names import BACKBONE
 from .pickles import Opaque, UnusableTensor, fields_of, plain_value
 
 DEEPEST, MOST_ENTRIES, LONGEST_JSON = 60, 300_000, 1 << 20
-Path = tuple[str, ...]  # keys that lead from the checkpoint to a value
+Keys = tuple[str, ...]  # keys that lead from the checkpoint to a value
 
 
 class Contents(NamedTuple):
@@ -42,7 +43,9 @@ def search_checkpoint(checkpoint: Mapping) -> Contents:
     tensors, plain = _walk(checkpoint)
     places = _places(tensors)
     place = places[0] if places else _largest(tensors)
-    weights, unusable = _weights_at(place, tensors)
+    weights, unusable, twice = _weights_at(place, tensors)
+    if twice:
+        raise CheckpointError(f"检查点中同一个权重 {twice[0]} 有两份不同的值，无法判断用哪一份")
     if "temperature" in weights:
         plain = [(path, value) for path, value in plain if path[-1:] != ("temperature",)]
     metadata, messages = _metadata(plain, place.root)
@@ -52,7 +55,7 @@ def search_checkpoint(checkpoint: Mapping) -> Contents:
 # -- the walk ---------------------------------------------------------------------------------
 
 
-def _walk(checkpoint) -> tuple[list[tuple[Path, object]], list[tuple[Path, object]]]:
+def _walk(checkpoint) -> tuple[list[tuple[Keys, object]], list[tuple[Keys, object]]]:
     """(tensors, other values) of a checkpoint with the keys that lead to each; nothing twice, nothing without end."""
     tensors, plain, visited = [], [], set()
     pending = [((), checkpoint)]
@@ -62,14 +65,14 @@ def _walk(checkpoint) -> tuple[list[tuple[Path, object]], list[tuple[Path, objec
         if isinstance(value, (torch.Tensor, UnusableTensor)):
             tensors.append((path, value))
             continue
-        seen = id(value) in visited
-        children = None if seen or len(path) >= DEEPEST else _children(value)
+        is_repeated = id(value) in visited
+        children = None if is_repeated or len(path) >= DEEPEST else _children(value)
         if children is not None:
             visited.add(id(value))  # `plain` keeps it, so that its number stays its own
             pending += [((*path, str(key)), child) for key, child in reversed(children)]
         elif isinstance(value, Opaque) and path and WEIGHT_NAME.search(path[-1]):
             tensors.append((path, UnusableTensor(f" {value.name} 对象")))
-        if not seen or isinstance(value, str):
+        if not is_repeated or isinstance(value, str):
             plain.append((path, value))
     return tensors, plain
 
@@ -108,7 +111,7 @@ PARTS |= {"visual", "transformer", "text", "bert", "token_embedding", "ln_final"
 class _Place(NamedTuple):
     """Where weights stand: below the keys `root`, in names that begin with `prefix` (keys included)."""
 
-    root: Path
+    root: Keys
     prefix: str
 
     @property
@@ -116,7 +119,7 @@ class _Place(NamedTuple):
         return self.prefix.rstrip(".") or "最外层"
 
 
-def _name(path: Path) -> str:
+def _name(path: Keys) -> str:
     """The dotted name of a value, without what wraps modules."""
     return WRAPPERS.sub("", ".".join(path))
 
@@ -136,7 +139,7 @@ def _places(tensors) -> list[_Place]:
     return []
 
 
-def _root(path: Path, prefix: str) -> Path:
+def _root(path: Keys, prefix: str) -> Keys:
     """The longest part of the keys that lead to a tensor, its own excluded, that is no more than the prefix says."""
     root = path[:-1]
     while root and len(_name((*root, ""))) > len(prefix):
@@ -151,22 +154,22 @@ def _rank(place: _Place) -> tuple:
 
 def _largest(tensors) -> _Place:
     """The mapping with the most tensors, for a checkpoint without a model of ours: its names go into the error."""
-    counts: dict[Path, int] = {}
+    counts: dict[Keys, int] = {}
     for path, tensor in tensors:
         counts[path[:-1]] = counts.get(path[:-1], 0) + isinstance(tensor, torch.Tensor)
     root = max(counts, key=counts.get, default=())
     return _Place(root, _name((*root, "")) if root else "")
 
 
-def _weights_at(place: _Place, tensors) -> tuple[dict, dict]:
-    """(tensors by their names after the prefix, what stands in a weight's place): those that stand in the place itself,
-    and those of parts that have mappings of their own. CheckpointError for one name with two values.
+def _weights_at(place: _Place, tensors) -> tuple[dict, dict, list]:
+    """(tensors by their names after the prefix, what stands in a weight's place, names with two values).
 
-    A name outside of the prefix stays whole: the parameters of a loss beside the model, say.
+    Those that stand in the place itself, and those of parts that have mappings of their own. A name outside of the
+    prefix stays whole: the parameters of a loss beside the model, say.
     """
     weights: dict[str, torch.Tensor] = {}
     unusable: dict[str, str] = {}
-    depth = len(place.root)
+    twice, depth = [], len(place.root)
     for path, tensor in tensors:
         name = _name(path)
         inside = name.startswith(place.prefix)
@@ -177,11 +180,10 @@ def _weights_at(place: _Place, tensors) -> tuple[dict, dict]:
             if inside:
                 unusable[name] = kind
         elif name in weights and not same_weight(weights[name], tensor):
-            other = f"{place.label} 中的 {'.'.join(path)} 与另一个键"
-            raise CheckpointError(f"检查点中同一个权重 {name} 有两份不同的值（{other}），无法判断用哪一份")
+            twice.append(name)
         else:
             weights[name] = tensor
-    return weights, unusable
+    return weights, unusable, twice
 
 
 def _unusable_kind(tensor) -> str | None:
@@ -229,7 +231,7 @@ def image_side(size) -> int | None:
         sides = sides[1:]
     try:
         numbers = {float(side) for side in sides if not isinstance(side, bool)}
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     side = numbers.pop() if len(numbers) == 1 else 0
     return int(side) if 8 <= side <= 8192 and side == int(side) else None
@@ -272,7 +274,8 @@ def _encoder(value) -> str | None:
 
 def _count(value) -> int | None:
     try:
-        return int(value) if 0 < float(value) <= 1 << 16 and float(value) == int(value) else None
+        number = float(value) if not isinstance(value, bool) else 0
+        return int(number) if 0 < number <= 1 << 16 and number == int(number) else None
     except (TypeError, ValueError, OverflowError):
         return None
 
@@ -343,13 +346,14 @@ class _Entry(NamedTuple):
     value: object
 
 
-def _metadata(plain, root: Path) -> tuple[dict, list[str]]:
+def _metadata(plain, root: Keys) -> tuple[dict, list[str]]:
     """({field: value}, what is to be said) of the plain values of a checkpoint whose weights stand at `root`."""
     entries: dict[str, list[_Entry]] = {}
     values = dict(plain)
+    is_normalisation = functools.cache(lambda holder: _is_normalisation(values.get(holder)))
     for number, (path, value) in enumerate(plain):
         field = _FIELD_OF.get(_folded(path[-1])) if path else None
-        if field is None or _folded(path[-1]) in BARE and not _is_normalisation(values.get(path[:-1])):
+        if field is None or _folded(path[-1]) in BARE and not is_normalisation(path[:-1]):
             continue
         value = _parse(value) if isinstance(value, str) and value[:1] in "{[" else value
         if (read := FIELDS[field].read(value)) is not None:
@@ -367,7 +371,8 @@ def _metadata(plain, root: Path) -> tuple[dict, list[str]]:
 
 def _is_normalisation(holder) -> bool:
     """Whether `mean` and `std` stand in one mapping, three numbers each."""
-    fields = {_folded(key): value for key, value in (fields_of(plain_value(holder)) or {}).items()}
+    holder = _parse(holder) if isinstance(holder, str) else plain_value(holder)
+    fields = {_folded(key): value for key, value in (fields_of(holder) or {}).items()}
     return all(len(_sequence(fields.get(name))) == 3 for name in BARE)
 
 
@@ -387,7 +392,7 @@ def in_unit_levels(metadata: dict) -> dict:
     return {**rest, "mean": tuple(m / factor for m in mean), "std": tuple(s / factor for s in std)}
 
 
-def _distance(path: Path, root: Path) -> tuple[int, int]:
+def _distance(path: Keys, root: Keys) -> tuple[int, int]:
     """How far a mapping is from the weights: steps up and down, a config beside them is no step; usual names first."""
     if root and path[: len(root)] == root:
         return len(path) - len(root), 0

@@ -672,3 +672,30 @@ def test_a_pipe_is_answered_at_once(tmp_path):
     os.mkfifo(tmp_path / "a.pth")
     with pytest.raises(InputError, match="检查点 .*a.pth：这是管道"):
         load_clip_checkpoint(tmp_path / "a.pth")
+
+
+def test_metadata_of_any_size_and_kind_end(clip):
+    """A size beyond any float, thousands of spellings of one name, tables of the wrong dimensions."""
+    spellings = {"m" + "_" * n + "ean": 1 for n in range(6000)}
+    contents = search_checkpoint({"state_dict": clip.state_dict(), "img_size": 10**400, "config": spellings})
+    assert not {"img_size", "mean"} & set(contents.metadata)
+    for key in ("text_encoder.backbone.embeddings.word_embeddings.weight", KEY):
+        with pytest.raises(CheckpointError):
+            tiny_clip().load_state_dict({**clip.state_dict(), key: torch.tensor(1.0)})
+
+
+def test_two_values_of_a_weight_in_a_copy_that_is_not_used_are_no_matter(clip, write_checkpoint):
+    twice = {**clip.state_dict(), f"module.{KEY}": torch.zeros(2)}
+    with pytest.warns(InputWarning, match="采用 net 的"):
+        assert_same_model(load_clip_checkpoint(write_checkpoint({"ema": twice, "net": clip.state_dict()})), clip)
+    with pytest.raises(CheckpointError, match=f"{KEY} 有两份不同的值"):
+        load_clip_checkpoint(write_checkpoint(twice))
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_an_array_that_stands_twice_and_one_that_is_transposed(tmp_path, protocol):
+    array, turned = np.arange(3.0), np.arange(24).reshape(2, 3, 4).transpose(2, 0, 1)
+    torch.save({"a": [array, array], "b": turned}, tmp_path / "a.pth", pickle_protocol=protocol)
+    content = read_checkpoint_file(tmp_path / "a.pth")
+    for value, expected in zip((*content["a"], content["b"]), (array, array, turned), strict=True):
+        np.testing.assert_array_equal(value, expected)
