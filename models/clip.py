@@ -10,6 +10,7 @@ Building a model never downloads anything: the vocabulary and the sizes of bert-
 
 import math
 import os
+import re
 import warnings
 from collections.abc import Mapping
 
@@ -139,7 +140,10 @@ class CLIPModel(TwoTowers):
             temperature = checkpoint.metadata.get("temperature")
             if temperature is None:
                 temperature = 0.07
-                warnings.warn("检查点没有 temperature，概率按 0.07 计算（热力图不受影响）", InputWarning, stacklevel=3)
+                like = [name for name in checkpoint.ignored if re.search(r"temperature|logit_scale|\btau\b", name)]
+                instead = f"（其中的 {first_names(like)} 没有采用）" if like else ""
+                message = f"检查点没有 temperature{instead}，概率按 0.07 计算（热力图不受影响）"
+                warnings.warn(message, InputWarning, stacklevel=3)
             weights["temperature"] = torch.tensor(float(temperature))
         fitted = fit_weights(own, weights, self.image_encoder_name, strict)
         if not fitted["temperature"].is_meta:
@@ -174,7 +178,7 @@ def build_on_meta(config: Mapping, text_tower: bool = True) -> CLIPModel:
 
 
 def create_model(config: Mapping, text_tower: bool = True) -> CLIPModel:
-    """Build a CLIPModel from a training config; see weights.search.FIELDS for what is read."""
+    """Build a CLIPModel from a training config; see weights.metadata.FIELDS for what is read."""
     settings = split_checkpoint({"config": config})[1]
     return CLIPModel(
         image_encoder_name=settings.get("image_encoder", "resnet50"),

@@ -241,7 +241,8 @@ def _recognised_scale(levels: Levels) -> Scale:
     body = _filled_levels(levels, 0, whites[-1])
     levels = levels.between(0, body.values[-1] if body else whites[-1])
     if not levels.are_whole:
-        return scale_between(0, whites[-1]) if whites[-1] in (1, 255) else own_range(levels)
+        is_share = whites[-1] == 1 or whites[-1] == 255 and levels.values[-1] > 127.5  # else per cent, say
+        return scale_between(0, whites[-1]) if is_share else own_range(levels)
     least_bits = next((bits for bits in BITS if 2**bits > whites[-1]), BITS[-1])
     for bits in (8, 16, least_bits):
         if bits >= least_bits and _holds_8_bits(levels, bits):

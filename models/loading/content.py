@@ -43,7 +43,12 @@ def read_content(path: str | os.PathLike, mapped: bool | None = None, download: 
         path = local_folder(path, download=download)
     if os.path.isdir(path):
         return _read_folder(Path(path), mapped)
-    return Content(Path(path), read_checkpoint_file(path, mapped))
+    content = Content(Path(path), read_checkpoint_file(path, mapped))
+    adapters = [name for name in ADAPTER_FILES if (Path(path).parent / name).exists()]
+    if adapters:
+        message = f"{path} 旁边有适配器（{adapters[0]}），没有采用；模型若带着它训练，{MERGE_FIRST}"
+        warnings.warn(message, InputWarning, stacklevel=3)
+    return content
 
 
 def _read_folder(folder: Path, mapped: bool | None) -> Content:

@@ -15,8 +15,8 @@ from ..errors import InputError, InputWarning
 from ..heavy import torch
 from ..savings import forget
 from ..weights.hub import requested_text_encoder
+from ..weights.metadata import unit_levels
 from ..weights.modules import evaluating, release_text_tower
-from ..weights.search import FIELDS, in_unit_levels
 from .content import Content, Request, read_content
 from .text_cache import CachedFeatures
 
@@ -65,10 +65,10 @@ def levels_of(mean: Sequence[float] | None, std: Sequence[float] | None) -> tupl
     """(mean, deviation) of levels in [0, 1], three numbers each, of one or three; those of 0 to 255 count too."""
     if mean is None and std is None:
         return None, None
-    read = in_unit_levels({"mean": FIELDS["mean"].read(mean), "std": FIELDS["std"].read(std)})
-    if "mean" not in read:
+    levels = unit_levels(mean, std)
+    if levels is None:
         raise InputError("--mean 和 --std 要一起给出，各是 1 个或 3 个数；均值不小于 -1，标准差大于 0")
-    return read["mean"], read["std"]
+    return levels
 
 
 def reader_of(content: Content) -> ModuleType:

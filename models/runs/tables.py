@@ -170,7 +170,7 @@ def package_versions() -> str:
 
 
 # What a spreadsheet may take for a formula: its first characters, also full-width, after blanks and quotes it may drop.
-_FORMULA = re.compile(r"""[\s\x00-\x1f'"‘’“”＇＂]*[=+\-@＝＋－＠]|[\t\r]""")
+_FORMULA = re.compile(r"""[\s\x00-\x1f'"‘’“”＇＂]*[=+\-@＝＋－＠﹢﹣−⁺⁻﹦⁼﹫]|[\t\r]""")
 
 
 def csv_cell(value):

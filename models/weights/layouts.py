@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 from ..errors import CheckpointError, InputWarning
 from ..heavy import torch
-from .names import BACKBONE, CLIP_TEXT, CLIP_WORDS, TEXT_BACKBONE, Rules, first_adapter, rename
+from .names import BACKBONE, CLIP_TEXT, CLIP_WORDS, TEXT_BACKBONE, Rules, rename
 from .pickles import fields_of
-from .search import Contents, same_weight, search_checkpoint
+from .search import BUFFER, Contents, same_weight, search_checkpoint
 
 
 class Layout(NamedTuple):
@@ -151,6 +151,9 @@ SIZE_WEIGHTS = (
     ("intermediate_size", "encoder.layer.0.intermediate.dense.weight"),
     ("intermediate_size", "encoder.layers.0.mlp.fc1.weight"),
 )
+TOWERS = ("image_encoder.", "text_encoder.")
+# What trainings leave in a tower that no embedding goes through.
+HEAD = re.compile(r"\.(?:\w*head\w*|\w*classifier|fc|aux\w*|cls|pooler|queue\w*|momentum\w*)(?:\.|$)")
 TEXT_LEFTOVER = re.compile(r"^(?:pooler|cls)\.|(?:^|\.)position_ids$|(?:^|\.)token_type_ids$")
 
 
@@ -158,7 +161,7 @@ class Translated(NamedTuple):
     """A checkpoint in our names. `state_dict` holds the tensors themselves, no copies."""
 
     state_dict: dict[str, torch.Tensor]
-    metadata: dict  # of models.weights.search.FIELDS, where the checkpoint says something
+    metadata: dict  # of models.weights.metadata.FIELDS, where the checkpoint says something
     image_encoder_name: str | None  # recognised from the weights
     batch_norm_eps: float | None
     ignored: list[str]  # outside the two towers: a training loss's parameters, say
@@ -195,9 +198,9 @@ def check_usable(contents: Contents) -> None:
         )
 
 
-def _check_adapters(weights: Mapping) -> None:
+def _check_adapters(adapter: str | None) -> None:
     """CheckpointError for adapters that nobody has merged: with them and without them it is another model."""
-    if adapter := first_adapter(weights):
+    if adapter:
         raise CheckpointError(
             f"检查点中有没有合并的适配器（{adapter}）；请在训练环境中先合并再保存："
             'torch.save(model.merge_and_unload().state_dict(), "weights.pth")'
@@ -229,7 +232,7 @@ def translate_checkpoint(checkpoint: Mapping) -> Translated:
     """
     contents = search_checkpoint(checkpoint)
     check_usable(contents)
-    _check_adapters(contents.weights)
+    _check_adapters(contents.adapter)
     for message in (*contents.choices, *contents.contradictions):
         warnings.warn(message, InputWarning, stacklevel=3)
     metadata, weights = contents.metadata, _without_inner_wrappers(contents.weights)
@@ -258,8 +261,14 @@ def translate_checkpoint(checkpoint: Mapping) -> Translated:
                 state_dict[key] = tensor
         elif key == "temperature" or key.startswith(("image_encoder.projection.", "text_encoder.projection.")):
             state_dict[key] = tensor
-        elif not key.startswith(BACKBONE):
+        elif not key.startswith(BACKBONE) and not BUFFER.search(key):
             ignored.append(key)
+    strangers = [key for key in ignored if key.startswith(TOWERS) and not HEAD.search(key)]
+    if strangers:
+        raise CheckpointError(
+            f"检查点的塔中有 {len(strangers)} 个权重不属于已知的结构：{'、'.join(strangers[:3])}；"
+            "忽略它们会得到另一个模型，请去掉这些结构后重新训练，或在训练环境中求热力图"
+        )
     return Translated(state_dict, metadata, encoder, layout.batch_norm_eps if layout else None, ignored)
 
 

@@ -4,36 +4,34 @@
     contents.weights, contents.metadata
 
 Weights are what the names lead to that begin, after one common prefix, with `image_encoder.backbone.` (ours) or
-`visual.` (OpenAI's): whichever mappings and prefixes a training puts around them. Metadata are the fields below, under
-all usual names, wherever plain data stands; of several the nearest to the weights counts.
+`visual.` (OpenAI's): whichever mappings and prefixes a training puts around them. What the rest says of the model
+is read by `models.weights.metadata`.
 """
 
 from __future__ import annotations
 
-import functools
-import json
-import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from ..errors import CheckpointError
 from ..heavy import torch
-from .names import BACKBONE
+from .metadata import MOST_NUMBERS, Keys, parse_json, read_metadata
+from .names import BACKBONE, first_adapter
 from .pickles import Opaque, UnusableTensor, fields_of, plain_value
 
-DEEPEST, MOST_ENTRIES, LONGEST_JSON = 60, 300_000, 1 << 20
-Keys = tuple[str, ...]  # keys that lead from the checkpoint to a value
+DEEPEST, MOST_ENTRIES = 60, 300_000
 
 
 class Contents(NamedTuple):
     """What a checkpoint holds."""
 
     weights: dict[str, torch.Tensor]  # names after the common prefix; without a model's names, the largest mapping's
-    metadata: dict  # of FIELDS, where the checkpoint says something
+    metadata: dict  # of models.weights.metadata.FIELDS, `mean` and `std`, where the checkpoint says something
     choices: list[str]  # what the user must know: which of several models' weights these are
     contradictions: list[str]  # and what the metadata leave in doubt
     unusable: dict[str, str]  # names of weights that are no dense tensors of real numbers, and what they are instead
+    adapter: str | None = None  # the first name that belongs to one, wherever it stands
 
 
 def search_checkpoint(checkpoint: Mapping) -> Contents:
@@ -43,13 +41,14 @@ def search_checkpoint(checkpoint: Mapping) -> Contents:
     tensors, plain = _walk(checkpoint)
     places = _places(tensors)
     place = places[0] if places else _largest(tensors)
-    weights, unusable, twice = _weights_at(place, tensors)
+    weights, unusable, twice = _weights_at(place, tensors, places)
     if twice:
         raise CheckpointError(f"检查点中同一个权重 {twice[0]} 有两份不同的值，无法判断用哪一份")
-    if "temperature" in weights:
-        plain = [(path, value) for path, value in plain if path[-1:] != ("temperature",)]
-    metadata, messages = _metadata(plain, place.root)
-    return Contents(weights, metadata, _describe_choice(places, tensors), messages, unusable)
+    small = [(path, tensor) for path, tensor in tensors if _is_small(tensor) and path[: len(place.root)] != place.root]
+    small += [(path, tensor) for path, tensor in tensors if _is_small(tensor) and BUFFER.search(path[-1])]
+    metadata, messages = read_metadata([*plain, *small], place.root, "temperature" in weights)
+    adapter = first_adapter(".".join(path) for path, _ in (*tensors, *plain))
+    return Contents(weights, metadata, _describe_choice(places, tensors), messages, unusable, adapter)
 
 
 # -- the walk ---------------------------------------------------------------------------------
@@ -80,7 +79,7 @@ def _walk(checkpoint) -> tuple[list[tuple[Keys, object]], list[tuple[Keys, objec
 def _children(value) -> list[tuple] | None:
     """(key, value) pairs of what holds others; None for a value by itself."""
     if isinstance(value, str):
-        value = _parse(value) if value.lstrip()[:1] == "{" else None
+        value = parse_json(value) if value.lstrip()[:1] == "{" else None
     if isinstance(value, (list, tuple)):
         nested = any(fields_of(item) is not None or isinstance(item, (list, tuple)) for item in value[:100])
         return list(enumerate(value[:1000])) if nested else None
@@ -88,12 +87,14 @@ def _children(value) -> list[tuple] | None:
     return list(fields.items()) or None if fields is not None else None
 
 
-def _parse(text: str):
-    """What a JSON text says, else the text: files that hold texts only write numbers and configs so."""
-    try:
-        return json.loads(text) if len(text) <= LONGEST_JSON else text
-    except (ValueError, RecursionError):
-        return text
+def _is_small(tensor) -> bool:
+    """Whether a tensor may be a number, a size, or three levels."""
+    return isinstance(tensor, torch.Tensor) and tensor.numel() <= MOST_NUMBERS and _unusable_kind(tensor) is None
+
+
+BUFFER = re.compile(
+    r"(?:^|\.)(?:pixel|image|img|normaliz\w*)[._]?(?:mean|std)$", re.IGNORECASE
+)  # of a model that normalises
 
 
 # -- weights ----------------------------------------------------------------------------------
@@ -101,7 +102,12 @@ def _parse(text: str):
 MARKERS = (BACKBONE, "visual.")
 # What wraps a module inside another, anywhere in a name: parallel, compiled, sharded, checkpointed.
 WRAPPERS = re.compile(r"(?<![^.])(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_module)\.")
-AVERAGED = re.compile(r"ema|swa|averag|teacher|shadow|momentum", re.IGNORECASE)
+# Words that name a copy beside the model: an average, a teacher, a start, a gradient.
+AVERAGED = re.compile(
+    r"(?:^|[._-])(?:\w*model)?(?:ema|swa|avg|averaged?|mean|polyak|slow|teacher|shadow|momentum|aux|target|grads?|initial)"
+    r"(?:model|net)?(?:$|[._\d-])",
+    re.IGNORECASE,
+)
 USUAL = ("model_state_dict", "state_dict", "model", "")  # of several, these first
 WEIGHT_NAME = re.compile(r"(?:^|\.)(?:weight|bias|running_\w+|\w*_token|\w*_embeddings?|gamma|temperature)$")
 PARTS = {"image_encoder", "text_encoder", "temperature", "logit_scale", "logit_bias"}
@@ -161,17 +167,20 @@ def _largest(tensors) -> _Place:
     return _Place(root, _name((*root, "")) if root else "")
 
 
-def _weights_at(place: _Place, tensors) -> tuple[dict, dict, list]:
+def _weights_at(place: _Place, tensors, places=()) -> tuple[dict, dict, list]:
     """(tensors by their names after the prefix, what stands in a weight's place, names with two values).
 
-    Those that stand in the place itself, and those of parts that have mappings of their own. A name outside of the
-    prefix stays whole: the parameters of a loss beside the model, say.
+    Those that stand in the place itself, and those of parts that have mappings of their own; other `places` below it
+    are none of it. A name outside of the prefix stays whole: the parameters of a loss beside the model, say.
     """
     weights: dict[str, torch.Tensor] = {}
     unusable: dict[str, str] = {}
     twice, depth = [], len(place.root)
+    copies = tuple(p.prefix for p in places if len(p.prefix) > len(place.prefix) and p.prefix.startswith(place.prefix))
     for path, tensor in tensors:
         name = _name(path)
+        if copies and name.startswith(copies):
+            continue
         inside = name.startswith(place.prefix)
         name = name.removeprefix(place.prefix) if inside else _name(path[depth:])
         if path[:depth] != place.root or (len(path) > depth + 1 and name.partition(".")[0] not in PARTS):
@@ -205,7 +214,7 @@ def _describe_choice(places: list[_Place], tensors) -> list[str]:
     """One line where there are several models' weights, and not one under two names."""
     if len(places) < 2:
         return []
-    first, *others = (_weights_at(place, tensors)[0] for place in places)
+    first, *others = (_weights_at(place, tensors, places)[0] for place in places)
     different = [place for place, weights in zip(places[1:], others) if not _same_weights(first, weights)]
     if not different:
         return []
@@ -216,203 +225,3 @@ def _describe_choice(places: list[_Place], tensors) -> list[str]:
 def _same_weights(a: Mapping, b: Mapping) -> bool:
     shared = [key for key in a if key.startswith(MARKERS)]
     return all(key in b and same_weight(a[key], b[key]) for key in shared)
-
-
-# -- metadata ---------------------------------------------------------------------------------
-
-
-def image_side(size) -> int | None:
-    """224, "224", (224, 224), (3, 224, 224) or {"height": 224, "width": 224} -> 224; None for no side of a square."""
-    if isinstance(size, Mapping):
-        size = [value for key, value in size.items() if _folded(key) in ("height", "width", "shortestedge", "h", "w")]
-    size = size.tolist() if hasattr(size, "tolist") else size
-    sides = list(size) if isinstance(size, (list, tuple)) else [size]
-    if len(sides) == 3 and sides[0] in (1, 3):
-        sides = sides[1:]
-    try:
-        numbers = {float(side) for side in sides if not isinstance(side, bool)}
-    except (TypeError, ValueError, OverflowError):
-        return None
-    side = numbers.pop() if len(numbers) == 1 else 0
-    return int(side) if 8 <= side <= 8192 and side == int(side) else None
-
-
-def _three_numbers(value) -> tuple[float, float, float] | None:
-    """One number or three, finite, as three; None for anything else."""
-    value = value.tolist() if hasattr(value, "tolist") else value
-    values = list(value) if isinstance(value, (list, tuple)) else [value]
-    try:
-        numbers = [float(number) for number in values if not isinstance(number, (bool, str))]
-    except (TypeError, ValueError, OverflowError):
-        return None
-    if len(numbers) != len(values) or len(numbers) not in (1, 3) or not all(map(math.isfinite, numbers)):
-        return None
-    return tuple(numbers * 3 if len(numbers) == 1 else numbers)
-
-
-def _mean(value):
-    numbers = _three_numbers(value)
-    return numbers if numbers and all(-1 <= number <= 255 for number in numbers) else None
-
-
-def _deviation(value):
-    numbers = _three_numbers(value)
-    return numbers if numbers and all(0 < number <= 255 for number in numbers) else None
-
-
-def _text(value) -> str | None:
-    """A name, or that of a mapping which describes what it names."""
-    if isinstance(value, Mapping):
-        value = next((value[key] for key in ("name", "model_name") if key in value), None)
-    return value if isinstance(value, str) and 0 < len(value) <= 500 else None
-
-
-def _encoder(value) -> str | None:
-    """The name of a text encoder: whatever stands there is taken for one, and is an error where it is none."""
-    return str(value) if isinstance(value, (str, int, float)) else _text(value)
-
-
-def _count(value) -> int | None:
-    try:
-        number = float(value) if not isinstance(value, bool) else 0
-        return int(number) if 0 < number <= 1 << 16 and number == int(number) else None
-    except (TypeError, ValueError, OverflowError):
-        return None
-
-
-def _number(value) -> float | None:
-    try:
-        return float(value) if not isinstance(value, bool) else None
-    except (TypeError, ValueError, OverflowError):
-        return None
-
-
-TEXT_SIZES = {"vocab_size", "hidden_size", "intermediate_size", "max_position_embeddings", "type_vocab_size"}
-TEXT_SIZES |= {"num_hidden_layers", "num_attention_heads", "pad_token_id", "bos_token_id", "eos_token_id"}
-TEXT_SHARES = {"layer_norm_eps", "hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range"}
-TEXT_NAMES = {"hidden_act": "gelu gelu_new gelu_python relu silu quick_gelu", "model_type": "bert clip_text_model"}
-MOST_LAYERS = 256
-
-
-def _text_config(value) -> dict | None:
-    """What a text tower's own config may say: sizes, shares, and names out of a list; nothing else is handed on."""
-    fields = fields_of(value)
-    if fields is None:
-        return None
-    sizes = {key: size for key in TEXT_SIZES if type(size := fields.get(key)) is int and 0 <= size < 10**7}
-    if sizes.get("num_hidden_layers", 0) > MOST_LAYERS:
-        del sizes["num_hidden_layers"]
-    shares = {key: share for key in TEXT_SHARES if isinstance(share := fields.get(key), float) and 0 <= share < 1}
-    names = {key: fields[key] for key, usual in TEXT_NAMES.items() if fields.get(key) in usual.split()}
-    return {**sizes, **shares, **names}
-
-
-class Field(NamedTuple):
-    """What a model says of itself: under which names (letters and digits, in lower case), and what is a value of it."""
-
-    names: tuple[str, ...]
-    read: Callable  # a plain value -> the field's value, None for what is none
-    contradicts: bool = True  # whether two values are worth a line
-
-
-# Steps from the weights at which a word may well mean something else.
-FAR = {"temperature": 2, **dict.fromkeys(("resolution", "inputsize", "cropsize", "mean", "std"), 3)}
-SIZES = ("imgsize", "imagesize", "imageresolution", "inputresolution", "resolution", "inputsize", "cropsize")
-FIELDS = {
-    "image_encoder": Field(("imageencoder", "imageencodername"), _text, contradicts=False),  # the weights decide
-    "text_encoder": Field(("textencoder", "textencodername"), _encoder),
-    "embed_dim": Field(("embeddim",), _count, contradicts=False),  # likewise
-    "img_size": Field(SIZES, image_side),
-    "mean": Field(("imagemean", "imgmean", "pixelmean", "normmean", "normalizemean", "mean"), _mean),
-    "std": Field(("imagestd", "imgstd", "pixelstd", "normstd", "normalizestd", "std"), _deviation),
-    "temperature": Field(("temperature",), _number, contradicts=False),  # the weights', nearly always
-    "text_config": Field(("textconfig",), _text_config, contradicts=False),
-}
-BARE = ("mean", "std")  # names that statistics of anything may have: three numbers, both in one mapping
-CONFIGS = ("config", "args", "hparams", "hyperparameters", "cfg", "opt", "modelconfig", "modelargs")
-_FIELD_OF = {name: field for field, row in FIELDS.items() for name in row.names}
-
-
-def _folded(key) -> str:
-    """A key's letters and digits in lower case: IMG_SIZE, imgSize and img-size are one."""
-    return re.sub(r"[^a-z0-9]", "", str(key).lower())
-
-
-class _Entry(NamedTuple):
-    """One value of a field, and where it stands."""
-
-    rank: tuple
-    place: str
-    value: object
-
-
-def _metadata(plain, root: Keys) -> tuple[dict, list[str]]:
-    """({field: value}, what is to be said) of the plain values of a checkpoint whose weights stand at `root`."""
-    entries: dict[str, list[_Entry]] = {}
-    values = dict(plain)
-    is_normalisation = functools.cache(lambda holder: _is_normalisation(values.get(holder)))
-    for number, (path, value) in enumerate(plain):
-        field = _FIELD_OF.get(_folded(path[-1])) if path else None
-        if field is None or _folded(path[-1]) in BARE and not is_normalisation(path[:-1]):
-            continue
-        value = _parse(value) if isinstance(value, str) and value[:1] in "{[" else value
-        if (read := FIELDS[field].read(value)) is not None:
-            rank = (*_distance(path[:-1], root), FIELDS[field].names.index(_folded(path[-1])), number)
-            entries.setdefault(field, []).append(_Entry(rank, ".".join(path), read))
-    nearest = {field: min(rows, key=lambda entry: entry.rank) for field, rows in entries.items()}
-    messages = [message for field, entry in nearest.items() for message in _contradiction(field, entry, entries[field])]
-    messages += [
-        f"{field} 取自检查点中离权重较远的 {entry.place}（{entry.value}），请核对"
-        for field, entry in nearest.items()
-        if entry.rank[0] >= FAR.get(_folded(entry.place.rpartition(".")[2]), DEEPEST)
-    ]
-    return in_unit_levels({field: entry.value for field, entry in nearest.items()}), messages
-
-
-def _is_normalisation(holder) -> bool:
-    """Whether `mean` and `std` stand in one mapping, three numbers each."""
-    holder = _parse(holder) if isinstance(holder, str) else plain_value(holder)
-    fields = {_folded(key): value for key, value in (fields_of(holder) or {}).items()}
-    return all(len(_sequence(fields.get(name))) == 3 for name in BARE)
-
-
-def _sequence(value):
-    value = plain_value(_parse(value) if isinstance(value, str) else value)
-    value = value.tolist() if hasattr(value, "tolist") else value
-    return value if isinstance(value, (list, tuple)) else ()
-
-
-def in_unit_levels(metadata: dict) -> dict:
-    """Mean and deviation of levels from 0 to 255 as those of levels from 0 to 1; without one of them, neither."""
-    mean, std = metadata.get("mean"), metadata.get("std")
-    rest = {field: value for field, value in metadata.items() if field not in BARE}
-    if mean is None or std is None:
-        return rest
-    factor = 255.0 if max(mean) > 1.5 or max(std) > 2 else 1.0
-    return {**rest, "mean": tuple(m / factor for m in mean), "std": tuple(s / factor for s in std)}
-
-
-def _distance(path: Keys, root: Keys) -> tuple[int, int]:
-    """How far a mapping is from the weights: steps up and down, a config beside them is no step; usual names first."""
-    if root and path[: len(root)] == root:
-        return len(path) - len(root), 0
-    base = root[:-1]
-    common = next((i for i, (a, b) in enumerate(zip(path, base)) if a != b), min(len(path), len(base)))
-    down = path[common:]
-    name = _folded(down[0]) if down else None
-    usual = CONFIGS.index(name) if name in CONFIGS else len(CONFIGS)
-    return len(base) - common + len(down) - (name in CONFIGS), usual
-
-
-def _contradiction(field: str, nearest: _Entry, entries: list[_Entry]) -> Iterator[str]:
-    """A line where a checkpoint says two things of one field."""
-    other = next((entry for entry in entries if _differ(field, entry.value, nearest.value)), None)
-    if FIELDS[field].contradicts and other is not None:
-        both = "、".join(f"{entry.place} 是 {entry.value}" for entry in (nearest, other))
-        yield f"检查点对 {field} 有不同的说法：{both}；采用离权重最近的 {nearest.value}"
-
-
-def _differ(field: str, a, b) -> bool:
-    if field == "text_encoder":  # one encoder in two places
-        a, b = (re.split(r"[\\/]", name.rstrip("\\/"))[-1] for name in (a, b))
-    return a != b
