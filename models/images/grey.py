@@ -7,7 +7,7 @@ no tissue does. What is left decides:
 
     whole levels that hold 8 bits (0..255; times 256 or 257; shifted to 10, 12 or 14 bits, or spread over these):
                                                       those 8 bits
-    fractions in 0..1, or in 0..255:                  black to white
+    fractions in 0..1, or in 0..255 and beyond half:  black to white
     any other:                                        from the smallest to the largest; from 0 where no level is
                                                       negative and the smallest is within a quarter of the largest
 """
@@ -24,7 +24,8 @@ from ..errors import InputError
 CELLS = 128  # that a range is cut into
 LEAST_CELLS = 3  # that a picture fills where it has more than scattered levels
 GAP = 8  # empty cells that part two groups of levels
-LEAST_SHARE, LEAST_PIXELS = 1e-4, 2  # of a picture's pixels, in a cell that is filled; 1 pixel of tiny pictures
+LEAST_SHARE, LEAST_PIXELS = 1e-3, 2  # of a picture's pixels, in a cell that is filled; 1 pixel of tiny pictures
+LEAST_GROUP = 1e-2  # of a picture's pixels, in neighbouring cells: a burnt-in patch has fewer
 ODD_SHARE = 2e-3  # of a picture's pixels: so many may have levels that its rule does not know, hot pixels say
 BITS = tuple(range(8, 66, 2))
 EDGES = (0, 1, 4, 16, 64, *(2**bits - 1 for bits in BITS))  # of the ranges in which levels are looked for
@@ -270,7 +271,7 @@ def _filled_levels(levels: Levels, low: float, high: float) -> Levels | None:
     least = LEAST_PIXELS if levels.total >= 16 * CELLS else 1
     filled = np.flatnonzero(cells >= max(LEAST_SHARE * levels.total, least))
     groups = np.split(filled, np.flatnonzero(np.diff(filled) > GAP) + 1)
-    groups = [group for group in groups if len(group) >= LEAST_CELLS]
+    groups = [g for g in groups if len(g) >= LEAST_CELLS and cells[g].sum() >= LEAST_GROUP * levels.total]
     return part.between(edges[groups[0][0]], edges[groups[-1][-1] + 1]) if groups else None
 
 

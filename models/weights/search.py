@@ -110,6 +110,7 @@ AVERAGED = re.compile(
 )
 USUAL = ("model_state_dict", "state_dict", "model", "")  # of several, these first
 WEIGHT_NAME = re.compile(r"(?:^|\.)(?:weight|bias|running_\w+|\w*_token|\w*_embeddings?|gamma|temperature)$")
+TOWERS = ("image_encoder", "text_encoder", "visual")
 PARTS = {"image_encoder", "text_encoder", "temperature", "logit_scale", "logit_bias"}
 PARTS |= {"visual", "transformer", "text", "bert", "token_embedding", "ln_final", "positional_embedding"}
 
@@ -183,7 +184,10 @@ def _weights_at(place: _Place, tensors, places=()) -> tuple[dict, dict, list]:
             continue
         inside = name.startswith(place.prefix)
         name = name.removeprefix(place.prefix) if inside else _name(path[depth:])
-        if path[:depth] != place.root or (len(path) > depth + 1 and name.partition(".")[0] not in PARTS):
+        part = name.partition(".")[0]
+        if path[:depth] != place.root or (len(path) > depth + 1 and part not in PARTS):
+            continue
+        if not inside and part in TOWERS:  # another model's
             continue
         if kind := _unusable_kind(tensor):
             if inside:

@@ -451,7 +451,7 @@ def test_jpeg_inside_dicom(read_dicom_of, tmp_path, kind, mode):
     if mode == "L":
         plain = np.rint((plain - plain.min()) * 255 / (plain.max() - plain.min()))
     read = read_dicom_of(encoded(JPEG, dicom(np.asarray(image), kind), path.read_bytes()))
-    assert np.abs(read.astype(int) - plain).max() <= 4  # decoders round
+    assert np.abs(read.astype(int) - plain).max() <= 6  # decoders round, and few pixels have the last levels
 
 
 @pytest.mark.parametrize("bits, first", [(8, 10), (16, 0), (16, 10)])

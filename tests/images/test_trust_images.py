@@ -276,7 +276,32 @@ def hot_and_dead_pixels(levels, top):
     levels.reshape(-1)[places[400:]] = 0
 
 
-@pytest.mark.parametrize("added", [marker, white_border, black_border, hot_and_dead_pixels])
+def blend(levels, top, mask):
+    """Lay `top` over levels as a mask in [0, 1] says."""
+    levels[:] = (
+        np.rint(levels * (1 - mask) + top * mask) if levels.dtype.kind in "iu" else levels * (1 - mask) + top * mask
+    )
+
+
+def soft_letters(levels, top):
+    """What a system burns in, smoothed: half-bright levels on 1 % of the pixels."""
+    letters = cv2.putText(np.zeros(levels.shape, np.uint8), "R L 123", (30, 80), cv2.FONT_HERSHEY_SIMPLEX, 1.5, 255, 4)
+    blend(levels, top, cv2.GaussianBlur((letters > 0).astype(np.float32), (0, 0), 1))
+
+
+def step_wedge(levels, top):
+    """All levels up to the top in a stripe at the side."""
+    levels[:, :20] = (np.linspace(0, 1, len(levels))[:, None] * top).astype(levels.dtype)
+
+
+def rough_patch(levels, top):
+    levels[20:60, 20:90] = top * np.random.default_rng(2).normal(0.9, 0.005, (40, 70))
+
+
+MARKS = (marker, white_border, black_border, hot_and_dead_pixels, soft_letters, step_wedge, rough_patch)
+
+
+@pytest.mark.parametrize("added", MARKS)
 @pytest.mark.parametrize("kind", DEEP)
 def test_no_marker_border_or_pixel_moves_the_levels(radiograph, kind, added):
     levels = DEEP[kind](radiograph)

@@ -698,3 +698,140 @@ def test_an_array_that_stands_twice_and_one_that_is_transposed(tmp_path, protoco
     content = read_checkpoint_file(tmp_path / "a.pth")
     for value, expected in zip((*content["a"], content["b"]), (array, array, turned), strict=True):
         np.testing.assert_array_equal(value, expected)
+
+
+# -- mean and deviation: of images, and of nothing else ---------------------------------------
+
+OTHER_STATISTICS = {
+    "scores of folds": {"cv": {"mean": [0.91, 0.88, 0.93], "std": [0.02, 0.03, 0.01]}},
+    "labels": {"label_stats": {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.2, 0.2]}},
+    "metrics": {"metrics": {"mean": 0.8, "std": 0.1}},
+    "spacing": {"config": {"spacing": {"mean": [0.5, 0.5, 0.7], "std": [0.1, 0.1, 0.1]}}},
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_STATISTICS)
+def test_statistics_of_other_things_are_not_those_of_images(clip, write_checkpoint, kind):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = load_clip_checkpoint(write_checkpoint({"state_dict": clip.state_dict(), **OTHER_STATISTICS[kind]}))
+    assert model.mean is None and model.std is None
+
+
+HALF = (0.5, 0.5, 0.5)
+FORMS_OF_LEVELS = {
+    "tensors": (torch.full((3,), 0.5), torch.full((3, 1, 1), 0.5)),
+    "arrays": (np.full((3, 1, 1), 0.5), np.float32(0.5)),
+    "texts": ("(0.5, 0.5, 0.5)", "0.5 0.5 0.5"),
+    "texts in a list": (["0.5"] * 3, ["0.5"]),
+    "of 255 levels": ([127.5] * 3, 127.5),
+}
+
+
+@pytest.mark.parametrize("form", FORMS_OF_LEVELS)
+@pytest.mark.parametrize("names", [("image_mean", "image_std"), ("mean", "std"), ("dataset_mean", "dataset_std")])
+def test_mean_and_deviation_in_any_form(clip, write_checkpoint, form, names):
+    levels = dict(zip(names, FORMS_OF_LEVELS[form]))
+    model = load_clip_checkpoint(write_checkpoint({"state_dict": clip.state_dict(), "config": {"transform": levels}}))
+    assert (model.mean, model.std) == (HALF, HALF)
+
+
+def test_mean_and_deviation_that_a_transform_or_a_module_holds(clip, write_checkpoint):
+    written = "Compose(\n  Resize(96)\n  Normalize(mean=[0.5, 0.5, 0.5], std=[0.5, 0.5, 0.5])\n)"
+    buffers = {"normalize.mean": torch.full((1, 3, 1, 1), 0.5), "normalize.std": torch.full((1, 3, 1, 1), 0.5)}
+    for content in (
+        {"state_dict": clip.state_dict(), "transform": written},
+        {"state_dict": clip.state_dict(), "config": {"normalize": [[0.5] * 3, [0.5] * 3]}},
+        {"state_dict": {**clip.state_dict(), **buffers}},
+    ):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            model = load_clip_checkpoint(write_checkpoint(content))
+        assert (model.mean, model.std) == (HALF, HALF)
+
+
+@pytest.mark.parametrize("levels", [{"image_mean": HALF}, {"image_mean": HALF, "image_std": [0, 0, 0]}])
+def test_mean_and_deviation_that_cannot_be_used_are_told(clip, write_checkpoint, levels):
+    with pytest.warns(InputWarning, match="config 中的均值和标准差无法使用，按 ImageNet"):
+        model = load_clip_checkpoint(write_checkpoint({"state_dict": clip.state_dict(), "config": levels}))
+    assert model.mean is None
+
+
+# -- what would be another model --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["resolution", "input_size", "crop_size"])
+def test_a_size_that_may_be_another_things_is_told(clip, write_checkpoint, name):
+    content = {"state_dict": clip.state_dict(), "detector": {name: 640}}
+    with pytest.warns(InputWarning, match=f"img_size 取自.*detector.{name}（640），请核对"):
+        assert load_clip_checkpoint(write_checkpoint(content)).img_size == 640
+
+
+SIZES_WRITTEN = ["96x96", "(3, 96, 96)", "96,96", (96, 96, 3), (1, 3, 96, 96), torch.tensor(96), torch.tensor([96, 96])]
+
+
+@pytest.mark.parametrize("size", [*SIZES_WRITTEN, {"value": 96}], ids=str)
+def test_an_input_size_however_it_is_written(clip, write_checkpoint, size):
+    assert (
+        load_clip_checkpoint(write_checkpoint({"net": clip.state_dict(), "config": {"img_size": size}})).img_size == 96
+    )
+
+
+@pytest.mark.parametrize(
+    "beside", [{"adapter": {"lora_A": torch.zeros(2, 2)}}, {"lora_state_dict": {"x.lora_B.weight": torch.zeros(2, 2)}}]
+)
+def test_adapters_beside_the_weights_are_refused(clip, write_checkpoint, beside):
+    with pytest.raises(CheckpointError, match="适配器"):
+        load_clip_checkpoint(write_checkpoint({"state_dict": clip.state_dict(), **beside}))
+
+
+def test_adapter_files_beside_a_checkpoint_are_told(clip, write_checkpoint, tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.warns(InputWarning, match="旁边有适配器.*没有采用"):
+        load_clip_checkpoint(write_checkpoint(clip.state_dict()))
+
+
+@pytest.mark.parametrize(
+    "key", ["image_encoder.adapter.weight", "image_encoder.prompt_tokens", "text_encoder.norm.bias"]
+)
+def test_what_lies_in_a_tower_is_not_left_aside(clip, write_checkpoint, key):
+    with pytest.raises(CheckpointError, match=f"塔中有 1 个权重不属于已知的结构：{key}"):
+        load_clip_checkpoint(write_checkpoint({**clip.state_dict(), key: torch.zeros(3)}))
+    with pytest.warns(InputWarning, match="image_encoder.head.weight"):
+        load_clip_checkpoint(write_checkpoint({**clip.state_dict(), "image_encoder.head.weight": torch.zeros(3)}))
+
+
+@pytest.mark.parametrize("copy", ["ema_model.", "ema.", "momentum.", "aux.", "module.ema."])
+def test_a_copy_among_the_weights_is_none_of_them(clip, write_checkpoint, copy):
+    other = {f"{copy}{key}": t + 1 if t.is_floating_point() else t for key, t in clip.state_dict().items()}
+    with pytest.warns(InputWarning, match="没有采用 state_dict") as caught:
+        assert_same_model(load_clip_checkpoint(write_checkpoint({"state_dict": {**clip.state_dict(), **other}})), clip)
+    assert len(caught) == 1
+
+
+@pytest.mark.parametrize("copy", ["polyak", "avg_model", "slow_weights", "mean_net", "grads", "initial_weights"])
+def test_copies_are_known_by_words(clip, write_checkpoint, copy):
+    other = {key: t + 1 if t.is_floating_point() else t for key, t in clip.state_dict().items()}
+    for content in ({copy: other, "net": clip.state_dict()}, {"cinema": clip.state_dict(), copy: other}):
+        with pytest.warns(InputWarning, match=f"没有采用 {copy} 的"):
+            assert_same_model(load_clip_checkpoint(write_checkpoint(content)), clip)
+
+
+def test_a_temperature_of_another_name_is_told(clip, write_checkpoint):
+    bare = {key: tensor for key, tensor in clip.state_dict().items() if key != "temperature"}
+    with pytest.warns(InputWarning, match="没有 temperature（其中的 logit_scale 没有采用）"):
+        load_clip_checkpoint(write_checkpoint({**bare, "logit_scale": torch.tensor(2.0)}))
+    for value in (0.5, [0.5], torch.tensor(0.5)):
+        model = load_clip_checkpoint(write_checkpoint({"state_dict": bare, "config": {"tau": value}}))
+        assert float(model.temperature) == 0.5
+    with pytest.warns(InputWarning, match="temperature 有不同的说法"):
+        content = {"state_dict": bare, "config": {"temperature": 0.5}, "args": {"temperature": 0.2}}
+        assert float(load_clip_checkpoint(write_checkpoint(content)).temperature) == 0.5
+
+
+def test_what_a_text_config_says_in_vain_is_told(clip, write_checkpoint):
+    config = {"num_attention_heads": "4", "hidden_act": "swish", "position_embedding_type": "relative_key"}
+    with pytest.warns(InputWarning, match="text_config 中 position_embedding_type=relative_key 不受支持"):
+        model = load_clip_checkpoint(write_checkpoint({"net": clip.state_dict(), "text_config": config}))
+    bert = model.text_encoder.backbone.config
+    assert bert.num_attention_heads == 4 and bert.hidden_act == "silu"
