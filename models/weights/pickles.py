@@ -26,7 +26,7 @@ from ..errors import CheckpointError
 from ..heavy import torch
 
 LARGEST_PICKLE = 64 << 20  # bytes; those of the largest models with their optimizers have a few
-MOST_OPCODES = 10_000_000
+MOST_OPCODES = 3_000_000  # each may make an object; the largest models with their optimizers have a million
 LONGEST_KEY = 16  # members of a tuple that is a key
 LARGEST_KEY = 1 << 60  # larger numbers can be chosen so that all of them meet in one place of a dict
 

@@ -835,3 +835,9 @@ def test_what_a_text_config_says_in_vain_is_told(clip, write_checkpoint):
         model = load_clip_checkpoint(write_checkpoint({"net": clip.state_dict(), "text_config": config}))
     bert = model.text_encoder.backbone.config
     assert bert.num_attention_heads == 4 and bert.hidden_act == "silu"
+
+
+def test_a_pickle_of_more_steps_than_any_models(tmp_path):
+    """Deflated to nothing: each step would make an object of a few hundred bytes."""
+    with pytest.raises(InputError, match="过长"):
+        read_checkpoint_file(write_zip(tmp_path / "a.pth", b"\x8f" * 3_100_000))
