@@ -104,7 +104,7 @@ def read_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
         with archive.open(entry) as stream:
             if not entry.CRC:  # torch was told to write none
                 stream._expected_crc = None
-            data = stream.read()
+            data = stream.read(entry.file_size)  # without a number all is inflated, whatever the directory says
     except DAMAGE as error:
         raise BadArchive(f"{entry.filename} 已损坏（校验不符）") from error
     if len(data) != entry.file_size:

@@ -8,6 +8,7 @@ import os
 import pathlib
 import pickle
 import struct
+import tracemalloc
 import types
 import warnings
 import zipfile
@@ -841,3 +842,18 @@ def test_a_pickle_of_more_steps_than_any_models(tmp_path):
     """Deflated to nothing: each step would make an object of a few hundred bytes."""
     with pytest.raises(InputError, match="过长"):
         read_checkpoint_file(write_zip(tmp_path / "a.pth", b"\x8f" * 3_100_000))
+
+
+def test_an_entry_that_inflates_to_more_than_it_declares(tmp_path):
+    """The directory says 100 bytes, the stream holds 200 MB: no more is inflated than is said."""
+    path = write_zip(tmp_path / "a.pth", mapping(x=b"K\x01"))
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/byteorder", bytes(200 << 20))
+        entry = archive.getinfo("archive/byteorder")
+        entry.file_size = 100
+    tracemalloc.start()
+    with pytest.raises(InputError, match="byteorder 已损坏|大得可疑"):
+        read_checkpoint_file(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 50 << 20
