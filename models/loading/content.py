@@ -23,7 +23,7 @@ from ..weights.hub import (
 )
 from ..weights.layouts import split_checkpoint
 from ..weights.names import BACKBONE, first_adapter
-from ..weights.pickles import fields_of
+from ..weights.plain import fields_of
 
 
 class Content(NamedTuple):

@@ -19,7 +19,8 @@ import zlib
 from pathlib import Path
 
 from ..heavy import torch
-from .pickles import LARGEST_PICKLE, BadPickle, Storage, Stream, dtype_of, read_pickle
+from .pickles import LARGEST_PICKLE, Stream, read_pickle
+from .plain import BadPickle, Storage, dtype_of
 
 LARGEST_DIRECTORY = 16 << 20  # bytes of a zip's directory: a hundred for each tensor
 MOST_INFLATED = 20  # what a compressed entry may grow by: weights hardly do

@@ -14,7 +14,7 @@ from ..errors import CheckpointError, InputError, InputWarning
 from ..heavy import safetensors, torch
 from ..inputs import check_regular_file
 from .archives import BadArchive, is_legacy, is_torchscript, read_archive, read_legacy
-from .pickles import BadPickle, Opaque, fields_of
+from .plain import BadPickle, Opaque, fields_of
 
 MAPPED_FROM_BYTES = 100_000_000
 LARGEST_HEADER = 16 << 20  # bytes of a `.safetensors` file's header: a hundred for each tensor

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from ..errors import CheckpointError, InputWarning
 from ..heavy import torch
 from .names import BACKBONE, CLIP_TEXT, CLIP_WORDS, TEXT_BACKBONE, Rules, rename
-from .pickles import fields_of
+from .plain import fields_of
 from .search import BUFFER, Contents, same_weight, search_checkpoint
 
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..heavy import torch
-from .pickles import fields_of, plain_value
+from .plain import fields_of, plain_value
 
 Keys = tuple[str, ...]  # that lead from the checkpoint to a value
 LONGEST_JSON = 1 << 20

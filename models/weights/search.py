@@ -18,7 +18,7 @@ from ..errors import CheckpointError
 from ..heavy import torch
 from .metadata import MOST_NUMBERS, Keys, parse_json, read_metadata
 from .names import BACKBONE, first_adapter
-from .pickles import Opaque, UnusableTensor, fields_of, plain_value
+from .plain import Opaque, UnusableTensor, fields_of, plain_value
 
 DEEPEST, MOST_ENTRIES = 60, 300_000
 
@@ -44,8 +44,8 @@ def search_checkpoint(checkpoint: Mapping) -> Contents:
     weights, unusable, twice = _weights_at(place, tensors, places)
     if twice:
         raise CheckpointError(f"检查点中同一个权重 {twice[0]} 有两份不同的值，无法判断用哪一份")
-    small = [(path, tensor) for path, tensor in tensors if _is_small(tensor) and path[: len(place.root)] != place.root]
-    small += [(path, tensor) for path, tensor in tensors if _is_small(tensor) and BUFFER.search(path[-1])]
+    outside = ((p, t) for p, t in tensors if p[: len(place.root)] != place.root or p and BUFFER.search(p[-1]))
+    small = [(path, tensor) for path, tensor in outside if _is_small(tensor)]
     metadata, messages = read_metadata([*plain, *small], place.root, "temperature" in weights)
     adapter = first_adapter(".".join(path) for path, _ in (*tensors, *plain))
     return Contents(weights, metadata, _describe_choice(places, tensors), messages, unusable, adapter)
@@ -92,9 +92,8 @@ def _is_small(tensor) -> bool:
     return isinstance(tensor, torch.Tensor) and tensor.numel() <= MOST_NUMBERS and _unusable_kind(tensor) is None
 
 
-BUFFER = re.compile(
-    r"(?:^|\.)(?:pixel|image|img|normaliz\w*)[._]?(?:mean|std)$", re.IGNORECASE
-)  # of a model that normalises
+# Of a model that normalises its input itself.
+BUFFER = re.compile(r"(?:^|\.)(?:pixel|image|img|normaliz\w*)[._]?(?:mean|std)$", re.IGNORECASE)
 
 
 # -- weights ----------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ from models.towers.tokenizers import BPE_FILE, find_clip_tokenizer
 from models.weights.archives import is_torchscript
 from models.weights.files import read_torch_file
 from models.weights.openai_names import translate
-from models.weights.pickles import Name
+from models.weights.plain import Name
 
 pytestmark = pytest.mark.filterwarnings("ignore:文本“two dogs", "ignore:.*torch.jit", "ignore::torch.jit.TracerWarning")
 CONTEXT, WIDTH, EMBED = 16, 64, 24

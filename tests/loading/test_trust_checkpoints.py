@@ -26,7 +26,8 @@ from models.errors import CheckpointError, InputError, InputWarning
 from models.images.preprocessing import IMAGENET_MEAN, preprocessing_of
 from models.loading.load import load_clip_checkpoint
 from models.weights.files import read_checkpoint_file
-from models.weights.pickles import BadPickle, Name, Opaque, read_pickle
+from models.weights.pickles import read_pickle
+from models.weights.plain import BadPickle, Name, Opaque
 from models.weights.search import search_checkpoint
 
 # -- pickles, opcode by opcode ----------------------------------------------------------------
