@@ -8,7 +8,6 @@ Building a model never downloads anything: the vocabulary and the sizes of bert-
 `models/assets/`, and the weights come from the checkpoint.
 """
 
-import math
 import os
 import re
 import warnings
@@ -20,7 +19,7 @@ from torch import nn
 from .errors import CheckpointError, InputWarning
 from .heavy import torchvision, transformers
 from .towers.image import CONVNEXTS, EFFICIENTNETS, RESNETS, ImageEncoder
-from .towers.similarity import softmax_probabilities
+from .towers.similarity import check_scale, softmax_probabilities
 from .towers.text import TextEncoder, build_text_encoder, is_clip_text
 from .towers.two_towers import TwoTowers
 from .weights.files import read_checkpoint_file
@@ -31,6 +30,7 @@ from .weights.layouts import (
     split_checkpoint,
     translate_checkpoint,
 )
+from .weights.metadata import unit_levels
 from .weights.modules import first_names, fit_weights
 from .weights.names import BACKBONE, TEXT_TOWER, rename
 
@@ -147,15 +147,8 @@ class CLIPModel(TwoTowers):
             weights["temperature"] = torch.tensor(float(temperature))
         fitted = fit_weights(own, weights, self.image_encoder_name, strict)
         if not fitted["temperature"].is_meta:
-            check_temperature(fitted["temperature"])
+            check_scale("temperature", fitted["temperature"], CheckpointError)
         return fitted
-
-
-def check_temperature(temperature: torch.Tensor) -> None:
-    """CheckpointError for a temperature that no cosine can be divided by: a negative one turns the classes round."""
-    value = float(temperature)
-    if not (math.isfinite(value) and value > 0):
-        raise CheckpointError(f"检查点的 temperature 是 {value}，应是有限的正数；请检查保存的是不是训练好的权重")
 
 
 def build_on_meta(config: Mapping, text_tower: bool = True) -> CLIPModel:
@@ -180,6 +173,8 @@ def build_on_meta(config: Mapping, text_tower: bool = True) -> CLIPModel:
 def create_model(config: Mapping, text_tower: bool = True) -> CLIPModel:
     """Build a CLIPModel from a training config; see weights.metadata.FIELDS for what is read."""
     settings = split_checkpoint({"config": config})[1]
+    levels = unit_levels(config.get("mean"), config.get("std"), least=0)  # the user's own need not be usual
+    mean, std = levels or (settings.get("mean"), settings.get("std"))
     return CLIPModel(
         image_encoder_name=settings.get("image_encoder", "resnet50"),
         text_encoder_name=settings.get("text_encoder", "bert-base-chinese"),
@@ -188,6 +183,6 @@ def create_model(config: Mapping, text_tower: bool = True) -> CLIPModel:
         text_config=settings.get("text_config"),
         img_size=settings.get("img_size"),
         text_tower=text_tower,
-        mean=settings.get("mean"),
-        std=settings.get("std"),
+        mean=mean,
+        std=std,
     )

@@ -65,9 +65,9 @@ def levels_of(mean: Sequence[float] | None, std: Sequence[float] | None) -> tupl
     """(mean, deviation) of levels in [0, 1], three numbers each, of one or three; those of 0 to 255 count too."""
     if mean is None and std is None:
         return None, None
-    levels = unit_levels(mean, std)
+    levels = unit_levels(mean, std, least=0)
     if levels is None:
-        raise InputError("--mean 和 --std 要一起给出，各是 1 个或 3 个数；均值不小于 -1，标准差大于 0")
+        raise InputError("--mean 和 --std 要一起给出，各是 1 个或 3 个数；0 到 1（或 0 到 255），标准差大于 0")
     return levels
 
 

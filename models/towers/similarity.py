@@ -61,13 +61,13 @@ def softmax_probabilities(similarities: torch.Tensor, temperature: torch.Tensor)
     return (similarities.float() / temperature).softmax(dim=-1)
 
 
-def check_scale(name: str, scale) -> torch.Tensor:
-    """What cosines are divided or multiplied by, in float32; InputError unless it is finite and positive.
+def check_scale(name: str, scale, error: type[InputError] = InputError) -> torch.Tensor:
+    """What cosines are divided or multiplied by, in float32; an `error` unless it is finite and positive.
 
     A negative one would turn the order of the classes round.
     """
     scale = (scale if isinstance(scale, torch.Tensor) else torch.from_numpy(np.array(scale))).detach().float()
     if scale.numel() != 1 or not 0 < scale.item() < float("inf"):
         value = f"{scale.item():g}" if scale.numel() == 1 else f"{list(scale.shape)} 个数"
-        raise InputError(f"模型的 {name} 是 {value}，应是一个有限的正数，否则概率没有意义；请检查检查点，或重新给出它")
+        raise error(f"模型的 {name} 是 {value}，应是一个有限的正数，否则概率没有意义；请检查检查点，或重新给出它")
     return scale

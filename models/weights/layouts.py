@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from ..errors import CheckpointError, InputWarning
 from ..heavy import torch
-from .names import BACKBONE, CLIP_TEXT, CLIP_WORDS, TEXT_BACKBONE, Rules, rename
+from .names import BACKBONE, CLIP_TEXT, CLIP_WORDS, TEXT_BACKBONE, TEXT_TOWER, Rules, rename
 from .plain import fields_of
 from .search import BUFFER, Contents, same_weight, search_checkpoint
 
@@ -151,7 +151,6 @@ SIZE_WEIGHTS = (
     ("intermediate_size", "encoder.layer.0.intermediate.dense.weight"),
     ("intermediate_size", "encoder.layers.0.mlp.fc1.weight"),
 )
-TOWERS = ("image_encoder.", "text_encoder.")
 # What trainings leave in a tower that no embedding goes through.
 HEAD = re.compile(r"\.(?:\w*head\w*|\w*classifier|fc|aux\w*|cls|pooler|queue\w*|momentum\w*)(?:\.|$)")
 TEXT_LEFTOVER = re.compile(r"^(?:pooler|cls)\.|(?:^|\.)position_ids$|(?:^|\.)token_type_ids$")
@@ -263,7 +262,7 @@ def translate_checkpoint(checkpoint: Mapping) -> Translated:
             state_dict[key] = tensor
         elif not key.startswith(BACKBONE) and not BUFFER.search(key):
             ignored.append(key)
-    strangers = [key for key in ignored if key.startswith(TOWERS) and not HEAD.search(key)]
+    strangers = [key for key in ignored if key.startswith(("image_encoder.", TEXT_TOWER)) and not HEAD.search(key)]
     if strangers:
         raise CheckpointError(
             f"检查点的塔中有 {len(strangers)} 个权重不属于已知的结构：{'、'.join(strangers[:3])}；"

@@ -242,17 +242,17 @@ WRITTEN = re.compile(
 )
 
 
-def unit_levels(mean, deviation) -> tuple | None:
+def unit_levels(mean, deviation, least: float = 0.04) -> tuple | None:
     """(mean, deviation), three numbers each of levels in [0, 1], of one or three numbers each; of 0 to 255 too.
 
-    None for what is none, or of no levels that images have.
+    None for what is none, or of no levels that images have; `least`: what a deviation is above.
     """
     mean, deviation = _numbers(mean), _numbers(deviation)
     if len(mean) not in (1, 3) or len(deviation) not in (1, 3):
         return None
     factor = 255.0 if max(mean) > 1.5 or max(deviation) > 2 else 1.0
     mean, deviation = ([number / factor for number in (m * 3)[:3]] for m in (mean, deviation))
-    plausible = all(-1 <= m <= 1 for m in mean) and all(0.04 <= d <= 1.5 for d in deviation)
+    plausible = all(-1 <= m <= 1 for m in mean) and all(least < d <= 1.5 for d in deviation)
     return (tuple(mean), tuple(deviation)) if plausible else None
 
 

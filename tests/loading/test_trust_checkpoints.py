@@ -560,6 +560,7 @@ def test_mean_and_deviation_of_the_user(clip, write_checkpoint):
     silent = write_checkpoint({"state_dict": clip.state_dict()}, "silent.pth")
     model = load_clip_checkpoint(silent, mean=[127.5], std=[127.5])
     assert model.mean == model.std == (0.5,) * 3
+    assert load_clip_checkpoint(silent, mean=[0], std=[1 / 255]).std == (1 / 255,) * 3  # levels of 0 to 255 go in
     config = {"image_mean": 0.1, "image_std": 0.2}
     told = write_checkpoint({"state_dict": clip.state_dict(), "config": config}, "told.pth")
     with pytest.warns(InputWarning, match="--mean.*与检查点不符") as caught:
