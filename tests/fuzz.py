@@ -15,16 +15,17 @@ no input sees what another one did. Input i of a kind is the same for the same -
     prompt           standard input read
     outside          something changed outside of the output folder and the cache
     signal, timeout  killed by the system; or by us after LIMITS.seconds (of a core, where others are at work too)
-    memory           more than LIMITS.bytes resident at any time, or said to be out of it for a file's sake
+    memory           more than LIMITS.bytes beside what there was, or said to be out of it for a file's sake
     traceback        an exception left `main`, or another exit code came back
     half             files left after exit 2, parts of files, none after exit 0
     noise            more, or less, than one line of error; other text on standard error
     wrong            another picture than without the mutation, where that must not matter
     fuzzer           the input itself could not be made: a fault of the fuzzer
 
-Memory: what counts is the peak of resident memory, libraries included, as the kernel gives it. What would take a
-quarter more than LIMITS.bytes beside what there was fails, and counts as too much as well unless an argument asked for
-it (RLIMIT_DATA: RLIMIT_AS would count what torch maps and never touches).
+Memory: what counts is the peak of resident memory above what the process held when its input began (libraries, and what
+the process that it was forked from held), as the kernel gives both. An allocation of twice LIMITS.bytes fails, and
+counts as too much as well unless an argument asked for it (RLIMIT_DATA: RLIMIT_AS would count what torch maps and never
+touches).
 
 The output folder holds `journal.jsonl`, a line per finished input; `failures/<kind>-<index>/` with each failing input
 as it was made and `failure.json` with its command; `valid/`, which the inputs start from.
@@ -56,7 +57,7 @@ class Limits(NamedTuple):
     """What an input may take."""
 
     seconds: float = 20
-    bytes: int = 2 * 10**9
+    bytes: int = 13 * 10**8  # 2 GB in all: the libraries take 0.7
 
 
 LIMITS = Limits()
@@ -215,9 +216,6 @@ def prepare(folder: Path) -> None:
     (folder / "outside" / "folder" / "letter.txt").write_text("must survive")
 
 
-OWN_BYTES = 700_000_000  # what a fuzzer holds itself, libraries included; a test's process may hold more
-
-
 def resident() -> int:
     """Bytes of memory that this process holds."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -255,12 +253,13 @@ def work(case: Case, folder: Path, make: Callable, main: Callable, limits: Limit
     canary.calls.clear()
     outputs = output_folders(argv)
     made = {"argv": argv, "tree": tree(folder, [*outputs, "cache"]), "out": tree_of_outputs(folder)}
+    made["resident"] = resident()
     report.write(json.dumps(made) + "\n")
     report.flush()
     watch = Watch(str(folder), [*outputs, "cache", "tmp"])
     sys.stdin = ClosedInput(watch.events)
     sys.addaudithook(watch)
-    limit_memory(limits.bytes * 5 // 4)
+    limit_memory(2 * limits.bytes)
     start, failure = time.monotonic(), None
     watch.is_on = True
     try:
@@ -291,7 +290,7 @@ class Ending(NamedTuple):
 
     signal: int  # 0: none
     killed: bool  # by us, its time being over
-    bytes: int  # most resident memory
+    bytes: int  # most resident memory, above what there was before the input
     stderr: str
     made: dict  # the report's first line, empty where there is none
     ran: dict  # its second line
@@ -503,7 +502,7 @@ def finish(running: Running, killed: bool, limits: Limits) -> Verdict:
     made, ran = (json.loads(line) for line in [*lines, "{}", "{}"][:2])
     ended_by = os.WTERMSIG(status) if os.WIFSIGNALED(status) and not killed and not ran else 0
     stderr = _read(f"{running.folder}.stderr")
-    peak = usage.ru_maxrss * 1024 - max(0, resident() - OWN_BYTES)  # a fork begins with all that we hold
+    peak = usage.ru_maxrss * 1024 - made.get("resident", 0)
     ending = Ending(ended_by, killed, peak, stderr, made, ran, running.folder)
     try:
         return judge(running.case, ending, limits)
