@@ -24,6 +24,7 @@ MOST_ELEMENTS = 20_000  # before the pixels; a file has hundreds
 PIECE = 1 << 20  # bytes that are inflated at a time
 _FIRST_GROUPS = (0x0002, 0x0008)  # a dataset begins with its meta header, or with what identifies it
 _SEQUENTIAL, _SCAN = (0xC0, 0xC1), 0xDA  # JPEG's markers: frames of 8 and 12 bits, a scan
+_JP2_SIGNATURE = b"\x00\x00\x00\x0cjP  "  # of a file around a JPEG 2000 codestream, made of boxes
 _NO_LENGTH = 0xFFFFFFFF
 SEQUENTIAL_JPEG = ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51")
 RLE = "1.2.840.10008.1.2.5"
@@ -67,6 +68,8 @@ def read_stored(file: BinaryIO) -> tuple[np.ndarray, object]:
     if own_bits:
         options["bits_stored"] = header.BitsAllocated  # which of them count is seen to here
     source = _mended_jpeg(file, options, decoder) if syntax in SEQUENTIAL_JPEG else file
+    if syntax.is_encapsulated:
+        _check_boxes(_first_frame(file, options))
     stored, _ = decoder.as_array(source, index=0, validate=True, **options)
     stored = np.ascontiguousarray(stored, dtype=stored.dtype.newbyteorder("="))
     return (_used_bits(stored, header) if own_bits else stored), header
@@ -259,6 +262,16 @@ def _first_frame(file: BinaryIO, options: dict) -> bytes:
 
     offsets = options.get("extended_offsets")
     return get_frame(file, 0, number_of_frames=options["number_of_frames"], extended_offsets=offsets)
+
+
+def _check_boxes(frame: bytes) -> None:
+    """InputError where a box before the codestream of a JPEG 2000 file has no length: pydicom would not get past it."""
+    place = 12 if frame.startswith(_JP2_SIGNATURE) else len(frame)
+    while place < len(frame) and frame[place + 4 : place + 8] != b"jp2c":
+        length = int.from_bytes(frame[place : place + 4], "big")
+        if length < 8:
+            raise InputError("其中的 JPEG 2000 数据已损坏；请重新导出，或转换为未压缩的 DICOM")
+        place += length
 
 
 def _mended_jpeg(file: BinaryIO, options: dict, decoder) -> BinaryIO:

@@ -1,5 +1,6 @@
 """Result files: their names, and pixels and arrays as their bytes."""
 
+import math
 import os
 import re
 from io import BytesIO
@@ -13,6 +14,7 @@ from ..heavy import Image, cv2
 RASTER_FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".tif": "tiff", ".tiff": "tiff", ".webp": "webp"}
 VECTOR_FORMATS = {".pdf": "pdf", ".svg": "svg"}
 OVERLAY_FORMATS = ("png", "jpg", "webp")
+LONGEST_SIDES = {"png": 1_000_000, "jpeg": 65_500, "webp": 16_383}  # pixels that libpng, OpenCV and WebP write
 
 
 def figure_file(path: str | os.PathLike) -> Path:
@@ -67,9 +69,15 @@ def thin(pixels: np.ndarray, side: int) -> np.ndarray:
 def encode_image(pixels: np.ndarray, suffix: str, png_strategy: str = "RLE") -> bytes:
     """RGB uint8 [H, W, 3] as a file's bytes. zlib's "RLE" suits photographs, "DEFAULT" pages of text.
 
-    PNG and JPEG by OpenCV: a third and a fifth of Pillow's time for files of about the same size.
+    PNG and JPEG by OpenCV: a third and a fifth of Pillow's time for files of about the same size. InputError for
+    an image that is too long for the format.
     """
     kind = RASTER_FORMATS[suffix.lower()]
+    height, width = pixels.shape[:2]
+    if max(height, width) > (longest := LONGEST_SIDES.get(kind, math.inf)):
+        raise InputError(
+            f"{kind.upper()} 的边长至多 {longest} 像素，叠加图像是 {width}×{height}；请换一种格式，或先缩小图像"
+        )
     if kind not in ("png", "jpeg"):
         buffer = BytesIO()
         Image.fromarray(pixels).save(buffer, format=kind, **({"lossless": True} if kind == "webp" else {}))

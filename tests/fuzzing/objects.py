@@ -174,6 +174,12 @@ def mutate_tensor(random: Random, tensor: torch.Tensor):
     )()  # fmt: skip
 
 
+def _is_plain(value) -> bool:
+    """Whether it is a tensor that all mutations can be made of, and not what one has made."""
+    is_tensor = isinstance(value, torch.Tensor)
+    return is_tensor and value.layout == torch.strided and not value.is_quantized and not value.is_meta
+
+
 def mutate_weights(random: Random, weights: dict) -> dict:
     """Weights with some tensors changed, missing, added, renamed, or all under a prefix."""
     weights = dict(weights)
@@ -183,7 +189,7 @@ def mutate_weights(random: Random, weights: dict) -> dict:
         if key not in weights:
             continue
         action = random.randrange(5)
-        if action <= 1 and isinstance(weights[key], torch.Tensor):
+        if action <= 1 and _is_plain(weights[key]):
             weights[key] = mutate_tensor(random, weights[key])
         elif action == 2:
             del weights[key]

@@ -18,6 +18,7 @@ from dicom_kinds import (
     EIGHT,
     JPEG_2000,
     RAMP,
+    SHAPE,
     SIGNED,
     WINDOW,
     bare,
@@ -28,6 +29,7 @@ from dicom_kinds import (
     table,
 )
 from PIL import Image
+from pydicom.encaps import encapsulate, get_frame
 from pydicom.sequence import Sequence
 from tiny import gradient_picture, tiny_clip
 
@@ -570,6 +572,28 @@ def test_jpeg_2000(tmp_path):
     for pixels, window in ((RAMP, WINDOW), (SIGNED, {"WindowCenter": "-48", "WindowWidth": "3000"})):
         (tmp_path / "a.dcm").write_bytes(file_of(dataset(pixels, bits=12, **window), JPEG_2000))
         assert np.abs(grey_of(read_image(tmp_path / "a.dcm")) - DCM2PNM["picture/window"]).max() <= 1
+
+
+def box(kind, data=b"", length=None):
+    """A box of a JPEG 2000 file; `length`: what it says of itself."""
+    return struct.pack(">I", 8 + len(data) if length is None else length) + kind + data
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("length", [None, 0, 1, 7])
+def test_jpeg_2000_in_boxes(tmp_path, length):
+    """A codestream in a file of its own inside of DICOM; a box without a length would hold pydicom for ever."""
+    pytest.importorskip("openjpeg")
+    ds = dataset(RAMP, bits=12, **WINDOW)
+    file_of(ds, JPEG_2000)
+    header = struct.pack(">IIHBBBB", *SHAPE, 1, 11, 7, 0, 0)
+    header = box(b"ihdr", header) + box(b"colr", b"\1\0\0" + struct.pack(">I", 17))
+    boxes = box(b"jP  ", b"\r\n\x87\n") + box(b"ftyp", b"jp2 \0\0\0\0jp2 ") + box(b"jp2h", header, length)
+    ds.PixelData = encapsulate([boxes + box(b"jp2c", get_frame(ds.PixelData, 0, number_of_frames=1))])
+    ds.save_as(tmp_path / "a.dcm", enforce_file_format=True)
+    if length is not None:
+        return assert_refused(tmp_path / "a.dcm", "JPEG 2000 数据已损坏")
+    assert np.abs(grey_of(read_image(tmp_path / "a.dcm")) - DCM2PNM["picture/window"]).max() <= 1
 
 
 def test_twelve_bits_of_jpeg_without_a_decoder_are_one_line(tmp_path, monkeypatch):

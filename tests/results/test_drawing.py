@@ -32,7 +32,7 @@ from models.explain.question import Question
 from models.images.preprocessing import Region
 from models.results.curves import COLOURS, dashes, nice_ticks
 from models.results.figure import BAR_COLOURS, draw_figure, encode_figure
-from models.results.formats import encode_image, figure_file, overlay_path
+from models.results.formats import LONGEST_SIDES, RASTER_FORMATS, encode_image, figure_file, overlay_path
 from models.results.grid import arrange_tiles, draw_grid
 from models.results.page import (
     BLACK,
@@ -906,6 +906,20 @@ def test_both_files_in_every_format(tmp_path, suffix):
         assert image.size == (90, 60)
         error = np.abs(np.asarray(image.convert("RGB")) - 255 * result.overlay)
     assert error.max() <= 1 if suffix != ".jpg" else error.mean() < 6
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tif"])
+def test_an_image_too_long_for_a_format_is_one_line(capfd, suffix):
+    """And the longest that fits is written; TIFF has no limit."""
+    longest = LONGEST_SIDES.get(RASTER_FORMATS[suffix], 70_000)
+    data = encode_image(np.full((1, longest, 3), 9, np.uint8), suffix)
+    with Image.open(io.BytesIO(data)) as image:
+        assert image.size == (longest, 1) and image.getpixel((longest - 1, 0)) == (9, 9, 9)
+    if suffix != ".tif":
+        for shape in ((1, longest + 1, 3), (longest + 1, 1, 3)):
+            with pytest.raises(InputError, match=f"至多 {longest} 像素.*{shape[1]}×{shape[0]}.*换一种格式"):
+                encode_image(np.zeros(shape, np.uint8), suffix)
+    assert not capfd.readouterr().err
 
 
 @pytest.mark.parametrize("targets", [[1], [2, 0]])
