@@ -37,10 +37,8 @@ def resize_map(raw_map: torch.Tensor | np.ndarray, size: tuple[int, int], region
 
 def _places(pixels: slice, low: float, high: float, like: torch.Tensor) -> torch.Tensor:
     """Centres of pixels as places between two edges, -1 to 1: float32, where `like` is."""
-    return (
-        2 * (torch.arange(pixels.start, pixels.stop, device=like.device) + like.new_tensor(0.5) - low) / (high - low)
-        - 1
-    )
+    centres = torch.arange(pixels.start, pixels.stop, device=like.device) + like.new_tensor(0.5)
+    return 2 * (centres - low) / (high - low) - 1
 
 
 def as_map(raw_map: torch.Tensor | np.ndarray) -> torch.Tensor:

@@ -55,6 +55,7 @@ def read_stored(file: BinaryIO) -> tuple[np.ndarray, object]:
     """
     from pydicom.filereader import read_partial
     from pydicom.pixels.utils import as_pixel_options
+    from pydicom.uid import JPEG2000TransferSyntaxes
 
     file = _inflated(file) or _Bounded(file)
     header = read_partial(file, stop_when=_until_pixels(), force=True)
@@ -68,7 +69,7 @@ def read_stored(file: BinaryIO) -> tuple[np.ndarray, object]:
     if own_bits:
         options["bits_stored"] = header.BitsAllocated  # which of them count is seen to here
     source = _mended_jpeg(file, options, decoder) if syntax in SEQUENTIAL_JPEG else file
-    if syntax.is_encapsulated:
+    if syntax in JPEG2000TransferSyntaxes:
         _check_boxes(_first_frame(file, options))
     stored, _ = decoder.as_array(source, index=0, validate=True, **options)
     stored = np.ascontiguousarray(stored, dtype=stored.dtype.newbyteorder("="))

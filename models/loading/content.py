@@ -1,15 +1,16 @@
 """What stands at a path, read once, and what the user says of it: all that a reader is given."""
 
-import contextlib
-import json
 import os
 import re
 import warnings
 from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import CheckpointError, InputError, InputWarning
+from ..savings import forget
 from ..weights.files import read_checkpoint_file
 from ..weights.hub import (
     CHECKPOINT_SUFFIXES,
@@ -22,16 +23,30 @@ from ..weights.hub import (
     weights_of,
 )
 from ..weights.layouts import split_checkpoint
+from ..weights.metadata import parse_json
+from ..weights.modules import first_names
 from ..weights.names import BACKBONE, first_adapter
 from ..weights.plain import fields_of
+from ..weights.search import Contents, search_checkpoint
 
 
-class Content(NamedTuple):
+@dataclass(frozen=True)
+class Content:
     """A checkpoint and the file that it was read from, of shards their index; or a folder as transformers saves it."""
 
     path: Path
     checkpoint: MutableMapping | None = None
     is_folder: bool = False
+
+    @cached_property
+    def contents(self) -> Contents:
+        """What a search of the checkpoint brings: one search for all readers."""
+        return search_checkpoint(self.checkpoint)
+
+    def forget(self) -> None:
+        """Let go of the checkpoint's tensors, once a model has taken over its own."""
+        if not self.is_folder:
+            forget(self.checkpoint, self.contents.weights)
 
 
 def read_content(path: str | os.PathLike, mapped: bool | None = None, download: bool = False) -> Content:
@@ -122,7 +137,7 @@ def _read_files(path: Path, mapped: bool | None = None) -> Mapping:
         weights = split_checkpoint(shard)[0]
         missing = [name for name in names if name not in weights]
         if missing:
-            raise CheckpointError(f"{file} 中没有 {path.name} 列出的 {'、'.join(missing[:3])}：文件不是一套的")
+            raise CheckpointError(f"{file} 中没有 {path.name} 列出的 {first_names(missing)}：文件不是一套的")
         tensors.update({name: weights[name] for name in names})
         config.update(_config_of(shard))
     return {"state_dict": tensors, "config": config}
@@ -155,10 +170,7 @@ def _with_config(checkpoint: Mapping, folder: Path) -> MutableMapping:
 def _config_of(checkpoint: Mapping) -> dict:
     """The config that a checkpoint holds as a mapping, a namespace or JSON; empty where there is none."""
     config = checkpoint.get("config")
-    if isinstance(config, str):
-        with contextlib.suppress(ValueError, RecursionError):
-            config = json.loads(config)
-    return dict(fields_of(config) or {})
+    return dict(fields_of(parse_json(config) if isinstance(config, str) else config) or {})
 
 
 class Request(NamedTuple):

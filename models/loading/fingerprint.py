@@ -24,7 +24,7 @@ def folder_fingerprint(source: str | os.PathLike) -> str:
     digest = hashlib.sha256(b"folder\0")
     for file in sorted(folder_files(folder), key=lambda file: file.name):
         digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
-        _hash_file(file, digest)
+        hash_file(file, digest)
     return digest.hexdigest()[:32]
 
 
@@ -51,11 +51,12 @@ def checkpoint_fingerprint(path: str | os.PathLike) -> str:
     if content is not None:
         return hashlib.sha256(b"zip\0" + content).hexdigest()[:32]
     digest = hashlib.sha256(b"file\0")
-    _hash_file(path, digest)
+    hash_file(path, digest)
     return digest.hexdigest()[:32]
 
 
-def _hash_file(path: str | os.PathLike, digest) -> None:
+def hash_file(path: str | os.PathLike, digest) -> None:
+    """Put the bytes of a file into a digest."""
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)

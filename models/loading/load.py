@@ -13,7 +13,6 @@ from types import ModuleType
 
 from ..errors import InputError, InputWarning
 from ..heavy import torch
-from ..savings import forget
 from ..weights.hub import requested_text_encoder
 from ..weights.metadata import unit_levels
 from ..weights.modules import evaluating, release_text_tower
@@ -55,7 +54,7 @@ def load_clip_checkpoint(
     model = reader_of(content).load(content, request, cached)
     if download and model.text_encoder is not None:
         model.text_encoder.download = True
-    forget(content.checkpoint or {})
+    content.forget()
     if texts is not None:
         _add_features(model, texts, device, cached)
     return model.to(device)

@@ -24,11 +24,11 @@ from ..towers.tokenizers import find_clip_tokenizer, tokenizer_of
 from ..weights.configs import SWITCH, WIDTH, WORD, check_fields
 from ..weights.files import TORCHSCRIPT
 from ..weights.hub import SHIPPED_TEXT_ENCODERS, as_input_error, read_json
-from ..weights.layouts import check_usable, split_checkpoint
+from ..weights.layouts import check_usable
 from ..weights.modules import assign_weights, give_buffers_values
 from ..weights.names import WRAPPER_PREFIX
 from ..weights.openai_names import translate
-from ..weights.search import search_checkpoint
+from ..weights.search import Contents
 from .content import Content, Request, refuse_adapter_weights
 from .processors import CLIP_MEAN, CLIP_STD, DEVIATIONS, NUMBERS, scaled, three
 
@@ -41,9 +41,8 @@ CUSTOM_TEXT = (
 NO_WEIGHTS = re.compile(r"^(?:input_resolution|context_length|vocab_size|attn_mask|.*position_ids|bert\.pooler\..*)$")
 
 
-def openai_weights(checkpoint: Mapping) -> dict[str, torch.Tensor]:
-    """The weights of a wrapped or bare checkpoint, without the prefixes of wrappers and without constants."""
-    contents = search_checkpoint(checkpoint)
+def openai_weights(contents: Contents) -> dict[str, torch.Tensor]:
+    """The weights of a checkpoint, without the prefixes of wrappers and without constants."""
     check_usable(contents)
     for message in contents.choices:
         warnings.warn(message, InputWarning, stacklevel=3)
@@ -54,7 +53,7 @@ def openai_weights(checkpoint: Mapping) -> dict[str, torch.Tensor]:
 
 def recognises(content: Content) -> bool:
     """Whether a checkpoint has an image tower under OpenAI's name, be it one that we can build or not."""
-    weights = {} if content.is_folder else split_checkpoint(content.checkpoint)[0]
+    weights = () if content.is_folder else content.contents.weights
     return any(WRAPPER_PREFIX.sub("", key).startswith("visual.") for key in weights)
 
 
@@ -203,7 +202,7 @@ def load(content: Content, request: Request, cached=None) -> PretrainedCLIP:
     CheckpointError where the checkpoint is none of `SUPPORTED`. Its texts' features are not cached.
     """
     request.warn_of_unused()
-    path, weights = content.path, openai_weights(content.checkpoint)
+    path, weights = content.path, openai_weights(content.contents)
     refuse_adapter_weights(weights, path)
     missing = [name for name in NEEDED if name not in weights]
     missing += [" 或 ".join(names) for names in EITHER if not any(name in weights for name in names)]

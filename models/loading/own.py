@@ -9,7 +9,7 @@ from ..clip import CLIPModel, build_on_meta
 from ..errors import CheckpointError, InputError, InputWarning
 from ..savings import forget
 from ..weights.files import MAPPED_FROM_BYTES
-from ..weights.layouts import Translated, read_text_config, split_checkpoint, translate_checkpoint
+from ..weights.layouts import Translated, read_text_config, translate_checkpoint
 from ..weights.modules import give_buffers_values
 from ..weights.names import BACKBONE
 from .content import Content, Request, flag_of
@@ -18,7 +18,7 @@ from .text_cache import CachedFeatures
 
 def recognises(content: Content) -> bool:
     """Whether a checkpoint has an image encoder under our name."""
-    return not content.is_folder and any(BACKBONE in key for key in split_checkpoint(content.checkpoint)[0])
+    return not content.is_folder and any(BACKBONE in key for key in content.contents.weights)
 
 
 def load(content: Content, request: Request, cached: CachedFeatures | None = None) -> CLIPModel:
@@ -27,7 +27,7 @@ def load(content: Content, request: Request, cached: CachedFeatures | None = Non
     What the checkpoint says of itself counts; what the request says beside it is warned about. Without its text tower
     where that is not wanted, or where `cached` has the features. InputError where it is no checkpoint of ours.
     """
-    translated = translate_checkpoint(content.checkpoint)
+    translated = translate_checkpoint(content.checkpoint, content.contents)
     config = model_config(translated, request)
     has_features = cached is not None and cached.load_for(config)
     if cached is not None and not has_features:

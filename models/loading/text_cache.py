@@ -30,7 +30,7 @@ from ..heavy import torch
 from ..inputs import check_regular_file
 from ..weights.hub import ASSETS, hub_folder, text_encoder_source
 from ..writing import check_own, open_own, write_files
-from .fingerprint import fingerprint, folder_files
+from .fingerprint import fingerprint, folder_files, hash_file
 
 FORMAT = "clip-gradcam text features 1"  # another number where TextEncoder or this file comes to mean something else
 TOKENIZER_FILES = ("vocab.txt", "tokenizer*.json", "config*.json", "special_tokens_map.json", "added_tokens.json")
@@ -150,9 +150,7 @@ def _text_encoder_files(name: str) -> list | None:
 def _hash_of(path: Path) -> str:
     check_regular_file(path, "分词器的文件")
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
+    hash_file(path, digest)
     return digest.hexdigest()
 
 

@@ -25,15 +25,7 @@ from .plain import BadPickle, Storage, dtype_of
 LARGEST_DIRECTORY = 16 << 20  # bytes of a zip's directory: a hundred for each tensor
 MOST_INFLATED = 20  # what a compressed entry may grow by: weights hardly do
 # what zipfile makes of a damaged file
-DAMAGE = (
-    zipfile.BadZipFile,
-    zlib.error,
-    RuntimeError,
-    EOFError,
-    ValueError,
-    OSError,
-    struct.error,
-)
+DAMAGE = (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, ValueError, OSError, struct.error)
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
 

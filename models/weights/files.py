@@ -14,6 +14,7 @@ from ..errors import CheckpointError, InputError, InputWarning
 from ..heavy import safetensors, torch
 from ..inputs import check_regular_file
 from .archives import BadArchive, is_legacy, is_torchscript, read_archive, read_legacy
+from .modules import first_names
 from .plain import BadPickle, Opaque, fields_of
 
 MAPPED_FROM_BYTES = 100_000_000
@@ -44,8 +45,8 @@ def read_torch_file(path: Path, mapped: bool | None = None) -> Mapping:
 
 def _say_what_was_passed_over(path: Path, names: list[str]) -> None:
     kinds = list(dict.fromkeys(names))
-    shown = "、".join(kinds[:3]) + ("……" if len(kinds) > 3 else "")
-    message = f"检查点 {path.name} 中有 {len(kinds)} 种对象没有载入（{shown}），只读取了其中的权重和普通数据"
+    passed_over = f"有 {len(kinds)} 种对象没有载入（{first_names(kinds)}）"
+    message = f"检查点 {path.name} 中{passed_over}，只读取了其中的权重和普通数据"
     warnings.warn(message, InputWarning, stacklevel=4)
 
 

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from ..errors import CheckpointError, InputWarning
 from ..heavy import torch
+from .modules import first_names
 from .names import BACKBONE, CLIP_TEXT, CLIP_WORDS, TEXT_BACKBONE, TEXT_TOWER, Rules, rename
 from .plain import fields_of
 from .search import BUFFER, Contents, same_weight, search_checkpoint
@@ -224,12 +225,13 @@ def _recognise(family: str, backbone_keys, num_features: int) -> str | None:
     return ENCODER_SIGNATURES.get((family, depths, num_features))
 
 
-def translate_checkpoint(checkpoint: Mapping) -> Translated:
+def translate_checkpoint(checkpoint: Mapping, contents: Contents | None = None) -> Translated:
     """Bring a checkpoint of any known form (see the module docstring) to the names of `CLIPModel`.
 
-    Raises CheckpointError where there is no weight of a CLIP model in it, or one weight twice.
+    `contents`: what a search of it brought, where it has been searched. Raises CheckpointError where there is no weight
+    of a CLIP model in it, or one weight twice.
     """
-    contents = search_checkpoint(checkpoint)
+    contents = contents or search_checkpoint(checkpoint)
     check_usable(contents)
     _check_adapters(contents.adapter)
     for message in (*contents.choices, *contents.contradictions):
@@ -265,7 +267,7 @@ def translate_checkpoint(checkpoint: Mapping) -> Translated:
     strangers = [key for key in ignored if key.startswith(("image_encoder.", TEXT_TOWER)) and not HEAD.search(key)]
     if strangers:
         raise CheckpointError(
-            f"检查点的塔中有 {len(strangers)} 个权重不属于已知的结构：{'、'.join(strangers[:3])}；"
+            f"检查点的塔中有 {len(strangers)} 个权重不属于已知的结构：{first_names(strangers)}；"
             "忽略它们会得到另一个模型，请去掉这些结构后重新训练，或在训练环境中求热力图"
         )
     return Translated(state_dict, metadata, encoder, layout.batch_norm_eps if layout else None, ignored)

@@ -225,6 +225,21 @@ def test_plain_containers_come_back_as_plain_containers(tmp_path):
     }
 
 
+def test_a_checkpoint_is_searched_once(clip, write_checkpoint, monkeypatch):
+    """Whichever readers are asked for it; a training's file may hold a hundred thousand values."""
+    searched = []
+
+    def counted(checkpoint):
+        searched.append(list(checkpoint))
+        return search_checkpoint(checkpoint)
+
+    for module in ("loading.content", "weights.layouts"):
+        monkeypatch.setattr(f"models.{module}.search_checkpoint", counted)
+    path = write_checkpoint({"model_state_dict": clip.state_dict(), "config": {"img_size": 96}})
+    assert_same_model(load_clip_checkpoint(path), clip)
+    assert searched.count(["model_state_dict", "config"]) == 1
+
+
 def test_nothing_is_allowed_in_the_process_by_reading(clip, tmp_path):
     before = list(torch.serialization.get_safe_globals())
     save_zip({"state_dict": clip.state_dict(), "args": argparse.Namespace(x=np.float64(1))}, tmp_path / "a.pth")
