@@ -494,9 +494,11 @@ def test_ctrl_c_and_a_second_run_meanwhile(home, command, run, as_undisturbed, c
     write_images(home / "data" / "more", 300)
     with start([SCRIPT, *command("--num-workers", "1")]) as process:
         wait_for_rows("out")
+        process.send_signal(signal.SIGSTOP)  # it must not come to its end meanwhile
         run("--resume", code=2)
         assert re.search(f"错误: .*另一次运行.*{process.pid}", capsys.readouterr().err)
         process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGCONT)
         out, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "已中断" in err and "--resume" in err and "Traceback" not in err
