@@ -45,8 +45,10 @@ from evaluate_demo import GRID, baseline_maps, correlation, energy, interval, pe
 
 from clip_gradcam_visualization import CLIPGradCAM
 from models.demo import cnn as demo
-from models.demo.cnn import peaks_in
-from models.demo.phantoms import FINDINGS, KINDS
+from models.demo.dataset import SEEDS
+from models.demo.findings import FINDINGS, KINDS
+from models.demo.protocol import dilate, double_jobs, draw_cases, peaks_in, single_jobs
+from models.demo.sentences import class_texts, short_name
 from models.explain.faithfulness import measure_faithfulness
 from models.explain.heatmap import blend, is_flat, text_sensitivity, to_heatmap
 from models.explain.layers import as_maps, layers_name, token_grid_of, without_rounding
@@ -63,7 +65,7 @@ PAGE_FILE = "measurements.zh.md"
 PARTS = ("maps", "faithfulness", "sanity", "libraries", "time")
 BATCH = 20
 # Away from the seeds on which models.demo watched its training: those chose the CNN's last step by its Grad-CAM
-CHOOSING = range(demo.SEEDS["validation"].start + 100_000, demo.SEEDS["validation"].stop)
+CHOOSING = range(SEEDS["validation"].start + 100_000, SEEDS["validation"].stop)
 
 
 class Encoder(NamedTuple):
@@ -176,9 +178,9 @@ def draw(seeds: range, count: int, prepare, doubles: bool = False) -> Cases:
     size = prepare.input_size(700, 600)[0]
     if not prepare.region(700, 600).is_whole(700, 600):
         raise ValueError("the masks need a model that sees the whole image")
-    kinds, jobs = (demo.double_jobs if doubles else demo.single_jobs)(seeds, count, size)
-    images, masks = demo.draw_cases(jobs, partial(_as_the_model_sees, prepare=prepare))
-    near = [{kind: demo.dilate(mask) for kind, mask in of_image.items()} for of_image in masks]
+    kinds, jobs = (double_jobs if doubles else single_jobs)(seeds, count, size)
+    images, masks = draw_cases(jobs, partial(_as_the_model_sees, prepare=prepare))
+    near = [{kind: dilate(mask) for kind, mask in of_image.items()} for of_image in masks]
     return Cases(images, [kind if doubles else (kind,) for kind in kinds], list(masks), near)
 
 
@@ -199,7 +201,7 @@ class Subject:
         self.model = load_clip_checkpoint(str(encoder.path))
         self.prepare = preprocessing_of(self.model)
         with torch.no_grad():
-            self.texts = self.model.text_encoder(texts=list(demo.class_texts().values()))
+            self.texts = self.model.text_encoder(texts=list(class_texts().values()))
         self.settings = settings_of(encoder, self.model)
 
     def pixels(self, images: np.ndarray) -> torch.Tensor:
@@ -353,8 +355,8 @@ def ranks(values) -> np.ndarray:
 
 
 def part_maps(subject: Subject, sizes) -> Iterator[dict]:
-    singles = draw(demo.SEEDS["test"], sizes.images, subject.prepare)
-    doubles = draw(demo.SEEDS["pairs"], sizes.doubles, subject.prepare, True)
+    singles = draw(SEEDS["test"], sizes.images, subject.prepare)
+    doubles = draw(SEEDS["pairs"], sizes.doubles, subject.prepare, True)
     yield {"model": measure_model(subject, singles)}
     yield {"baselines": measure_baselines(singles.findings(), doubles)}
     for group in together([s for s in subject.settings if s.method != "scorecam" or s in sizes.shown]):
@@ -416,7 +418,7 @@ def measure_baselines(singles: Cases, doubles: Cases) -> dict:
 
 def part_faithfulness(subject: Subject, sizes) -> Iterator[dict]:
     """Deletion and insertion of the finding's text, scored by its cosine whatever similarity made the map."""
-    cases = draw(demo.SEEDS["test"], sizes.images, subject.prepare).findings(sizes.faithfulness_images)
+    cases = draw(SEEDS["test"], sizes.images, subject.prepare).findings(sizes.faithfulness_images)
     for group in together(sizes.shown):
         fewer = cases.head(sizes.scorecam_images) if group[0].method == "scorecam" else cases
         maps = {s.key: raw[:, 0] for s, raw in subject.maps(group, fewer, fewer.own).items()}
@@ -461,7 +463,7 @@ def part_sanity(subject: Subject, sizes) -> Iterator[dict]:
     Each step gives one more stage or block fresh weights, as before training; batch norms whose input changed take
     the statistics of the images. The texts' features stay. Score-CAM: first and last step only.
     """
-    cases = draw(demo.SEEDS["test"], sizes.images, subject.prepare).findings(sizes.sanity_images)
+    cases = draw(SEEDS["test"], sizes.images, subject.prepare).findings(sizes.sanity_images)
     groups, before, rows, last = together(sizes.shown), {}, {}, len(cascade(subject.model.image_encoder)) - 1
     for step, (name, model) in enumerate(randomised(subject.model, subject.pixels(cases.images))):
         for group in groups:
@@ -591,8 +593,8 @@ def _torchcam_call(kind, network, layer, options, pixels, texts):
 
 def part_libraries(subject: Subject, sizes) -> Iterator[dict]:
     """As `part_maps`, on fewer images: a library runs the network once per text."""
-    cases = draw(demo.SEEDS["test"], sizes.images, subject.prepare).findings(sizes.library_images)
-    doubles = draw(demo.SEEDS["pairs"], sizes.doubles, subject.prepare, True).head(sizes.library_doubles)
+    cases = draw(SEEDS["test"], sizes.images, subject.prepare).findings(sizes.library_images)
+    doubles = draw(SEEDS["pairs"], sizes.doubles, subject.prepare, True).head(sizes.library_doubles)
     fewer = cases.head(sizes.library_texts)
     for (library, name, method), call in library_calls(subject).items():
         ask = partial(library_maps, subject, call)
@@ -859,7 +861,7 @@ def draw_figure(subjects: dict[str, Subject], results: dict) -> np.ndarray:
     ]
     for r, (name, kind) in enumerate(rows):
         top = HEAD + r * (TILE + FOOT)
-        items += [Text(8, top + 60, ENCODERS[name].label, 17), Text(8, top + 86, demo.short_name(kind), 14)]
+        items += [Text(8, top + 60, ENCODERS[name].label, 17), Text(8, top + 86, short_name(kind), 14)]
         for c, method in enumerate(columns):
             items += _tile(subjects[name], results, method, kind, LABEL + c * (TILE + GAP), top)
     page = Drawing(LABEL + len(columns) * (TILE + GAP), HEAD + len(rows) * (TILE + FOOT), items)
@@ -867,7 +869,7 @@ def draw_figure(subjects: dict[str, Subject], results: dict) -> np.ndarray:
 
 
 def figure_case(subject: Subject) -> Cases:
-    return draw(demo.SEEDS["samples"], 1, subject.prepare, True)
+    return draw(SEEDS["samples"], 1, subject.prepare, True)
 
 
 def _tile(subject: Subject, results: dict, method: str, kind: str, left: int, top: int) -> list:

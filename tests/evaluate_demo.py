@@ -3,7 +3,7 @@
     python tests/evaluate.py --demo     # writes models/assets/demo/evaluation.json and its table in measurements.zh.md
 
 The heatmaps are the guide's Grad-CAM (the cosine, the last block), made by the tool's own code on seeds that training
-and tuning never saw. Where a peak counts as a hit: models/demo/cnn.py.
+and tuning never saw. Where a peak counts as a hit: models/demo/protocol.py.
 """
 
 import cv2
@@ -13,8 +13,21 @@ import torch
 
 from clip_gradcam_visualization import CLIPGradCAM, get_target_layer_for_clip
 from models.demo import cnn as demo
-from models.demo.cnn import POINTING_GRID, SEEDS, TOLERANCE, dilate, peaks_in
-from models.demo.phantoms import FINDINGS, KINDS
+from models.demo.dataset import SEEDS, normalise
+from models.demo.findings import FINDINGS, KINDS
+from models.demo.protocol import (
+    DISTAL,
+    POINTING_GRID,
+    PROXIMAL,
+    TOLERANCE,
+    dilate,
+    double_jobs,
+    draw_cases,
+    peaks_in,
+    single_jobs,
+    squash_as_the_tool,
+)
+from models.demo.sentences import class_texts, short_name
 from models.explain.heatmap import to_heatmap
 from models.loading.load import load_clip_checkpoint
 
@@ -58,7 +71,7 @@ def average_places(img_size, per_kind=60):
     maps = {}
     for i, kind in enumerate(FINDINGS):
         start = SEEDS["validation"].start + 700_000 + 1000 * i
-        _, masks = demo.draw_cases([(start + j, (kind,), False, img_size) for j in range(per_kind)])
+        _, masks = draw_cases([(start + j, (kind,), False, img_size) for j in range(per_kind)])
         maps[kind] = place_map([mask[kind] for mask in masks])
     return maps
 
@@ -92,7 +105,7 @@ def ask_everything(model, texts, short, images, batch=20):
     cam = CLIPGradCAM(model, get_target_layer_for_clip(model), use_cuda=False)
     answers, short_answers, heatmaps = [], [], []
     for i in range(0, len(images), batch):
-        pixels = demo.normalise(torch.from_numpy(images[i : i + batch])[:, None].float() / 255)
+        pixels = normalise(torch.from_numpy(images[i : i + batch])[:, None].float() / 255)
         explanation = cam.text_maps(pixels, texts, torch.arange(len(texts)).expand(len(pixels), -1))
         answers += explanation.similarities.argmax(-1).tolist()
         short_answers += (model.image_encoder(pixels) @ short.T).argmax(-1).tolist()
@@ -131,7 +144,7 @@ def evaluate_singles(kinds, masks, answers, short_answers, maps, places, rng):
 
 def evaluate_doubles(both, masks, maps, places, rng):
     """Two findings in one image, each text asked in turn: share of images with both found, of findings found."""
-    hits, swapped, blind, each = [], [], [], {kind: [] for kind in demo.PROXIMAL + demo.DISTAL}
+    hits, swapped, blind, each = [], [], [], {kind: [] for kind in PROXIMAL + DISTAL}
     for pair, mask, heat in zip(both, masks, maps, strict=True):
         near = [dilate(mask[kind]) for kind in pair]
         heatmaps = [heat[KINDS.index(kind)] for kind in pair]
@@ -154,14 +167,14 @@ def evaluate(checkpoint=demo.CHECKPOINT, count=500, doubles=100):
     """Measure a checkpoint on the test seeds; returns a dict of [mean, low, high] (95 %)."""
     model = load_clip_checkpoint(str(checkpoint))
     rng, size = np.random.default_rng(0), model.img_size
-    places, described = average_places(size), demo.class_texts()
+    places, described = average_places(size), class_texts()
     with torch.no_grad():
         texts, short = (model.text_encoder(texts=list(part)) for part in (described.values(), described))
-    kinds, jobs = demo.single_jobs(SEEDS["test"], count, size)
-    images, masks = demo.draw_cases(jobs, demo.squash_as_the_tool)
+    kinds, jobs = single_jobs(SEEDS["test"], count, size)
+    images, masks = draw_cases(jobs, squash_as_the_tool)
     result = evaluate_singles(kinds, masks, *ask_everything(model, texts, short, images), places, rng)
-    both, jobs = demo.double_jobs(SEEDS["pairs"], doubles, size)
-    images, masks = demo.draw_cases(jobs, demo.squash_as_the_tool)
+    both, jobs = double_jobs(SEEDS["pairs"], doubles, size)
+    images, masks = draw_cases(jobs, squash_as_the_tool)
     _, _, maps = ask_everything(model, texts, short, images)
     result["two_findings"] = evaluate_doubles(both, masks, maps, places, rng)
     result["setting"] = {
@@ -185,7 +198,7 @@ COLUMNS = {
 def markdown(result):
     """The measurement as Markdown tables with Chinese headings."""
     two, (mean, low, high) = result["two_findings"], result["overall"]["text_sensitivity"]
-    by_kind = [_row(demo.short_name(kind), result["by_kind"][kind]) for kind in KINDS]
+    by_kind = [_row(short_name(kind), result["by_kind"][kind]) for kind in KINDS]
     lines = [
         "| 类别 | " + " | ".join(COLUMNS.values()) + " |",
         "| --- " * (len(COLUMNS) + 1) + "|",
@@ -202,7 +215,7 @@ def markdown(result):
         f"| 指到另一处病变 | {percent(two['swapped_texts'], True)} | — |",
     ]
     for kind, hits in two["each_by_kind"].items():
-        lines.append(f"| 单处指对：{demo.short_name(kind)} | {percent(hits, True)} | — |")
+        lines.append(f"| 单处指对：{short_name(kind)} | {percent(hits, True)} | — |")
     return "\n".join(lines)
 
 

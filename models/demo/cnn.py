@@ -11,35 +11,23 @@ by tests/evaluate.py --demo; none of its numbers says anything about real radiog
 import argparse
 import json
 import math
-import multiprocessing
 import time
-from functools import partial
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from PIL import Image
 from torch.nn import functional as F
 
 from ..clip import CLIPModel
-from .phantoms import FINDINGS, KINDS, draw_phantom
+from .dataset import SEEDS, augment, draw_dataset, sample_batch
+from .findings import FINDINGS, KINDS
+from .phantoms import draw_phantom
+from .protocol import double_jobs, draw_cases, print_validation, quick_validation, single_jobs
+from .sentences import class_texts, sample_texts, short_name
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets" / "demo"
 CHECKPOINT = ASSETS / "clip_starnet_bert.pth"
-CLASS_TEXTS = Path(__file__).resolve().parents[2] / "class_texts_hip_prosthesis.json"
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-# One seed draws one hip. The ranges never meet: training / choosing settings / the published numbers / samples.
-SEEDS = {
-    "train": range(0, 1_000_000),
-    "validation": range(1_000_000, 2_000_000),
-    "test": range(2_000_000, 3_000_000),
-    "pairs": range(3_000_000, 4_000_000),
-    "samples": range(4_000_000, 5_000_000),
-}
-PAIRED = FINDINGS[:-1]  # kinds that are also drawn without their finding; the spacer has no such twin
-PROXIMAL, DISTAL = ("cup_loose", "wear", "dislocation"), ("stem_loose", "fracture", "infection")
 
 RECIPE = {
     "image_encoder": "starnet_s1",
@@ -75,201 +63,6 @@ RECIPE = {
     "energy": 0.5,
     "apart": 2.0,
 }
-
-# Sentences besides the nine descriptions. Short names first; users ask in either way.
-PARAPHRASES = {
-    "native": [
-        "自然髋关节",
-        "自体髋关节",
-        "无假体的髋关节",
-        "正常髋关节，未行关节置换",
-        "未见人工关节",
-        "髋关节骨质结构完整，未见金属植入物",
-        "股骨头及股骨颈完整，无人工髋关节假体",
-    ],
-    "normal": [
-        "正常假体",
-        "假体正常",
-        "假体位置良好",
-        "假体在位，未见松动",
-        "假体稳定",
-        "人工髋关节未见异常",
-        "髋关节置换术后，假体位置良好，未见松动、骨折或感染征象",
-        "人工关节置换术后改变，假体与骨质贴合良好",
-    ],
-    "stem_loose": [
-        "股骨柄松动",
-        "股骨假体松动",
-        "假体柄松动",
-        "股骨侧假体松动",
-        "股骨柄周围透亮线",
-        "股骨柄与骨质之间可见透亮带",
-        "股骨柄周围出现连续透亮线，提示松动",
-        "股骨干内假体柄旁透亮影，考虑松动",
-    ],
-    "cup_loose": [
-        "髋臼杯松动",
-        "髋臼假体松动",
-        "髋臼侧假体松动",
-        "臼杯松动",
-        "髋臼杯周围透亮线",
-        "髋臼杯与髋臼骨质之间可见弧形透亮带",
-        "髋臼杯周围出现连续透亮线，提示松动",
-        "臼杯骨床间透亮影，考虑松动",
-    ],
-    "dislocation": [
-        "假体脱位",
-        "人工髋关节脱位",
-        "髋关节假体脱位",
-        "股骨头脱出髋臼杯",
-        "全髋置换术后脱位",
-        "人工股骨头不在髋臼杯内",
-        "股骨头与髋臼杯失去对应关系，考虑脱位",
-    ],
-    "fracture": [
-        "假体周围骨折",
-        "股骨假体周围骨折",
-        "股骨骨折",
-        "假体旁骨折",
-        "骨皮质中断，可见骨折线",
-        "假体周围股骨可见骨折线",
-        "股骨柄旁骨折，断端移位",
-    ],
-    "infection": [
-        "假体周围感染",
-        "假体感染",
-        "人工关节感染",
-        "感染",
-        "假体周围骨质破坏伴骨膜反应",
-        "虫蚀样骨质破坏及软组织积气，提示感染",
-        "假体周围骨溶解边界不清，伴骨膜反应，考虑感染",
-    ],
-    "wear": [
-        "聚乙烯磨损",
-        "内衬磨损",
-        "聚乙烯内衬磨损",
-        "衬垫磨损",
-        "股骨头在髋臼杯内偏心",
-        "人工股骨头偏心上移，提示内衬磨损",
-        "髋臼杯周围骨溶解，股骨头偏心，考虑聚乙烯磨损",
-    ],
-    "spacer": [
-        "骨水泥间隔器",
-        "间隔器",
-        "抗生素骨水泥间隔器",
-        "骨水泥占位器",
-        "间隔器植入术后",
-        "假体取出后骨水泥间隔器在位",
-        "髋关节内见骨水泥间隔器影",
-    ],
-}
-EITHER_LOOSENING = ["假体松动", "人工关节松动", "假体周围透亮线，提示松动", "髋关节假体松动", "松动"]
-TEMPLATES = ["{}", "{}", "{}", "X光片显示{}", "髋关节正位片：{}", "这是一张{}的X光片", "影像提示{}", "{}的影像表现"]
-
-
-# ---------------------------------------------------------------------------------------------
-# drawing the data
-
-
-def random_size(seed, low, high):
-    """(height, width): side between low and high, sides in the ratio 0.72 to 1.35."""
-    rng = np.random.default_rng([seed, 50])
-    side, ratio = rng.uniform(low, high), math.sqrt(rng.uniform(0.72, 1.35))
-    return round(side * ratio), round(side / ratio)
-
-
-def draw_for_training(job):
-    """(seed, kind, with_finding, img_size) -> image uint8 [S, S], region uint8 [S/4, S/4]: mask, or the subject."""
-    cv2.setNumThreads(1)
-    seed, kind, with_finding, img_size = job
-    wanted = (kind,) if kind in FINDINGS else ()
-    phantom = draw_phantom(seed, wanted if with_finding else (), random_size(seed, 340, 520), kind == "native", wanted)
-    image = cv2.resize(phantom.image, (img_size, img_size), interpolation=cv2.INTER_AREA)
-    region = phantom.masks[kind] if with_finding and wanted else phantom.subject
-    quarter = cv2.resize(region.astype(np.float32) * 255, (img_size // 4,) * 2, interpolation=cv2.INTER_AREA)
-    return image, np.round(quarter).astype(np.uint8)
-
-
-def draw_dataset(seeds, per_kind, img_size):
-    """{kind: (images [n, 2, S, S], regions [n, 2, S/4, S/4])} uint8; index 1 is the twin without the finding."""
-    dataset, start = {}, seeds.start
-    with multiprocessing.Pool(2) as pool:
-        for kind in (kind for kind in KINDS if kind != "normal"):
-            twins = (True, False) if kind in PAIRED else (True,)
-            jobs = [(start + i, kind, twin, img_size) for i in range(per_kind) for twin in twins]
-            start += per_kind
-            drawn = pool.map(draw_for_training, jobs, chunksize=32)
-            images, regions = (
-                np.stack(part).reshape(per_kind, len(twins), *part[0].shape) for part in zip(*drawn, strict=True)
-            )
-            dataset[kind] = torch.from_numpy(images), torch.from_numpy(regions)
-            print(f"drew {len(jobs)} phantoms: {kind}", flush=True)
-    return dataset
-
-
-def sample_batch(dataset, recipe, rng):
-    """images uint8 [B, S, S], regions uint8 [B, s, s], labels [B] (index into KINDS).
-
-    Per finding `findings_per_batch` images, a third of them (rounded up) next to their twin without the finding.
-    """
-    images, regions, labels = [], [], []
-    for kind, (pictures, masks) in dataset.items():
-        n = recipe["findings_per_batch"] if kind in PAIRED else recipe["others_per_batch"]
-        chosen = torch.from_numpy(rng.choice(len(pictures), n, replace=False))
-        take = [(chosen, 0, kind)] + ([(chosen[: -(-n // 3)], 1, "normal")] if kind in PAIRED else [])
-        for index, twin, name in take:
-            images.append(pictures[index, twin])
-            regions.append(masks[index, twin])
-            labels += [KINDS.index(name)] * len(index)
-    return torch.cat(images), torch.cat(regions), torch.tensor(labels)
-
-
-def augment(images, regions, size, rng):
-    """Mirror, turn, zoom, shift; brightness, contrast, gamma. uint8 -> [B, 3, size, size] normalised, [B, s, s]."""
-    b = len(images)
-    angle, zoom = torch.from_numpy(rng.uniform(-0.12, 0.12, b)), torch.from_numpy(rng.uniform(0.9, 1.1, b))
-    mirror = torch.from_numpy(rng.choice([-1.0, 1.0], b))
-    cos, sin, shift = torch.cos(angle) * zoom, torch.sin(angle) * zoom, torch.from_numpy(rng.uniform(-0.1, 0.1, (b, 2)))
-    theta = torch.stack([cos * mirror, -sin, shift[:, 0], sin * mirror, cos, shift[:, 1]], 1).view(b, 2, 3).float()
-    grey = images[:, None].float() / 255
-    if size < grey.shape[-1]:  # antialias before sampling a smaller image
-        grey = F.interpolate(grey, size=(size, size), mode="bilinear", antialias=True)
-    grid = F.affine_grid(theta, (b, 1, size, size), align_corners=False)
-    grey = F.grid_sample(grey, grid, padding_mode="border", align_corners=False)
-    s = regions.shape[-1]
-    masks = F.grid_sample(
-        regions[:, None].float() / 255, F.affine_grid(theta, (b, 1, s, s), align_corners=False), align_corners=False
-    )
-    column = [
-        torch.from_numpy(rng.uniform(low, high, (b, 1, 1, 1))).float()
-        for low, high in ((0.8, 1.3), (0.85, 1.15), (-0.06, 0.06))
-    ]
-    grey = (grey.clamp(1e-4, 1) ** column[0] * column[1] + column[2]).clamp(0, 1)
-    return normalise(grey), masks[:, 0]
-
-
-def normalise(grey):
-    """[B, 1, S, S] in [0, 1] -> [B, 3, S, S] with ImageNet's mean and standard deviation."""
-    return (grey - torch.tensor(MEAN).view(1, 3, 1, 1)) / torch.tensor(STD).view(1, 3, 1, 1)
-
-
-def sample_texts(rng):
-    """A sentence for each kind, sometimes one for both loosenings. Returns texts [T] and column [9]: kind -> text."""
-    described = dict(zip(KINDS, class_texts().values(), strict=True))
-    texts, column = [], []
-    either = rng.random() < 0.25
-    for kind in KINDS:
-        if either and kind == "cup_loose":  # shares the sentence before it, "loosening"
-            column.append(len(texts) - 1)
-            continue
-        words = EITHER_LOOSENING if either and kind == "stem_loose" else PARAPHRASES[kind]
-        text = described[kind]
-        if words is EITHER_LOOSENING or rng.random() < 0.6:
-            text = words[rng.integers(len(words))]
-            text = TEMPLATES[rng.integers(len(TEMPLATES))].format(text)
-        column.append(len(texts))
-        texts.append(text)
-    return texts, torch.tensor(column)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -467,95 +260,6 @@ def update_average(average, model, decay):
 # ---------------------------------------------------------------------------------------------
 # watching the training
 
-POINTING_GRID, TOLERANCE = 224, 15  # a hit: the peak within 15 pixels of the mask, both at 224 x 224
-
-
-def squash(image, size):
-    """uint8 [H, W] -> [size, size] by area, as for training."""
-    return cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA)
-
-
-def squash_as_the_tool(image, size):
-    """The same with the tool's own filter (`preprocess` of models.images.preprocessing)."""
-    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))
-
-
-def draw_case(job, resize=squash):
-    """(seed, findings, native, img_size) -> image uint8 [S, S] and {finding: bool [224, 224]}."""
-    cv2.setNumThreads(1)
-    seed, findings, native, img_size = job
-    phantom = draw_phantom(seed, findings, random_size(seed, 500, 900), native)
-    return resize(phantom.image, img_size), {name: shrink(mask, POINTING_GRID) for name, mask in phantom.masks.items()}
-
-
-def shrink(mask, size):
-    """bool [H, W] -> bool [size, size]: pixels that the mask covers at least a quarter of."""
-    return cv2.resize(mask.astype(np.float32), (size, size), interpolation=cv2.INTER_AREA) > 0.25
-
-
-def dilate(mask, pixels=TOLERANCE):
-    """bool [H, W] grown by a disk of `pixels`."""
-    disk = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * pixels + 1,) * 2)
-    return cv2.dilate(mask.astype(np.uint8), disk) > 0
-
-
-def single_jobs(seeds, count, img_size):
-    """`count` phantoms, the nine kinds in turn, at most one finding each."""
-    kinds = [KINDS[i % len(KINDS)] for i in range(count)]
-    jobs = [
-        (seeds.start + i, (kind,) if kind in FINDINGS else (), kind == "native", img_size)
-        for i, kind in enumerate(kinds)
-    ]
-    return kinds, jobs
-
-
-def double_jobs(seeds, count, img_size):
-    """`count` phantoms with two findings, one at the cup or head and one at the femur."""
-    both = [(PROXIMAL[i % 3], DISTAL[i // 3 % 3]) for i in range(count)]
-    return both, [(seeds.start + 500_000 + i, pair, False, img_size) for i, pair in enumerate(both)]
-
-
-def draw_cases(jobs, resize=squash):
-    """-> images uint8 [N, S, S], masks [N] of {finding: bool [224, 224]}."""
-    with multiprocessing.Pool(2) as pool:
-        images, masks = zip(*pool.map(partial(draw_case, resize=resize), jobs, chunksize=8), strict=True)
-    return np.stack(images), masks
-
-
-def peak(heatmap):
-    """(row, column) of the maximum; the middle of the plateau that bilinear resizing leaves at the border."""
-    rows, columns = np.nonzero(heatmap >= heatmap.max() - 1e-6)
-    return round(rows.mean()), round(columns.mean())
-
-
-def is_hit(heatmap, mask):
-    """Whether the heatmap's peak lies within TOLERANCE of the mask; a flat map never hits."""
-    return peaks_in(heatmap, dilate(mask))
-
-
-def peaks_in(heatmap, region):
-    """Whether the heatmap's peak lies in the region, bool [H, W]; a flat map has none."""
-    return bool(heatmap.max() > heatmap.min() and region[peak(heatmap)])
-
-
-@torch.no_grad()
-def quick_validation(ask, singles, doubles, batch=32):
-    """(accuracy, pointing, both of two), for watching the training. singles, doubles: (kinds, (images, masks)).
-
-    ask: pixels [B, 3, S, S] -> similarities [B, 9] of the kinds' descriptions and their maps [B, 9, h, w].
-    """
-    answers, hits = [], []
-    for kinds, (images, masks) in (singles, doubles):
-        for i in range(0, len(kinds), batch):
-            similarities, maps = ask(normalise(torch.from_numpy(images[i : i + batch])[:, None].float() / 255))
-            maps = F.interpolate(maps, size=(POINTING_GRID,) * 2, mode="bilinear").numpy()
-            answers += similarities.argmax(-1).tolist()
-            hits += [
-                {name: is_hit(maps[j][KINDS.index(name)], mask) for name, mask in masks[i + j].items()}
-                for j in range(len(maps))
-            ]
-    return summarise(answers, hits, singles[0])
-
 
 @torch.no_grad()
 def similarities_and_maps(model):
@@ -570,34 +274,6 @@ def similarities_and_maps(model):
     return ask
 
 
-def summarise(answers, hits, kinds):
-    """(accuracy, pointing, both of two) of answers and {kind: hit}; the first belong to images of these `kinds`."""
-    n = len(kinds)
-    right = [KINDS[answer] == kind for answer, kind in zip(answers, kinds, strict=False)]
-    by_kind = {
-        k: (
-            np.mean([r for r, q in zip(right, kinds, strict=True) if q == k]),
-            np.mean([h[k] for h in hits[:n] if k in h] or [np.nan]),
-        )
-        for k in KINDS
-    }
-    return {
-        "accuracy": float(np.mean(right)),
-        "pointing": float(np.mean([v for h in hits[:n] for v in h.values()])),
-        "both": float(np.mean([all(h.values()) for h in hits[n:]])),
-        "by_kind": by_kind,
-    }
-
-
-def print_validation(validation, step):
-    shown = {name: tuple(round(float(v), 2) for v in pair) for name, pair in validation["by_kind"].items()}
-    print(
-        f"validation, step {step}: accuracy {validation['accuracy']:.3f}  pointing {validation['pointing']:.3f}  "
-        f"both of two {validation['both']:.3f}  {shown}",
-        flush=True,
-    )
-
-
 # ---------------------------------------------------------------------------------------------
 # what is shipped
 
@@ -609,15 +285,6 @@ SAMPLES = [
     ("dislocation.png", 35, ("dislocation",), (640, 640)),
     ("two_findings.png", 44, ("cup_loose", "fracture"), (900, 700)),
 ]
-
-
-def class_texts():
-    """The nine short names and descriptions, in the order of KINDS: {name: description}."""
-    return json.loads(CLASS_TEXTS.read_text(encoding="utf-8"))
-
-
-def short_name(kind):
-    return list(class_texts())[KINDS.index(kind)]
 
 
 def bounding_box(mask):

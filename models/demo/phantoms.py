@@ -10,56 +10,36 @@ mirror, place), and summed up as attenuation: grey = 1 - exp(-attenuation), so m
     phantom.masks          # {"fracture": bool [900, 700]}, what the heatmap should point at
     phantom.subject        # bool [900, 700], the implant (or the native hip), for classes without a finding
 
-Masks: a band around the lucent line (loosening), the displaced head and the empty cup (dislocation),
-a band along the fracture, moth-eaten bone + periosteal reaction + gas (infection), the cup's inside
-with the lysis around it (wear), the cement body (spacer). `native` and `normal` have no finding and
-no mask. The same seed with `findings=()` gives the same hip, view and noise without the finding.
+What the masks are: models/demo/findings.py. The same seed with `findings=()` gives the same hip, view and noise without
+the finding.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
-KINDS = ("native", "normal", "stem_loose", "cup_loose", "dislocation", "fracture", "infection", "wear", "spacer")
-FINDINGS = KINDS[2:]  # the kinds that have a mask
+from .anatomy import (
+    FORAMEN,
+    ILIUM,
+    PUBIS_ISCHIUM,
+    circle,
+    cup_axis,
+    ellipse8,
+    femur_outline,
+    motion,
+    move,
+    random_hip,
+    ring_band,
+    roughen,
+    smooth,
+    spacer_outline,
+    square,
+    stem_outline,
+)
+from .findings import FINDINGS, PLANS
+
 SUPERSAMPLING_SHIFT = 4  # cv2 draws with coordinates in 1/16 pixel
-FEMUR_NATIVE = [(-18, -15), (-32, -10), (-44, -14), (-57, -27), (-69, -20), (-75, -2), (-72, 18), (-66, 40), (-60, 75)]
-FEMUR_CUT = [(-36, 2), (-44, -12), (-57, -27), (-69, -20), (-75, -2), (-72, 18), (-66, 40), (-60, 75)]
-FEMUR_MEDIAL = [(-26, 100), (-21, 82), (-12, 68), (-17, 56), (-20, 44)]
-FEMUR_MEDIAL_NATIVE = [(-14, 30), (-6, 20), (-6, -6)]
-ILIUM = [
-    (-34, -8),
-    (-42, -30),
-    (-40, -62),
-    (-58, -100),
-    (-66, -150),
-    (10, -190),
-    (88, -175),
-    (84, -110),
-    (64, -78),
-    (42, -50),
-    (38, -20),
-    (30, 10),
-    (14, 32),
-    (-8, 28),
-    (-26, 18),
-]
-PUBIS_ISCHIUM = [
-    (16, 4),
-    (46, -8),
-    (80, 8),
-    (104, 24),
-    (104, 52),
-    (84, 66),
-    (74, 88),
-    (54, 112),
-    (32, 110),
-    (24, 86),
-    (26, 58),
-    (12, 34),
-]
-FORAMEN = [(48, 26), (70, 28), (82, 40), (70, 58), (54, 82), (42, 80), (38, 54)]
 
 
 @dataclass
@@ -69,33 +49,6 @@ class Phantom:
     image: np.ndarray
     masks: dict
     subject: np.ndarray
-
-
-@dataclass
-class Hip:
-    """Millimetre geometry of one seed; the same whatever finding is drawn."""
-
-    kind: str  # "native", "prosthesis" or "spacer"
-    femur_turn: float  # degrees, adduction
-    shaft_half_width: float
-    stem_length: float
-    stem_tip: float  # half width at the tip
-    stem_flare: float  # medial half width at the top
-    head_radius: float
-    cup_radius: float
-    cup_wall: float
-    cup_tilt: float  # degrees
-    neck_width: float
-    soft: dict = field(default_factory=dict)
-
-
-@dataclass
-class Finding:
-    """regions: millimetre polygons of the mask, in the femur's frame or the pelvis's; shape: what to draw."""
-
-    regions: list
-    in_femur: bool
-    shape: dict
 
 
 class Canvas:
@@ -146,245 +99,10 @@ class Canvas:
         return cv2.warpAffine(layer, matrix, self.size[::-1], flags=cv2.INTER_LINEAR)
 
 
-# ---------------------------------------------------------------------------------------------
-# small geometry
-
-
-def square(matrix):
-    """2x3 -> 3x3."""
-    return np.vstack([matrix, [0, 0, 1]])
-
-
-def motion(degrees=0.0, shift=(0, 0), around=(0, 0)):
-    """2x3 rotation around a point, then a shift."""
-    angle = np.deg2rad(degrees)
-    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    around = np.asarray(around, float)
-    return np.column_stack([turn, around - turn @ around + np.asarray(shift, float)])
-
-
-def move(points, matrix):
-    return np.asarray(points, float) @ matrix[:, :2].T + matrix[:, 2]
-
-
-def circle(centre, radius, start=0.0, end=360.0, steps=48):
-    angle = np.deg2rad(np.linspace(start, end, steps))
-    return np.column_stack([centre[0] + radius * np.cos(angle), centre[1] + radius * np.sin(angle)])
-
-
-def smooth(points, steps=8):
-    """Closed Catmull-Rom curve through control points [N, 2] -> [N * steps, 2]."""
-    p = np.asarray(points, float)
-    a, b, c, d = (np.roll(p, shift, axis=0)[:, None] for shift in (1, 0, -1, -2))
-    t = np.linspace(0, 1, steps, endpoint=False)[None, :, None]
-    curve = 0.5 * (2 * b + (c - a) * t + (2 * a - 5 * b + 4 * c - d) * t**2 + (3 * b - a - 3 * c + d) * t**3)
-    return curve.reshape(-1, 2)
-
-
-def ring_band(centre, inner, outer, start, end):
-    return np.vstack([circle(centre, inner, start, end, 24), circle(centre, outer, end, start, 24)])
-
-
-def roughen(rng, points, amount):
-    """Shift control points by a normal of `amount` mm."""
-    return np.asarray(points, float) + rng.normal(0, amount, np.shape(points))
-
-
 def textures(rng):
     """Random fields of three grains, [128 or so]^2, mean 0 and about unit variance, stretched over the image."""
     grains = {"coarse": 7, "middle": 26, "fine": 110}
     return {name: rng.standard_normal((n, n)).astype(np.float32) for name, n in grains.items()}
-
-
-# ---------------------------------------------------------------------------------------------
-# the hip of a seed
-
-
-def random_hip(rng, kind):
-    soft = {
-        "lateral": rng.uniform(92, 150),
-        "density": rng.uniform(0.35, 0.75),
-        "marrow": rng.uniform(0.26, 0.46),
-        "cortex": rng.uniform(0.34, 0.62),
-        "metal": rng.uniform(1.3, 2.6),
-        "liner": rng.uniform(0.0, 0.06),
-    }
-    return Hip(
-        kind,
-        rng.uniform(-9, 9),
-        rng.uniform(14.5, 18.5),
-        rng.uniform(112, 165),
-        rng.uniform(3.6, 5.2),
-        rng.uniform(11, 15),
-        rng.uniform(13, 17.5),
-        rng.uniform(25.5, 31),
-        rng.uniform(2.8, 4.2),
-        rng.uniform(36, 54),
-        rng.uniform(10, 14),
-        soft,
-    )
-
-
-def femur_outline(hip):
-    """Closed outline of the femur, mm, before any motion; long enough to leave every view."""
-    w = hip.shaft_half_width
-    shaft = [(-41 - w, 115), (-40 - w, 180), (-39 - w, 340), (-39 + w, 340), (-40 + w, 180), (-40 + w, 125)]
-    native = hip.kind == "native"
-    top = FEMUR_NATIVE if native else FEMUR_CUT
-    return smooth(top + shaft + FEMUR_MEDIAL + (FEMUR_MEDIAL_NATIVE if native else [(-22, 34)]))
-
-
-def stem_edge(hip, s, side):
-    """x of the stem's edge at s in [0, 1] from shoulder to tip; side -1 lateral, +1 medial."""
-    centre = -41 + 2 * s
-    flare = hip.stem_flare if side > 0 else 9.0
-    return centre + side * (hip.stem_tip + (flare - hip.stem_tip) * (1 - s) ** (1.7 if side > 0 else 1.2))
-
-
-def stem_y(hip, s):
-    return 12 + s * hip.stem_length
-
-
-def stem_outline(hip):
-    s = np.linspace(0, 1, 24)
-    lateral = np.column_stack([stem_edge(hip, s, -1), stem_y(hip, s)])
-    medial = np.column_stack([stem_edge(hip, s, 1), stem_y(hip, s) + 14 * (1 - s) ** 3])
-    tip = circle((stem_edge(hip, 1, 0), stem_y(hip, 1)), hip.stem_tip, 180, 0, 8)
-    return np.vstack([lateral, tip, medial[::-1]])
-
-
-def spacer_outline(hip):
-    """Head, neck and short thick stem of cement, one polygon each."""
-    end, w = 40 + 0.55 * hip.stem_length, hip.stem_tip + 4.2
-    body = smooth(
-        [
-            (-22, 0),
-            (-40, 2),
-            (-52, 22),
-            (-39 - w - 1, 60),
-            (-39 - w, end),
-            (-39, end + 7),
-            (-39 + w, end),
-            (-39 + w + 2, 64),
-            (-24, 42),
-            (-2, 16),
-        ]
-    )
-    return [circle((0, 0), hip.cup_radius - 4), body]
-
-
-def cup_axis(hip):
-    """Angle in degrees of the cup's dome: up and to the midline."""
-    return -hip.cup_tilt
-
-
-# ---------------------------------------------------------------------------------------------
-# findings: what to draw, and the mask's polygons
-
-
-def plan_stem_loose(rng, hip):
-    a = rng.uniform(0.08, 0.45)
-    b = min(1.0, a + rng.uniform(0.35, 0.6))
-    sides = ((-1,), (1,), (-1, 1))[rng.integers(3)]
-    widths = {side: rng.uniform(2.6, 4.6) for side in sides}
-    bands, rims = [], []
-    s = np.linspace(a, b, 16)
-    for side, width in widths.items():
-        inner = np.column_stack([stem_edge(hip, s, side) - side * 0.4, stem_y(hip, s)])
-        outer = inner + np.column_stack([side * (width + 0.5 * np.sin(s * 17)), np.zeros(16)])
-        bands.append(np.vstack([inner, outer[::-1]]))
-        rims.append(outer + [side * 0.6, 0])
-    return Finding(bands, True, {"bands": bands, "rims": rims, "depth": rng.uniform(0.72, 0.92)})
-
-
-def plan_cup_loose(rng, hip):
-    extent, middle = rng.uniform(75, 150), cup_axis(hip) + rng.uniform(-40, 40)
-    start = max(middle - extent / 2, cup_axis(hip) - 88)
-    end = min(middle + extent / 2, cup_axis(hip) + 88)
-    width = rng.uniform(2.6, 4.8)
-    band = ring_band((0, 0), hip.cup_radius - 0.3, hip.cup_radius + width, start, end)
-    rim = circle((0, 0), hip.cup_radius + width + 0.6, start, end, 24)
-    return Finding([band], False, {"bands": [band], "rims": [rim], "depth": rng.uniform(0.72, 0.92)})
-
-
-def plan_dislocation(rng, hip):
-    direction = np.deg2rad(rng.choice([rng.uniform(180, 285), rng.uniform(20, 75)], p=[0.75, 0.25]))
-    reach = rng.uniform(38, 66)
-    shift = reach * np.array([np.cos(direction), np.sin(direction)])
-    shape = {"motion": motion(rng.uniform(-22, 22), shift)}
-    return Finding([circle(shift, hip.head_radius + 2), circle((0, 0), hip.cup_radius)], False, shape)
-
-
-def plan_fracture(rng, hip):
-    y, tilt = rng.uniform(48, 60 + hip.stem_length), np.tan(np.deg2rad(rng.uniform(-48, 48)))
-    x = np.linspace(-41 - hip.shaft_half_width - 14, -39 + hip.shaft_half_width + 14, 9)
-    line = np.column_stack([x, y + tilt * (x + 40) + rng.normal(0, 2.2, 9)])
-    shift = (rng.uniform(-5, 5), rng.uniform(0, 3))
-    shape = {"line": line, "gap": rng.uniform(1.8, 3.6), "motion": motion(rng.uniform(-5, 5), shift, (-40, y))}
-    inside = line[1:-1]
-    return Finding([np.vstack([inside + [0, 5], inside[::-1] - [0, 5]])], True, shape)
-
-
-def plan_infection(rng, hip):
-    in_femur = rng.random() < 0.6
-    if in_femur:
-        start, length = rng.uniform(20, 20 + 0.75 * hip.stem_length), rng.uniform(38, 62)
-        side, w = rng.choice([-1, 1]), hip.shaft_half_width
-        edge = -40 + side * (w + np.clip(70 - start, 0, 50) * 0.12)
-        centre = (edge - side * 6, start + length / 2)
-        region = smooth(roughen(rng, circle(centre, 1, steps=9)[:8] * 0 + centre + ellipse8(13, length / 2), 1.6))
-        gas_centre = np.array(centre) + [side * rng.uniform(17, 24), rng.uniform(-0.3, 0.3) * length]
-        ys = np.linspace(start, start + length, 14)
-        edges = [
-            np.column_stack([np.full(14, edge + side * offset) + rng.normal(0, 0.7, 14) + side * bow(14, 2.5), ys])
-            for offset in (2.0, 4.6)
-        ]
-    else:
-        angle = np.deg2rad(cup_axis(hip) + rng.uniform(-75, 75))
-        centre = (hip.cup_radius + 7) * np.array([np.cos(angle), np.sin(angle)])
-        region = smooth(roughen(rng, centre + ellipse8(rng.uniform(15, 21), rng.uniform(13, 18)), 1.8))
-        gas_centre = centre + rng.normal(0, 1, 2) * 4 + [-rng.uniform(10, 22), -rng.uniform(6, 16)]
-        edges = []
-    gas = [(gas_centre + rng.normal(0, 1, 2) * [6, 10], rng.uniform(1.4, 3.4)) for _ in range(rng.integers(6, 14))]
-    cloud = circle(gas_centre, 1)
-    cloud = gas_centre + (cloud - gas_centre) * [10, 15]
-    shape = {"region": region, "edges": edges, "gas": gas, "threshold": rng.uniform(-0.35, 0.05)}
-    return Finding([region, cloud], in_femur, shape)
-
-
-def ellipse8(rx, ry):
-    return circle((0, 0), 1, 0, 315, 8) * [rx, ry]
-
-
-def bow(n, height):
-    return height * np.sin(np.linspace(0, np.pi, n))
-
-
-def plan_wear(rng, hip):
-    room = hip.cup_radius - hip.cup_wall - hip.head_radius
-    angle = np.deg2rad(rng.uniform(-118, -58))
-    shift = room * rng.uniform(0.72, 0.98) * np.array([np.cos(angle), np.sin(angle)])
-    lysis = []
-    for _ in range(rng.integers(2, 5)):
-        where, radius = np.deg2rad(cup_axis(hip) + rng.uniform(-85, 85)), rng.uniform(4.0, 7.5)
-        lysis.append(((hip.cup_radius + radius + 1) * np.array([np.cos(where), np.sin(where)]), radius))
-    regions = [circle((0, 0), hip.cup_radius - hip.cup_wall)] + [circle(c, r + 1) for c, r in lysis]
-    return Finding(regions, False, {"shift": shift, "lysis": lysis})
-
-
-def plan_spacer(rng, hip):
-    return Finding(spacer_outline(hip), True, {})
-
-
-PLANS = {
-    "stem_loose": plan_stem_loose,
-    "cup_loose": plan_cup_loose,
-    "dislocation": plan_dislocation,
-    "fracture": plan_fracture,
-    "infection": plan_infection,
-    "wear": plan_wear,
-    "spacer": plan_spacer,
-}
 
 
 def random_view(rng, size, regions, hip):
@@ -399,8 +117,8 @@ def random_view(rng, size, regions, hip):
         place = rng.uniform(0.18, 0.82, 2) * [width, height]
         view = np.column_stack([scale * turn, place - scale * turn @ anchor])
         low, high = 0.03 * np.array([width, height]), 0.97 * np.array([width, height])
-        seen = [np.mean(np.all((p > low) & (p < high), axis=1)) for p in (move(r, view) for r in regions)]
-        if min(seen) >= 0.9:
+        inside = [np.mean(np.all((p > low) & (p < high), axis=1)) for p in (move(r, view) for r in regions)]
+        if min(inside) >= 0.9:
             break
     return view
 

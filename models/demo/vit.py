@@ -4,7 +4,7 @@
     python clip_gradcam_visualization.py --model-path models/assets/demo_vit ...
 
 A `ChineseCLIPModel` from random weights: ViT of 6 blocks, width 192, 14 x 14 patches of 224 x 224 pixels, and a
-BERT of 2 layers. Drawing, twins, augmentation, sentences and the measuring protocol are models.demo.cnn's.
+BERT of 2 layers. Phantoms, sentences and the measuring protocol are those of the first demo.
 
 What training saw: the class token's answer against a sentence per kind, and, so that local findings are learned
 at all in so short a time, the findings' masks in an auxiliary loss: each patch token of the last block, normed and
@@ -30,9 +30,20 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ..images.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from . import cnn as demo
-from .cnn import MEAN, POINTING_GRID, SEEDS, STD, class_texts
-from .phantoms import KINDS
+from .dataset import SEEDS, augment, draw_dataset, normalise, sample_batch
+from .findings import KINDS
+from .protocol import (
+    POINTING_GRID,
+    double_jobs,
+    draw_cases,
+    print_validation,
+    quick_validation,
+    single_jobs,
+    squash_as_the_tool,
+)
+from .sentences import class_texts, sample_texts
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets" / "demo_vit"
 VOCABULARY = Path(__file__).resolve().parent.parent / "assets" / "bert-base-chinese"
@@ -92,8 +103,8 @@ PREPROCESSOR = {
     "do_rescale": True,
     "rescale_factor": 1 / 255,
     "do_normalize": True,
-    "image_mean": MEAN,
-    "image_std": STD,
+    "image_mean": IMAGENET_MEAN,
+    "image_std": IMAGENET_STD,
 }
 
 
@@ -145,7 +156,7 @@ def start_vision_tower(vision, images):
     """
     embeddings = vision.embeddings
     side, width, grid = embeddings.patch_size, embeddings.embed_dim, math.isqrt(embeddings.num_patches)
-    grey = demo.normalise(images[:, None].float() / 255).mean(1, keepdim=True)
+    grey = normalise(images[:, None].float() / 255).mean(1, keepdim=True)
     patches = F.unfold(grey, side, stride=side).transpose(1, 2).reshape(-1, side * side)
     mean = patches.mean(0)
     variances, components = torch.linalg.eigh(torch.cov((patches - mean).T))
@@ -212,9 +223,9 @@ def make_optimizer(model, recipe):
 
 def training_step(model, tokenizer, dataset, recipe, size, rng):
     """The terms of the loss for a batch and the share of right answers in it."""
-    images, regions, kinds = demo.sample_batch(dataset, recipe, rng)
-    pixels, masks = demo.augment(images, regions, size, rng)
-    texts, column = demo.sample_texts(rng)
+    images, regions, kinds = sample_batch(dataset, recipe, rng)
+    pixels, masks = augment(images, regions, size, rng)
+    texts, column = sample_texts(rng)
     shares = F.adaptive_avg_pool2d(masks, size // recipe["vision_config"]["patch_size"]).flatten(1)
     logits = model.logit_scale.exp() * encode_tokens(model, pixels) @ Texts(model, tokenizer)(texts).T
     right = (logits[:, 0].argmax(-1) == column[kinds]).float().mean()
@@ -255,7 +266,7 @@ def train(recipe, dataset, validate, validation_period=200):
 
 @torch.no_grad()
 def similarities_and_maps(model):
-    """What `demo.quick_validation` asks: the class token's similarities, and each patch's as maps."""
+    """What `quick_validation` asks: the class token's similarities, and each patch's as maps."""
     texts = Texts(model, load_tokenizer())(class_texts().values())
 
     def ask(pixels):
@@ -289,25 +300,23 @@ def save_folder(model, recipe, validation, folder):
 
 
 def draw_validation():
-    """(singles, doubles) from the validation seeds, for `demo.quick_validation`; resized with the tool's own filter."""
-    kinds, jobs = demo.single_jobs(SEEDS["validation"], 270, POINTING_GRID)
-    both, double = demo.double_jobs(SEEDS["validation"], 90, POINTING_GRID)
-    return tuple(
-        (names, demo.draw_cases(wanted, demo.squash_as_the_tool)) for names, wanted in ((kinds, jobs), (both, double))
-    )
+    """(singles, doubles) from the validation seeds, for `quick_validation`; resized with the tool's own filter."""
+    kinds, jobs = single_jobs(SEEDS["validation"], 270, POINTING_GRID)
+    both, double = double_jobs(SEEDS["validation"], 90, POINTING_GRID)
+    return tuple((names, draw_cases(wanted, squash_as_the_tool)) for names, wanted in ((kinds, jobs), (both, double)))
 
 
 def make(recipe=RECIPE, folder=ASSETS):
     """Draw, train, validate, write the folder, at each validation anew."""
     start = time.time()
     singles, doubles = draw_validation()
-    dataset = demo.draw_dataset(SEEDS["train"], recipe["train_per_kind"], recipe["vision_config"]["image_size"])
+    dataset = draw_dataset(SEEDS["train"], recipe["train_per_kind"], recipe["vision_config"]["image_size"])
     print(f"drawing took {time.time() - start:.0f} s", flush=True)
 
     def report(model, step):
-        validation = demo.quick_validation(similarities_and_maps(model), singles, doubles, batch=30)
+        validation = quick_validation(similarities_and_maps(model), singles, doubles, batch=30)
         save_folder(model, recipe, validation, folder)
-        demo.print_validation(validation, step)
+        print_validation(validation, step)
 
     train(recipe, dataset, report)
     print(f"wrote {folder} after {(time.time() - start) / 60:.0f} minutes")

@@ -11,7 +11,11 @@ import torch
 
 from clip_gradcam_visualization import CLIPGradCAM, get_target_layer_for_clip, load_clip_checkpoint
 from models.demo import cnn as demo
-from models.demo.phantoms import FINDINGS, KINDS, draw_phantom
+from models.demo.dataset import SEEDS, normalise
+from models.demo.findings import FINDINGS, KINDS
+from models.demo.phantoms import draw_phantom
+from models.demo.protocol import dilate, is_hit, squash_as_the_tool
+from models.demo.sentences import class_texts
 from models.images.preprocessing import preprocess
 
 SIZE = (160, 128)
@@ -34,13 +38,13 @@ def test_a_seed_is_a_picture_with_a_mask_of_its_finding(kind):
     if kind in ("stem_loose", "cup_loose", "infection", "wear"):  # the twin differs only near the mask
         twin = draw_phantom(11, (), SIZE, view_for=(kind,))
         differs = np.abs(phantom.image.astype(int) - twin.image) > 8
-        assert differs.any() and not (differs & ~demo.dilate(phantom.masks[kind], 16)).any()
+        assert differs.any() and not (differs & ~dilate(phantom.masks[kind], 16)).any()
 
 
 def test_seed_ranges_never_meet():
     assert all(
         set(a).isdisjoint((b.start, b.stop - 1)) and (a.stop <= b.start or b.stop <= a.start)
-        for a, b in combinations(demo.SEEDS.values(), 2)
+        for a, b in combinations(SEEDS.values(), 2)
     )
 
 
@@ -81,9 +85,9 @@ def box(left, top, right, bottom):
 def test_hit_is_a_peak_within_the_tolerance():
     heatmap = np.zeros((224, 224))
     heatmap[100, 100] = 1
-    assert demo.is_hit(heatmap, box(115, 90, 130, 110))  # 15 pixels away
-    assert not demo.is_hit(heatmap, box(116, 90, 130, 110))
-    assert not demo.is_hit(np.zeros((224, 224)), box(0, 0, 224, 224))
+    assert is_hit(heatmap, box(115, 90, 130, 110))  # 15 pixels away
+    assert not is_hit(heatmap, box(116, 90, 130, 110))
+    assert not is_hit(np.zeros((224, 224)), box(0, 0, 224, 224))
 
 
 def test_place_map_finds_the_best_blind_guess():
@@ -91,7 +95,7 @@ def test_place_map_finds_the_best_blind_guess():
     place = evaluate_demo.place_map([corner, centre, centre])
     assert place.max() == pytest.approx(2 / 3)
     assert place[7, 7] == pytest.approx(1 / 3)
-    assert demo.is_hit(place, centre) and not demo.is_hit(place, corner)
+    assert is_hit(place, centre) and not is_hit(place, corner)
 
 
 # -- what is shipped ----------------------------------------------------------------------------
@@ -110,7 +114,7 @@ def pixels_of(image, model):
 
 def test_measuring_prepares_images_as_the_tool_does():
     image = draw("normal").image
-    mine = demo.normalise(torch.tensor(demo.squash_as_the_tool(image, 64))[None, None].float() / 255)
+    mine = normalise(torch.tensor(squash_as_the_tool(image, 64))[None, None].float() / 255)
     torch.testing.assert_close(mine, preprocess(np.repeat(image[..., None], 3, axis=2), 64), rtol=1e-5, atol=1e-5)
 
 
@@ -142,7 +146,7 @@ def test_descriptions_and_short_names_name_the_single_findings(shipped):
     for entry in (entry for entry in samples() if len(entry["findings"]) < 2):
         pixels = pixels_of(cv2.imread(str(demo.ASSETS / entry["file"]), cv2.IMREAD_GRAYSCALE), model)
         if entry["findings"]:
-            answer = model.predict(pixels, demo.class_texts())[0].item()
+            answer = model.predict(pixels, class_texts())[0].item()
             assert KINDS[answer] == entry["findings"][0]["kind"], entry["file"]
         if entry["file"] in names:
             answer = model.predict(pixels, ["正常假体", "假体松动", "假体周围感染"])[0].item()
@@ -151,7 +155,7 @@ def test_descriptions_and_short_names_name_the_single_findings(shipped):
 
 def test_each_finding_is_found_by_its_own_text(shipped):
     model, cam = shipped
-    texts = demo.class_texts()
+    texts = class_texts()
     for entry in samples():
         image = cv2.imread(str(demo.ASSETS / entry["file"]), cv2.IMREAD_GRAYSCALE)
         for finding in entry["findings"]:
@@ -161,4 +165,4 @@ def test_each_finding_is_found_by_its_own_text(shipped):
             heatmap = cv2.resize(np.asarray(heatmap).squeeze(), (224, 224))
             height, width = entry["size"]
             left, top, right, bottom = np.array(finding["box"]) * 224 / np.array([width, height, width, height])
-            assert demo.is_hit(heatmap, box(int(left), int(top), round(right) + 1, round(bottom) + 1)), entry["file"]
+            assert is_hit(heatmap, box(int(left), int(top), round(right) + 1, round(bottom) + 1)), entry["file"]

@@ -9,7 +9,11 @@ import torch
 
 from models.demo import cnn as demo
 from models.demo import vit as demo_vit
-from models.demo.phantoms import KINDS, draw_phantom
+from models.demo.dataset import SEEDS, normalise
+from models.demo.findings import KINDS
+from models.demo.phantoms import draw_phantom
+from models.demo.protocol import squash_as_the_tool
+from models.demo.sentences import TEMPLATES, class_texts
 
 FILES = {
     "config.json", "model.safetensors", "preprocessor_config.json", "recipe.json", "tokenizer_config.json",
@@ -31,17 +35,17 @@ def test_the_vision_tower_starts_with_filters_that_whiten():
     model = demo_vit.build_model(demo_vit.RECIPE)
     demo_vit.start_vision_tower(model.vision_model, images)
     with torch.no_grad():
-        patches = model.vision_model.embeddings(demo.normalise(images[:, None].float() / 255))[:, 1:]
+        patches = model.vision_model.embeddings(normalise(images[:, None].float() / 255))[:, 1:]
     assert patches.mean((0, 1)).abs().max() < 0.75  # the mean patch is taken off; position codes reach 0.5
     spread = (patches - patches.mean(0)).flatten(0, 1)[:, :8].std(0)  # the largest components
     assert spread.min() > 0.4 and spread.max() < 1.6
 
 
 def test_seeds_of_training_and_measuring_are_apart():
-    first, count = demo.SEEDS["train"].start, (len(KINDS) - 1) * demo_vit.RECIPE["train_per_kind"]
+    first, count = SEEDS["train"].start, (len(KINDS) - 1) * demo_vit.RECIPE["train_per_kind"]
     last = first + count - 1  # every kind but "normal", which is drawn as the others' twin, has seeds of its own
     for name in ("validation", "test", "pairs", "samples"):
-        assert first not in demo.SEEDS[name] and last not in demo.SEEDS[name] and last < demo.SEEDS[name].start
+        assert first not in SEEDS[name] and last not in SEEDS[name] and last < SEEDS[name].start
 
 
 # -- what is shipped ----------------------------------------------------------------------------
@@ -84,7 +88,7 @@ def test_weights_are_those_of_the_recipe():
 
 def test_images_are_prepared_as_training_saw_them(shipped):
     image = draw_phantom(11, size=(300, 210)).image
-    seen = demo.normalise(torch.tensor(demo.squash_as_the_tool(image, 224))[None, None].float() / 255)
+    seen = normalise(torch.tensor(squash_as_the_tool(image, 224))[None, None].float() / 255)
     torch.testing.assert_close(shipped.preprocessing(np.repeat(image[..., None], 3, 2)), seen, rtol=1e-5, atol=1e-5)
 
 
@@ -98,7 +102,7 @@ def test_transformers_prepares_images_the_same_way(shipped):
 
 
 def test_the_tool_and_transformers_agree(shipped, by_transformers):
-    texts = list(demo.class_texts().values())
+    texts = list(class_texts().values())
     pixels = shipped.preprocessing(sample("well_fixed.png"))
     tokens = demo_vit.load_tokenizer(demo_vit.ASSETS)(texts, padding=True, return_tensors="pt")
     with torch.no_grad():
@@ -108,14 +112,14 @@ def test_the_tool_and_transformers_agree(shipped, by_transformers):
 
 
 def test_the_tokenizer_is_that_of_training():
-    texts = [template.format(text) for template in demo.TEMPLATES for text in demo.class_texts().values()]
+    texts = [template.format(text) for template in TEMPLATES for text in class_texts().values()]
     mine, theirs = demo_vit.load_tokenizer(demo_vit.ASSETS), demo_vit.load_tokenizer()
     assert mine(texts)["input_ids"] == theirs(texts)["input_ids"]
     assert max(map(len, mine(texts)["input_ids"])) <= demo_vit.MAX_TOKENS
 
 
 def test_descriptions_name_the_samples(shipped):
-    features = shipped.text_encoder(texts=list(demo.class_texts().values())).detach()
+    features = shipped.text_encoder(texts=list(class_texts().values())).detach()
     for file, kinds in SAMPLES.items():
         with torch.no_grad():
             answer = (shipped.image_encoder(shipped.preprocessing(sample(file))) @ features.T).argmax().item()

@@ -13,7 +13,8 @@ from tiny_pretrained import save_pretrained
 from clip_gradcam_visualization import ENCODERS as script_encoders
 from clip_gradcam_visualization import CLIPGradCAM
 from models.demo import cnn as demo
-from models.demo.phantoms import FINDINGS, KINDS
+from models.demo.dataset import SEEDS
+from models.demo.findings import FINDINGS, KINDS
 from models.explain.methods import METHODS
 from models.explain.needs import Attention
 
@@ -209,8 +210,8 @@ def test_fresh_batch_norms_take_the_statistics_of_the_images(cnn):
 
 def test_the_choosing_seeds_are_their_own():
     drawn = [set(range(CHOOSING + part, CHOOSING + part + 1000)) for part in (0, 500_000)]
-    assert all(seed in demo.SEEDS["validation"] for seeds in drawn for seed in seeds)
-    watched = demo.SEEDS["validation"].start
+    assert all(seed in SEEDS["validation"] for seeds in drawn for seed in seeds)
+    watched = SEEDS["validation"].start
     taken = [range(watched + start, watched + end) for start, end in ((0, 1000), (500_000, 501_000))]
     places = range(watched + 700_000, watched + 800_000)
     assert all(seeds.isdisjoint(used) for seeds in drawn for used in (*taken, places))
