@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -354,8 +355,10 @@ CAPTURED = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, 
 
 
 def start(arguments):
+    """A process that Ctrl-C interrupts, even where these tests run in the background, where shells have it ignored."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, *arguments], env=environment, **CAPTURED)
+    interruptible = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen([sys.executable, *arguments], env=environment, preexec_fn=interruptible, **CAPTURED)
 
 
 def wait_for_rows(folder, count=1, seconds=180):
