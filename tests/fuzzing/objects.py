@@ -186,7 +186,7 @@ def mutate_weights(random: Random, weights: dict) -> dict:
     telling = [key for key in weights if not key.startswith(("image_encoder.backbone.stages", "visual.transformer"))]
     for _ in some(random):
         key = random.choice(telling if random.random() < 0.6 else list(weights))
-        if key not in weights:
+        if key not in weights or not isinstance(key, str):  # taken out, or put in, by a mutation before this one
             continue
         action = random.randrange(5)
         if action <= 1 and _is_plain(weights[key]):
