@@ -51,7 +51,7 @@ from models.errors import (
 )
 from models.explain.capture import undisturbed
 from models.explain.faithfulness import measure_faithfulness
-from models.explain.heatmap import diagnose_flat_map, show_cam_on_image, text_sensitivity, to_heatmap
+from models.explain.heatmap import diagnose_flat_map, show_cam_on_image, text_specificity, to_heatmap
 from models.explain.layers import check_layers, layer_name, layers_name, list_spatial_layers
 from models.explain.methods import METHODS, SIMILARITIES, check_method, check_similarity, methods_for
 from models.explain.needs import Attention, ForwardPass
@@ -540,7 +540,7 @@ class Explainer:
             targets=targets,
             source=(self.encoder, self.layer_names[method], *image.maps.shape[1:]),
             flaws=flaws,
-            sensitivities=[text_sensitivity(image.maps, target) for target in targets],
+            specificities=[text_specificity(image.maps, target) for target in targets],
             cautions=self._cautions(pixels),
             method=method,
             region=self._region(pixels.shape[:2], image.maps.shape[1:]),

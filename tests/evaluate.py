@@ -12,7 +12,7 @@ measurements.zh.md beside it, whose other words are written by hand. Each method
 setting of the guide (the encoder's default layer, cosine) and in the one that `--choose` found best; `maps` measures
 all settings (of Score-CAM these two), the costly parts these two. Nothing is left out because it looks bad.
 
-The parts: `maps` (pointing, energy, IoU, text sensitivity, wrong texts, two findings in one image, baselines),
+The parts: `maps` (pointing, energy, IoU, text specificity, wrong texts, two findings in one image, baselines),
 `faithfulness` (deletion, insertion), `sanity` (Adebayo et al. 2018, arXiv 1810.03292), `libraries` (the same maps by
 grad-cam and torchcam, where installed), `time`. Protocols: evaluate_demo.py, models/explain/faithfulness.py, `sanity`
 below.
@@ -50,7 +50,7 @@ from models.demo.findings import FINDINGS, KINDS
 from models.demo.protocol import dilate, double_jobs, draw_cases, peaks_in, single_jobs
 from models.demo.sentences import class_texts, short_name
 from models.explain.faithfulness import measure_faithfulness
-from models.explain.heatmap import blend, is_flat, text_sensitivity, to_heatmap
+from models.explain.heatmap import blend, is_flat, text_specificity, to_heatmap
 from models.explain.layers import as_maps, layers_name, token_grid_of, without_rounding
 from models.explain.methods import METHODS, SIMILARITIES, methods_for
 from models.explain.needs import Attention, Gradients
@@ -278,9 +278,9 @@ def measure_map(heatmap, mask, near) -> dict:
 def measure_texts(maps: np.ndarray, own: int, near=None) -> dict:
     """What the maps of all texts [T, h, w] say of how much the text matters; `near`: of the image's finding."""
     measures = {}
-    sensitivity = text_sensitivity(maps, own)
-    if sensitivity is not None:
-        measures["text_sensitivity"] = sensitivity
+    specificity = text_specificity(maps, own)
+    if specificity is not None:
+        measures["text_specificity"] = specificity
     if near is not None:
         others = [to_heatmap(raw, GRID) for t, raw in enumerate(maps) if t != own]
         measures["wrong_text_hits"] = np.mean([peaks_in(heatmap, near) for heatmap in others])
@@ -746,7 +746,7 @@ BASELINES = {"class_place": "该类平均位置", "global_place": "总平均位�
 SIMILARITY_LABELS = {"cosine": "余弦", "dot": "点积"}
 COLUMNS = (
     "编码器", "方法（层，相似度）", "图像数¹", "指向", "两处都指对", "能量", "IoU 均值 / 半高²",
-    "删除（优于随机）³", "插入（优于随机）³", "文本敏感度", "问错仍命中",
+    "删除（优于随机）³", "插入（优于随机）³", "文本特异性", "问错仍命中",
     "随机化：顶层 / 全部⁴", "毫秒：1 / 9 个文本⁵",
 )  # fmt: skip
 NOTES = (
@@ -805,7 +805,7 @@ def _line(label: str, row: dict) -> str:
         percent(maps.get("energy")),
         f"{_decimal(maps.get('iou_mean'))} / {_decimal(maps.get('iou_half'))}",
         *(f"{_decimal(faithful.get(name))}（{_decimal(faithful.get(name + '_margin'), '+')}）" for name in TESTS),
-        _decimal(maps.get("text_sensitivity")),
+        _decimal(maps.get("text_specificity")),
         percent(maps.get("wrong_text_hits")),
         " / ".join(_decimal(steps[i]["pearson"] if steps else None) for i in (0, -1)),
         " / ".join(f"{row['time'][name]:.0f}" if "time" in row else "—" for name in ("one_text", "nine_texts")),

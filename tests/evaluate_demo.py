@@ -114,8 +114,8 @@ def ask_everything(model, texts, short, images, batch=20):
 
 
 def evaluate_singles(kinds, masks, answers, short_answers, maps, places, rng):
-    """Accuracy, pointing, energy, baselines, wrong texts and text sensitivity on phantoms with at most one finding."""
-    names = ("accuracy", "accuracy_short_names", "pointing", "energy", "wrong_text_hits", "text_sensitivity")
+    """Accuracy, pointing, energy, baselines, wrong texts and text specificity on phantoms with at most one finding."""
+    names = ("accuracy", "accuracy_short_names", "pointing", "energy", "wrong_text_hits", "text_specificity")
     rows = {kind: {name: [] for name in names} for kind in KINDS}
     flat = []
     for kind, mask, answer, short, heat in zip(kinds, masks, answers, short_answers, maps, strict=True):
@@ -123,7 +123,7 @@ def evaluate_singles(kinds, masks, answers, short_answers, maps, places, rng):
         others = [heat[t] for t in range(len(KINDS)) if t != own]
         row["accuracy"].append(KINDS[answer] == kind)
         row["accuracy_short_names"].append(KINDS[short] == kind)
-        row["text_sensitivity"] += [c for c in (correlation(heat[own], other) for other in others) if c is not None]
+        row["text_specificity"] += [1 - r for r in (correlation(heat[own], other) for other in others) if r is not None]
         if kind not in FINDINGS:
             continue
         near = dilate(mask[kind])
@@ -197,7 +197,7 @@ COLUMNS = {
 
 def markdown(result):
     """The measurement as Markdown tables with Chinese headings."""
-    two, (mean, low, high) = result["two_findings"], result["overall"]["text_sensitivity"]
+    two, (mean, low, high) = result["two_findings"], result["overall"]["text_specificity"]
     by_kind = [_row(short_name(kind), result["by_kind"][kind]) for kind in KINDS]
     lines = [
         "| 类别 | " + " | ".join(COLUMNS.values()) + " |",
@@ -205,7 +205,7 @@ def markdown(result):
         _row("**全部**", result["overall"], True),
         *by_kind,
         "",
-        "文本敏感度（正确文本与其他文本热力图的平均相关系数，1 表示热力图不随文本变化）："
+        "文本特异性（1 − 正确文本与其他文本热力图的平均相关系数；1 表示不相关，0 表示热力图不随文本变化）："
         f"{mean:.2f}（{low:.2f}–{high:.2f}）",
         "",
         "| 一图两处病变，逐个文本提问 | 结果 | 该类平均位置 |",

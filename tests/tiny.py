@@ -144,7 +144,7 @@ def tiny_result(targets=(0,), names=("正常", "松动", "感染"), size=(60, 90
         targets=list(targets),
         source=("starnet_s1", "stages.3.3", 3, 4),
         flaws=[None] * len(targets),
-        sensitivities=[0.1] * len(targets),
+        specificities=[0.9] * len(targets),
     )
 
 

@@ -97,15 +97,17 @@ def looks_untrained(model) -> bool:
     return bool(norms) and all(bool((m.weight == 1).all()) for m in norms) and not any(bool(b.any()) for b in shifts)
 
 
-TEXT_INSENSITIVE = 0.95  # from this text sensitivity on, the reader is warned
+TEXT_UNSPECIFIC = 0.05  # the reader is warned of a text specificity of this or less
 
 
-def text_sensitivity(maps: np.ndarray, target: int) -> float | None:
-    """Mean Pearson correlation of one text's map with the maps of the other texts; maps [K, h, w] before the ReLU.
+def text_specificity(maps: np.ndarray, target: int) -> float | None:
+    """1 - r in [0, 2]: how much one text's map is its own; maps [K, h, w] before the ReLU.
 
-    1 means that the heatmap does not depend on what was asked. An empty map of another text has nothing in
-    common with this one and counts as 0. None where there is nothing to compare: one text only, or this map
-    is empty.
+    r is the mean Pearson correlation of its cells, after the ReLU, with those of each other text's map. 1 means
+    that the map has nothing in common with the others, 0 that it does not depend on what was asked; above 1 it
+    lies where the others do not. An empty map of another text has nothing in common with this one: its
+    correlation counts as 0. None where there is nothing to compare: one text only, or this map is empty.
+    Measured on the demos: models/assets/demo/measurements.zh.md.
     """
     if len(maps) < 2 or is_flat(maps[target]):
         return None
@@ -113,12 +115,8 @@ def text_sensitivity(maps: np.ndarray, target: int) -> float | None:
     centred = positive - positive.mean(axis=1, keepdims=True)
     centred[[is_flat(raw_map) for raw_map in maps]] = 0
     unit = centred / np.linalg.norm(centred, axis=1, keepdims=True).clip(1e-300)
-    return float(np.mean(np.delete(unit, target, axis=0) @ unit[target]))
-
-
-def two_decimals(value: float) -> str:
-    """A correlation as it is shown; no minus before a zero."""
-    return f"{round(value, 2) + 0.0:.2f}"
+    r = np.mean(np.delete(unit, target, axis=0) @ unit[target])
+    return max(0.0, 1 - float(r))  # equal maps correlate by 1 and a rounding
 
 
 COLORMAP_JET = 2  # cv2.COLORMAP_JET, by value: `import cv2` waits until something is drawn

@@ -71,7 +71,7 @@ def draw_figure(result, heatmap: np.ndarray, overlay: np.ndarray, lang: str = "z
         top = lower + panel_height + GUTTER
         items += draw_curves(tested, result.question, (MARGIN, right + 252), top, CURVES_HEIGHT, page_width, lang)
         page_height += CURVES_HEIGHT + GUTTER + 16
-    notes = parts.footer_notes([result], words) + parts.sensitivity_note([result], words)
+    notes = parts.footer_notes([result], words) + parts.specificity_notes([result], words)
     alone = tested is not None or result.independent  # a wide label stands where a first row would
     rows = parts.footer_rows(
         notes, page_width - 2 * MARGIN, page_width if alone else 1000

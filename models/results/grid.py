@@ -42,11 +42,9 @@ GRID_WORDS = {
         "Deletion, insertion: area under the curve; in brackets by how much it beats random maps (positive is better)",
     ),
     "empty": ("热力图为空", "Empty heatmap"),
-    "insensitive": ("：其中 {} 个文本的热力图几乎不随文本变化", ": {} of these heatmaps hardly depend on the text"),
-    "insensitive methods": (
-        "：其中 {} 种方法的热力图几乎不随文本变化",
-        ": {} of these heatmaps hardly depend on the text",
-    ),
+    "own specificity": ("文本特异性 {:.2f}", "Text specificity {:.2f}"),
+    "unspecific": ("{} 个文本的热力图几乎不随文本变化", "{} of these heatmaps hardly depend on the text"),
+    "unspecific methods": ("{} 种方法的热力图几乎不随文本变化", "{} of these heatmaps hardly depend on the text"),
 }
 MARK = "#e67e22"  # the colour of the predicted text
 
@@ -96,7 +94,8 @@ def draw_grid(results, overlays: list[np.ndarray], lang: str = "zh") -> Drawing:
     words, first = parts.in_language(GRID_WORDS, lang), results[0]
     image_height, image_width = first.pixels.shape[:2]
     is_tested = any(tested is not None for result in results for tested in result.tested)
-    tiles = arrange_tiles(1 + len(overlays), image_width, image_height, 4 if is_tested else 2)
+    details = 2 + max(len(_measured(pair, words)) for pair in results.pairs())
+    tiles = arrange_tiles(1 + len(overlays), image_width, image_height, details)
     captions = [_original_caption(results, tiles.width, words)]
     captions += [_tile_caption(results, pair, tiles.width, words) for pair in results.pairs()]
     deepest = max(caption[-1].y for caption in captions)
@@ -173,18 +172,24 @@ def _numbers_of(result, target, words) -> list[str]:
 
 def _tile_caption(results, pair, width, words) -> list:
     """Name and numbers of a text, and the word that it is predicted in a coloured box; or a method and its numbers."""
-    result, index = pair
-    tested = result.tested[index]
-    areas = _areas_of(tested, words) if tested is not None else []
+    (result, index), measured = pair, _measured(pair, words)
     if _by_method(results):
-        return _caption(result.label, ([] if result.knows_text else [words["text-free"]]) + areas, width)
+        return _caption(result.label, ([] if result.knows_text else [words["text-free"]]) + measured, width)
     target = result.targets[index]
     caption = _caption(result.names[target], _numbers_of(result, target, words), width)
     small = _caption_sizes(width)[1]
-    below = parts.lines_down(areas, 0, caption[-1].y + parts.leading(small), small)
+    below = parts.lines_down(measured, 0, caption[-1].y + parts.leading(small), small)
     if target != result.predicted:
         return [*caption, *below]
     return [*caption[:-1], *_marked(caption[-1], words["prediction"]), *below]
+
+
+def _measured(pair, words) -> list[str]:
+    """What was measured of a map: its text specificity, and the areas under its curves."""
+    result, index = pair
+    specificity, tested = parts.shown_specificities(result)[index], result.tested[index]
+    lines = [words["own specificity"].format(specificity)] if specificity is not None else []
+    return lines + (_areas_of(tested, words) if tested is not None else [])
 
 
 def _areas_of(tested: Faithfulness, words) -> list[str]:
@@ -229,10 +234,10 @@ def _tile(results, pair, picture, words) -> list:
 
 
 def _grid_notes(results, is_tested: bool, words) -> list:
-    """What the footer says: the source, what else the reader must know, and the range of the text sensitivities."""
+    """What the footer says: the source, what else the reader must know, and what the numbers below the tiles mean."""
     notes = parts.footer_notes(results, words)
     notes += [(words["independent"], GREY)] if results[0].independent else []
     notes += [(words["margins"], GREY)] if is_tested else []
     if _by_method(results):
-        words = {**words, "insensitive": words["insensitive methods"]}
-    return notes + parts.sensitivity_note(results, words)
+        words = {**words, "unspecific": words["unspecific methods"]}
+    return notes + parts.specificity_notes(results, words)

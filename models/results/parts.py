@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..explain.heatmap import TEXT_INSENSITIVE, jet, two_decimals
+from ..explain.heatmap import TEXT_UNSPECIFIC, jet
 from ..heavy import cv2
 from .page import ASCENT, BLACK, DESCENT, WHITE, Box, Picture, Text, drawable, text_length, wrap_text
 
@@ -23,11 +23,11 @@ FOOTER_WORDS = {
         "模型只看到图像的 {}%，其余被预处理裁去，没有着色",
         "The model saw {}% of the image: the rest was cropped away and is left uncoloured",
     ),
-    "sensitivity": (
-        "文本敏感度 {}（1 表示热力图不随文本变化）",
-        "Text sensitivity {} (1: the heatmap ignores the text)",
+    "specificity": (
+        "文本特异性{}（1 表示与其他文本的热力图不相关，0 表示热力图不随文本变化）",
+        "Text specificity{} (1: unrelated to the other texts' heatmaps, 0: the heatmap ignores the text)",
     ),
-    "insensitive": ("：热力图几乎不随文本变化", ": the heatmap hardly depends on the text"),
+    "unspecific": ("热力图几乎不随文本变化", "The heatmap hardly depends on the text"),
 }
 TITLE, HEADING, WARNING, BODY, TICK = 24, 20, 17, 15, 14  # sizes of type, in pixels
 GREY, RED = "#555555", "#c0392b"
@@ -132,7 +132,7 @@ Note = tuple[str, str]  # a string of the footer and its colour
 
 
 def footer_notes(results: Sequence, words: dict) -> list[Note]:
-    """Where the heatmaps of ImageResults come from and what else their reader must know, but for the sensitivity."""
+    """Where the heatmaps of ImageResults come from and what else their reader must know, but for the specificity."""
     first = results[0]
     encoder, _, rows, columns = first.source
     layers = " / ".join(dict.fromkeys(result.layer for result in results))
@@ -142,18 +142,20 @@ def footer_notes(results: Sequence, words: dict) -> list[Note]:
     return [(note, GREY) for note in notes]
 
 
-def sensitivity_note(results: Sequence, words: dict) -> list[Note]:
-    """How much the heatmaps of ImageResults depend on the text; red where one hardly does.
+def shown_specificities(result) -> list[float | None]:
+    """T; None where there was nothing to compare, and for a method that knows no text: its title says it."""
+    return result.specificities if result.knows_text else [None] * len(result.targets)
 
-    Methods that know no text are left out: their titles say it.
-    """
-    values = [value for result in results if result.knows_text for value in result.sensitivities if value is not None]
+
+def specificity_notes(results: Sequence, words: dict) -> list[Note]:
+    """What a text specificity means, with its value where there is one heatmap; in red, how many hardly have any."""
+    shown = [value for result in results for value in shown_specificities(result)]
+    values = [value for value in shown if value is not None]
     if not values:
         return []
-    ends = sorted({two_decimals(min(values)), two_decimals(max(values))}, key=float)
-    ignoring = sum(value >= TEXT_INSENSITIVE for value in values)
-    note = words["sensitivity"].format("–".join(ends)) + (words["insensitive"].format(ignoring) if ignoring else "")
-    return [(note, RED if ignoring else GREY)]
+    unspecific = sum(value <= TEXT_UNSPECIFIC for value in values)
+    meaning = words["specificity"].format(f" {values[0]:.2f}" if len(shown) == 1 else "")
+    return [(meaning, GREY)] + ([(words["unspecific"].format(unspecific), RED)] if unspecific else [])
 
 
 def footer_rows(notes: Sequence[Note], room: float, first: float) -> list[list[Note]]:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..explain.heatmap import TEXT_INSENSITIVE, blend, is_flat, resize_map, show_cam_on_image, to_heatmap, two_decimals
+from ..explain.heatmap import TEXT_UNSPECIFIC, blend, is_flat, resize_map, show_cam_on_image, to_heatmap
 from ..explain.methods import METHODS
 from ..explain.question import Question
 from ..images.preprocessing import Region
@@ -28,7 +28,7 @@ class ImageResult(NamedTuple):
     targets: list[int]  # T
     source: tuple  # image encoder, target layer, rows, columns of its grid
     flaws: list[str | None]  # T, why a map shows nothing
-    sensitivities: list[float | None]  # T, see text_sensitivity
+    specificities: list[float | None]  # T, see text_specificity
     cautions: Sequence[str] = ()  # what the reader of any of its maps must know, of the model or the picture
     method: str = "gradcam"
     region: Region | None = None  # the part of the image that the model saw; None: all of it
@@ -50,15 +50,15 @@ class ImageResult(NamedTuple):
 
     def warnings(self) -> list[str | None]:
         """What the reader of each explained text's map must know: the cautions; it is empty, or it ignores the text."""
-        own = (flaw or self._insensitive(value) for flaw, value in zip(self.flaws, self.sensitivities))
+        own = (flaw or self._unspecific(value) for flaw, value in zip(self.flaws, self.specificities))
         return ["；".join(filter(None, [*self.cautions, flaw])) or None for flaw in own]
 
-    def _insensitive(self, value: float | None) -> str | None:
+    def _unspecific(self, value: float | None) -> str | None:
         if not self.knows_text:
             return f"{self.label} 不看文本：无论问什么，热力图都一样"
-        if value is None or value < TEXT_INSENSITIVE:
+        if value is None or value > TEXT_UNSPECIFIC:
             return None
-        how_much = f"文本敏感度 {two_decimals(value)}，1 表示完全不变"
+        how_much = f"文本特异性 {value:.2f}，0 表示完全不变"
         return f"热力图几乎不随文本变化（{how_much}）：它显示的不是这段文本特有的依据"
 
     def messages(self) -> list[str]:

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..explain.heatmap import two_decimals
 from ..writing import write_files
 from .figure import encode_figure
 from .formats import array_path, encode_array, encode_image, figure_file, overlay_path
@@ -72,12 +71,12 @@ def summary(results: Results, files: OutputFiles) -> list[str]:
     lines = [f"预测：{names[best]}（{percent(first.probabilities[best])}）"]
     for result in results:
         label = "" if result.method == "gradcam" and len(results) == 1 else f"{result.label}："
-        for target, sensitivity, tested in zip(result.targets, result.sensitivities, result.tested):
-            depends = "" if sensitivity is None else f"，文本敏感度 {two_decimals(sensitivity)}"
+        for target, specificity, tested in zip(result.targets, result.specificities, result.tested):
+            measured = "" if specificity is None else f"，文本特异性 {specificity:.2f}"
             if tested is not None:
-                depends += f"，删除 {tested.deletion:.3f}、插入 {tested.insertion:.3f}、随机 {tested.random:.3f}"
+                measured += f"，删除 {tested.deletion:.3f}、插入 {tested.insertion:.3f}、随机 {tested.random:.3f}"
             similarity = f"余弦相似度 {result.similarities[target]:.3f}"
-            lines.append(f"{label}目标文本：[{target}] {names[target]}（{similarity}{depends}）")
+            lines.append(f"{label}目标文本：[{target}] {names[target]}（{similarity}{measured}）")
     for encoder, layer, rows, columns in dict.fromkeys(result.source for result in results):
         lines.append(f"图像编码器：{encoder}，目标层：{layer}（{rows}×{columns}）")
     if first.region is not None:

@@ -65,7 +65,7 @@ def with_names(row: Mapping, names: Sequence[str]) -> dict:
 
 def _row_of_text(result: ImageResult, index: int) -> dict:
     """The columns of one explained text."""
-    target, sensitivity = result.targets[index], result.sensitivities[index]
+    target, specificity = result.targets[index], result.specificities[index]
     tested = result.tested[index]
     raw_map, size = result.maps[target], result.pixels.shape[:2]
     return {
@@ -74,7 +74,7 @@ def _row_of_text(result: ImageResult, index: int) -> dict:
         "similarity": rounded(result.similarities[target]),
         "probability": six_digits(result.probabilities[target]),
         **measure_map(raw_map, resize_map(raw_map, size, result.region), result.geometry),
-        "text_sensitivity": None if sensitivity is None else rounded(sensitivity),
+        "text_specificity": None if specificity is None else rounded(specificity),
         "warning": result.warnings()[index],
         **{name: None if tested is None else rounded(getattr(tested, name)) for name in FAITHFULNESS_COLUMNS},
     }
@@ -132,7 +132,7 @@ COLUMNS = (
     "peak_x",  # where the heatmap is highest, in the image's pixels from its upper left corner
     "peak_y",
     "area_above_half",  # share of the image where the heatmap is above half of its maximum
-    "text_sensitivity",  # mean correlation with the maps of the other texts; 1: the map ignores the text
+    "text_specificity",  # 1 - mean correlation with the maps of the other texts; 0: the map ignores the text
     "flatness",  # lowest / highest value of the map; 1: one colour
     "warning",
     "deletion",  # area under the score as the heatmap's pixels are taken away, strongest first; lower is better

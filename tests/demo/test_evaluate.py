@@ -60,11 +60,11 @@ def test_a_flat_map_points_nowhere_and_shows_nothing():
     assert measures["iou_mean"] == measures["iou_half"] == pytest.approx((0 + 3 / 4) / 2)
 
 
-def test_wrong_texts_and_sensitivity():
+def test_wrong_texts_and_specificity():
     maps = np.stack([peak_in(0, 0), peak_in(0, 0), peak_in(1, 1)])
     measures = evaluate.measure_texts(maps, 0, quarter(0, 0))
     assert measures["wrong_text_hits"] == pytest.approx(1 / 2)
-    assert measures["text_sensitivity"] == pytest.approx((1 - 1 / 63) / 2)
+    assert measures["text_specificity"] == pytest.approx(1 - (1 - 1 / 63) / 2)
     assert "wrong_text_hits" not in evaluate.measure_texts(maps, 0)
 
 
@@ -90,7 +90,7 @@ def test_two_findings_count_where_each_text_finds_its_own(peaks, both, each, swa
 
 def test_a_phantom_without_a_finding_is_asked_but_not_pointed_at():
     maps = np.stack([peak_in(i % 2, i // 2 % 2) for i in range(len(KINDS))])[None]
-    assert set(evaluate.measure_singles(maps, case("normal"))) == {"text_sensitivity"}
+    assert set(evaluate.measure_singles(maps, case("normal"))) == {"text_specificity"}
     assert {"pointing", "wrong_text_hits"} <= set(evaluate.measure_singles(maps, case("wear")))
 
 

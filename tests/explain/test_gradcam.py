@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from clip_gradcam_visualization import CLIPGradCAM, Explainer, get_target_layer_for_clip
 from models.errors import InputError
-from models.explain.heatmap import diagnose_flat_map, flatness, resize_map, text_sensitivity, to_heatmap, two_decimals
+from models.explain.heatmap import diagnose_flat_map, flatness, resize_map, text_specificity, to_heatmap
 from models.explain.question import Question
 from models.loading.load import load_clip_checkpoint
 
@@ -482,38 +482,39 @@ def test_contrast_needs_another_text():
         CLIPGradCAM(Clip(net), net.conv).text_maps(pictures(1), texts(1), 0, contrast=0.6)
 
 
-# -- several texts: sensitivity, one scale ----------------------------------------------------
+# -- several texts: specificity, one scale ----------------------------------------------------
 
 
-def test_text_sensitivity_is_the_mean_correlation_with_the_other_maps():
+def test_text_specificity_is_1_less_the_mean_correlation_with_the_other_maps():
     maps = np.random.default_rng(0).normal(size=(4, 5, 6)).astype(np.float32)
     positive = np.maximum(maps, 0).reshape(4, -1)
     for target in range(4):
-        expected = np.mean([np.corrcoef(positive[target], positive[i])[0, 1] for i in range(4) if i != target])
-        assert text_sensitivity(maps, target) == pytest.approx(expected, abs=1e-6)
+        r = np.mean([np.corrcoef(positive[target], positive[i])[0, 1] for i in range(4) if i != target])
+        assert text_specificity(maps, target) == pytest.approx(1 - r, abs=1e-6)
 
 
 @pytest.mark.parametrize(
     "maps, expected",
     [
-        ([[[1, 2]], [[2, 4]]], 1.0),
-        ([[[1, 2]], [[2, 1]]], -1.0),
+        ([[[1, 2]], [[2, 4]]], 0.0),
+        ([[[1, 2]], [[2, 1]]], 2.0),
+        ([[[1, 2, 1, 2]], [[1, 1, 2, 2]]], 1.0),
         ([[[1, 2]]], None),
-        ([[[1, 2]], [[3, 3]]], 0.0),
+        ([[[1, 2]], [[3, 3]]], 1.0),
         ([[[-1, -2]], [[1, 2]]], None),
         ([[[1, 2]], [[-1, -1]], [[1, 3]]], 0.5),
     ],
 )
-def test_text_sensitivity_at_its_ends_and_without_another_map(maps, expected):
-    value = text_sensitivity(np.array(maps, np.float32), 0)
+def test_text_specificity_at_its_ends_and_without_another_map(maps, expected):
+    value = text_specificity(np.array(maps, np.float32), 0)
     assert value is None if expected is None else value == pytest.approx(expected)
 
 
-@pytest.mark.parametrize(
-    "value, shown", [(-0.004, "0.00"), (0.004, "0.00"), (-0.006, "-0.01"), (0.125, "0.12"), (1.0, "1.00")]
-)
-def test_no_minus_before_a_zero(value, shown):
-    assert two_decimals(value) == shown
+def test_no_map_of_equal_ones_has_a_specificity_below_0():
+    """A minus zero would stand in the table."""
+    maps = np.random.default_rng(0).normal(size=(500, 1, 5, 6)).astype(np.float32)
+    values = [text_specificity(np.repeat(one, 3, axis=0), 1) for one in maps]
+    assert not np.signbit(values).any() and max(values) < 1e-12
 
 
 @pytest.mark.parametrize("level, expected", [(0.0, 1.0), (-1.0, 1.0), (2.0, 1.0)])

@@ -140,14 +140,14 @@ def image_result(names, size, region, targets, contrast=0.0, dot_product=False, 
         "targets": targets,
         "source": ("starnet_s1", "stages.3.3", 7, 7),
         "flaws": [None] * len(targets),
-        "sensitivities": [None] * len(targets),
+        "specificities": [None] * len(targets),
         "region": region,
     }
     return ImageResult(**{**values, **changes})
 
 
 def figure_content(
-    names=("类别0", "类别1", "类别2"), size=(60, 90), region=None, target=0, warning=None, sensitivity=None, **changes
+    names=("类别0", "类别1", "类别2"), size=(60, 90), region=None, target=0, warning=None, specificity=None, **changes
 ):
     """(result, heatmap, overlay) of a figure; `region`: what the model saw of the image."""
     heatmap = changes.pop("heatmap", ramp(size))
@@ -156,7 +156,7 @@ def figure_content(
         heatmap[region.pixels(*size)] = inside[region.pixels(*size)]
     overlay = changes.pop("overlay", blend(gradient_picture(*size), heatmap))
     tested = changes.pop("faithfulness", None)
-    changes |= {"flaws": [warning], "sensitivities": [sensitivity], "faithfulness": tested and [tested]}
+    changes |= {"flaws": [warning], "specificities": [specificity], "faithfulness": tested and [tested]}
     return image_result(names, size, region, [target], **changes), heatmap, overlay
 
 
@@ -176,7 +176,7 @@ def grid_content(names=("类别0", "类别1", "类别2"), size=(60, 90), region=
     return Results(results), overlays
 
 
-BY_TILE = ("sensitivities", "faithfulness")
+BY_TILE = ("specificities", "faithfulness")
 
 
 def figure(lang="zh", **changes):
@@ -318,7 +318,7 @@ def test_the_words_of_four_panels_and_of_five_where_the_heatmap_was_tested(lang,
 
 def test_four_panels_show_what_they_say():
     size = 400, 600  # as large as a panel: shown pixel by pixel
-    drawing = figure(size=size, sensitivity=0.54)
+    drawing = figure(size=size, specificity=0.54)
     original, heatmap, bar, overlay = items_of(drawing, Picture)
     np.testing.assert_array_equal(original.pixels, gradient_picture(*size))
     levels = np.rint(ramp(size) * 255).astype(np.uint8)
@@ -332,8 +332,8 @@ def test_four_panels_show_what_they_say():
     assert bar.top <= high.y - 5 < bar.top + 10 and bar.bottom - 10 < low.y - 5 <= bar.bottom + 5
     np.testing.assert_array_equal(bar.pixels[[0, -1], 0], [(128, 0, 0), (0, 0, 128)])  # red on top
     assert text_with(drawing, "相对重要性").vertical
-    source, sensitivity = text_with(drawing, "starnet_s1"), text_with(drawing, "文本敏感度")
-    assert source.y == sensitivity.y and text_box(source)[2] < text_box(sensitivity)[0]
+    source, specificity = text_with(drawing, "starnet_s1"), text_with(drawing, "文本特异性")
+    assert source.y == specificity.y and text_box(source)[2] < text_box(specificity)[0]
 
 
 SHAPES = [(400, 100), (100, 400), (10, 40), (1, 1), (2000, 500), (3, 900)]
@@ -391,7 +391,7 @@ CROWDS = {
     ],
 )  # fmt: skip
 def test_nothing_on_a_figure_lies_over_another_or_outside(kind, size, lang, crowd):
-    options = {"target": len(NAMES[kind]) - 1, "sensitivity": 0.95, "contrast": 1.0, **CROWDS[crowd]}
+    options = {"target": len(NAMES[kind]) - 1, "specificity": 0.05, "contrast": 1.0, **CROWDS[crowd]}
     drawing = figure(lang, names=NAMES[kind], size=SIZES[size], **options)
     assert_nothing_collides(drawing)
     assert draw_pixels(drawing).shape[0] == drawing.height
@@ -579,7 +579,7 @@ def test_the_title_names_the_method(lang, form, remark):
 
 
 GREY, RED = "#555555", "#c0392b"
-FOUR_METHODS = ["gradcam", "eigencam", "legrad", "rollout"]  # two know no text and do not count as insensitive
+FOUR_METHODS = ["gradcam", "eigencam", "legrad", "rollout"]  # two know no text and do not count as unspecific
 ON_BOTH = [
     ({"dot_product": True}, "未归一化的点积", GREY),
     ({"size": (60, 80), "region": Region(0, 0, 60, 45)}, "模型只看到图像的 56%", GREY),  # 56.25
@@ -588,21 +588,20 @@ ON_BOTH = [
 ]
 ON_THE_FIGURE = [
     ({"contrast": 1.0}, "对比目标文本：类别0", BLACK),
-    ({"sensitivity": 0.02}, "文本敏感度 0.02（", GREY),
-    ({"sensitivity": 0.949, "lang": "en"}, "Text sensitivity 0.95 (", GREY),
-    ({"sensitivity": 0.95, "lang": "en"}, "hardly depends", RED),
-    ({"sensitivity": 1.0}, "文本敏感度 1.00（1 表示热力图不随文本变化）：热力图几乎不随文本变化", RED),
+    ({"specificity": 1.14}, "文本特异性 1.14（", GREY),
+    ({"specificity": 0.051, "lang": "en"}, "Text specificity 0.05 (", GREY),
+    ({"specificity": 0.05, "lang": "en"}, "hardly depends", RED),
+    ({"specificity": 0.0}, "热力图几乎不随文本变化", RED),
 ]
 ON_THE_GRID = [
     ({"contrast": 1.0}, "（对比：", BLACK),
     ({"method": "legrad"}, "各文本的 LeGrad热力图", BLACK),
     ({"faithfulness": [curves_of()] * 3}, "随机图", GREY),  # what the brackets after an area mean
-    ({"sensitivities": [None, 0.1, None]}, "文本敏感度 0.10（", GREY),
-    ({"sensitivities": [0.3, 0.1, None]}, "文本敏感度 0.10–0.30（", GREY),
-    ({"sensitivities": [-0.2, 0.1, None]}, "文本敏感度 -0.20–0.10（", GREY),
-    ({"sensitivities": [0.95, 0.1, None]}, "其中 1 个文本", RED),
-    ({"methods": FOUR_METHODS, "sensitivities": [0.1, 1.0, 0.2, 1.0]}, "文本敏感度 0.10–0.20（", GREY),
-    ({"methods": FOUR_METHODS, "sensitivities": [0.96, 1.0, 0.2, 1.0]}, "其中 1 种方法", RED),
+    ({"specificities": [None, 0.9, 0.7]}, "文本特异性（1 表示与其他文本的热力图不相关，0 表示", GREY),
+    ({"specificities": [None, 0.9, 0.7], "lang": "en"}, "Text specificity (1: unrelated", GREY),
+    ({"specificities": [0.05, 0.051, None]}, "1 个文本的热力图几乎不随文本变化", RED),
+    ({"methods": FOUR_METHODS, "specificities": [0.9, 0.0, 0.8, 0.0]}, "文本特异性（", GREY),
+    ({"methods": FOUR_METHODS, "specificities": [0.04, 0.0, 0.8, 0.0]}, "1 种方法的热力图几乎不随文本变化", RED),
 ]
 SAID = [(figure, ON_BOTH + ON_THE_FIGURE), (grid, ON_BOTH + ON_THE_GRID)]
 
@@ -612,7 +611,7 @@ def test_what_the_reader_must_know_is_said_once_and_only_then(draw, options, sai
     plain, drawing = draw(options.get("lang", "zh")), draw(**options)
     assert said not in words(plain) and words(drawing).count(said) == 1
     assert text_with(drawing, said).colour == colour or colour is None
-    assert ("其中" in words(drawing) or "几乎" in words(drawing) or "hardly" in words(drawing)) == (colour == RED)
+    assert ("几乎" in words(drawing) or "hardly" in words(drawing)) == (colour == RED)
 
 
 def test_what_the_model_did_not_see_is_grey():
@@ -637,9 +636,9 @@ def test_the_edge_of_what_was_seen_stays_an_edge_at_every_size(height, width):
 def test_long_layers_stay_on_the_page(layer, between, count, lang):
     layers = between.join(layer.format(-i) for i in range(1, count + 1))
     options = {"source": ("siglip2-vit", layers, 16, 16), "dot_product": True, "region": Region(0, 0, 90, 30)}
-    for drawing in (figure(lang, **options, sensitivity=0.96), grid(lang, **options, sensitivities=[0.96] * 3)):
+    for drawing in (figure(lang, **options, specificity=0.04), grid(lang, **options, specificities=[0.04] * 3)):
         assert_nothing_collides(drawing)
-        assert layer.format(-1) in words(drawing) and "0.96" in words(drawing)
+        assert layer.format(-1) in words(drawing) and "0.04" in words(drawing)
 
 
 # -- grid -------------------------------------------------------------------------------------
@@ -667,7 +666,7 @@ def test_nothing_on_a_grid_lies_over_another_or_outside(kind, size, lang, crowd)
     """Nor do the message of the last tile, which has no map, and what the colour bar stands for."""
     methods, (empty, one_scale, own_scale) = METHODS if crowd == "methods" else None, GRID_WORDS[lang]
     count = len(methods or NAMES[kind])
-    options = {"warnings": [*[None] * (count - 1), "热力图为空：梯度为零，换一层"], "sensitivities": [0.95] * count}
+    options = {"warnings": [*[None] * (count - 1), "热力图为空：梯度为零，换一层"], "specificities": [0.05] * count}
     if crowd != "few":
         tested = [curves_of(-0.123, 0.456, -1.2), *[None] * (count - 2), curves_of()]
         options |= {"faithfulness": tested, "region": Region(0, 0, 50, 50), "dot_product": True, "independent": True}
@@ -683,20 +682,31 @@ def test_nothing_on_a_grid_lies_over_another_or_outside(kind, size, lang, crowd)
 
 
 AREAS = {"zh": ("删除 {}（{}）", "插入 {}（{}）"), "en": ("Deletion {} ({})", "Insertion {} ({})")}
-MEASURED = [curves_of(0.123, 0.456, 0.2), None, curves_of(0.3, 0.1, 0.2)]
-CAPTIONS = [[("0.123", "+0.077"), ("0.456", "+0.256")], [], [("0.300", "-0.100"), ("0.100", "-0.100")]]
+SPECIFICITY = {"zh": "文本特异性 {}", "en": "Text specificity {}"}
+MEASURED = {
+    "faithfulness": [curves_of(0.123, 0.456, 0.2), None, curves_of(0.3, 0.1, 0.2), None],
+    "specificities": [0.834, 1.14, None, 0.001],
+}
+AREAS_SHOWN = [[("0.123", "+0.077"), ("0.456", "+0.256")], [], [("0.300", "-0.100"), ("0.100", "-0.100")], []]
+SPECIFICITIES_SHOWN = [["0.83"], ["1.14"], [], ["0.00"]]
 
 
-def areas_in(lang, number):
-    """What the caption of a tile says of MEASURED, one after the other over and over."""
-    return [form.format(*area) for form, area in zip(AREAS[lang], CAPTIONS[number % 3])]
+def measured(count):
+    """MEASURED of `count` tiles, over and over."""
+    return {name: (values * count)[:count] for name, values in MEASURED.items()}
+
+
+def measured_in(lang, number, knows_text=True):
+    """What the caption of a tile says of MEASURED; a map that knows no text has no specificity."""
+    specificity = [SPECIFICITY[lang].format(value) for value in SPECIFICITIES_SHOWN[number % 4] if knows_text]
+    return specificity + [form.format(*area) for form, area in zip(AREAS[lang], AREAS_SHOWN[number % 4])]
 
 
 @pytest.mark.parametrize("kind, lang", [("two", "zh"), ("nine", "en"), ("thirty", "zh")])
 def test_each_tile_shows_its_text(kind, lang):
     names, targets = NAMES[kind], list(range(len(NAMES[kind])))[::-1]
     probabilities = probabilities_of(len(names))
-    drawing = grid(lang, names=names, targets=targets, faithfulness=(MEASURED * 10)[: len(names)])
+    drawing = grid(lang, names=names, targets=targets, **measured(len(names)))
     original, *tiles = tiles_of(drawing)
     height, width = original.pixels.shape[:2]
     np.testing.assert_array_equal(original.pixels, resized(gradient_picture(), width, height))
@@ -707,7 +717,7 @@ def test_each_tile_shows_its_text(kind, lang):
         assert name == names[target] and similarity.endswith(f" {0.5 * target / (len(names) - 1) - 0.2:.3f}")
         assert probability.endswith(f" {probabilities[target]:.1%}")
         predicted = int(target == probabilities.argmax())
-        assert rest[predicted:] == areas_in(lang, number)
+        assert rest[predicted:] == measured_in(lang, number)
     places = [(picture.top, picture.left) for picture in (original, *tiles)]
     assert places == sorted(places)  # in the order asked
 
@@ -749,14 +759,13 @@ METHOD_WORDS = {
 
 @pytest.mark.parametrize("lang", METHOD_WORDS)
 def test_each_method_has_its_tile(lang):
-    tested = (MEASURED * 4)[: len(METHODS)]
-    drawing = grid(lang, names=["正常", "松动", "感染"], methods=METHODS, faithfulness=tested)
+    drawing = grid(lang, names=["正常", "松动", "感染"], methods=METHODS, **measured(len(METHODS)))
     assert all(word in words(drawing) for word in METHOD_WORDS[lang])
     original, *tiles = tiles_of(drawing)
     for number, (picture, row) in enumerate(zip(tiles, METHODS.values(), strict=True)):
         assert (picture.pixels == 8 * number).all()
         remark = [METHOD_WORDS[lang][2]] if not row.knows_text else []
-        assert caption_of(drawing, picture) == [row.label, *remark, *areas_in(lang, number)]
+        assert caption_of(drawing, picture) == [row.label, *remark, *measured_in(lang, number, row.knows_text)]
     similarity, probability = caption_of(drawing, original)[-2:]  # of the one text that all tiles explain
     assert similarity.endswith(" 0.050") and probability.endswith(f" {probabilities_of(3)[1]:.1%}")
     assert not [box for box in items_of(drawing, Box) if box.fill == BAR_COLOURS["prediction"]]
@@ -814,7 +823,7 @@ def test_a_line_inks_its_width_and_is_antialiased(render, tolerance):
 @pytest.mark.parametrize("lang", ["zh", "en"])
 def test_pixels_and_vectors_show_what_was_laid_out(lang):
     options = {"names": ["正常🦴", "Loosening of the stem, type é ∛", "感染"], "faithfulness": curves_of()}
-    drawing = figure(lang, **options, warning="梯度为零", sensitivity=0.95)
+    drawing = figure(lang, **options, warning="梯度为零", specificity=0.05)
     page = draw_pixels(drawing)
     assert page.shape == (drawing.height, drawing.width, 3) and page.dtype == np.uint8
     for p in items_of(drawing, Picture)[:1] + items_of(drawing, Picture)[2:]:  # a message covers the heatmap

@@ -130,7 +130,7 @@ def test_a_row_says_what_one_image_alone_says_in_both_tables(run, clip):
         heatmap = result.heatmap
         assert heatmap[row["peak_y"], row["peak_x"]] > 0.9
         assert row["area_above_half"] == pytest.approx((heatmap > 0.5).mean(), abs=0.01)
-        assert row["text_sensitivity"] == pytest.approx(result.sensitivities[0], abs=1e-3)
+        assert row["text_specificity"] == pytest.approx(result.specificities[0], abs=1e-3)
         assert (row["figure"], row["overlay"]) == (f"{name}.png", f"{name}_overlay.png")
         assert row["method"] == "gradcam" and row["layer"] == "stages.3.3" and row["grid"] == "2x2"
         assert row["image_encoder"] == "starnet_s1" and f"torch {torch.__version__.split('+')[0]}" in row["packages"]
@@ -186,9 +186,9 @@ def test_one_scale_for_all_texts_of_an_image_in_which_empty_maps_have_no_say():
 
 
 def test_a_warning_of_several_texts_names_them_once():
-    result = tiny_result([0, 1, 2])._replace(flaws=["热力图为空", None, "热力图为空"], sensitivities=[None, 0.97, None])
+    result = tiny_result([0, 1, 2])._replace(flaws=["热力图为空", None, "热力图为空"], specificities=[None, 0.03, None])
     first, second = result.messages()
-    assert first == "正常、感染：热力图为空" and second.startswith("松动：热力图几乎不随文本变化（文本敏感度 0.97")
+    assert first == "正常、感染：热力图为空" and second.startswith("松动：热力图几乎不随文本变化（文本特异性 0.03，")
 
 
 @pytest.mark.parametrize("asked, targets", [("all", [0, 1, 2]), ([0, 2], [0, 2]), ((2, 2, 1), [2, 1]), ([1], [1])])
@@ -222,9 +222,9 @@ def test_contrast_is_another_map_and_stands_in_the_table(run, clip):
 
 def test_maps_that_ignore_the_text_are_warned_about(run, capsys):
     run(images=["data/000.png"], texts=["松动", "松动"])
-    assert re.search("警告: .*不随文本变化.*1.00", capsys.readouterr().err)
+    assert re.search("警告: .*不随文本变化.*特异性 0.00", capsys.readouterr().err)
     rows = run(texts=["松动", "松动"])
-    assert {row["text_sensitivity"] for row in rows} == {1.0}
+    assert {row["text_specificity"] for row in rows} == {0.0}
     assert all("不随文本变化" in row["warning"] for row in rows)
     assert "5 行结果带有警告" in capsys.readouterr().err
 
@@ -268,7 +268,7 @@ def test_a_run_of_one_image_has_tables_and_one_image_alone_its_files(run, capsys
     assert files("alone", hidden=True) == expected
     if flags == ["--all-texts"]:
         out = capsys.readouterr().out
-        assert all(f"[{i}] {name}" in out for i, name in enumerate(TEXTS)) and "文本敏感度" in out
+        assert all(f"[{i}] {name}" in out for i, name in enumerate(TEXTS)) and out.count("文本特异性") == 3
 
 
 @pytest.mark.parametrize(

@@ -132,7 +132,7 @@ def test_all_methods_of_a_convolutional_net_and_of_a_transformer(clip, vit_clip,
         assert {r.targets[0] for r in results} == {int(results[0].similarities.argmax())}
         assert all(isinstance(r, ImageResult) and r.maps.shape == (3, side, side) for r in results)
         for result in (r for r in results if not METHODS[r.method].knows_text):
-            assert np.array_equal(result.maps[0], result.maps[1]) and result.sensitivities == [pytest.approx(1)]
+            assert np.array_equal(result.maps[0], result.maps[1]) and result.specificities == [pytest.approx(0)]
             assert any("不看文本" in message for message in result.messages())
 
 

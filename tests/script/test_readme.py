@@ -124,7 +124,7 @@ def test_the_demo_table_is_the_published_measurement():
     assert table == markdown(evaluation)
 
 
-DEMO_COLUMNS = ("image", "predicted", "probability", "peak_x", "peak_y", "area_above_half", "text_sensitivity")
+DEMO_COLUMNS = ("image", "predicted", "probability", "peak_x", "peak_y", "area_above_half", "text_specificity")
 
 
 def test_the_rows_of_the_demo_are_those_of_a_run(tmp_path):
