@@ -28,6 +28,7 @@ import sys
 import warnings
 import zlib
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,20 +54,34 @@ from models.explain.capture import undisturbed
 from models.explain.faithfulness import measure_faithfulness
 from models.explain.heatmap import diagnose_flat_map, show_cam_on_image, text_specificity, to_heatmap
 from models.explain.layers import check_layers, layer_name, layers_name, list_spatial_layers
-from models.explain.methods import METHODS, SIMILARITIES, check_method, check_similarity, methods_for
-from models.explain.needs import Attention, ForwardPass
+from models.explain.methods import (
+    METHODS,
+    SIMILARITIES,
+    check_method,
+    check_similarity,
+    methods_for,
+    reads_attention,
+)
+from models.explain.needs import ForwardPass, Maps
 from models.explain.passes import check_embeddings, model_input, placement, through, why_not_finite
 from models.explain.question import (
     CONTRAST_GAMMA,
+    LEAST_TEXTS,
+    OTHERS_SHARE,
     ImageMaps,
     Question,
+    Setting,
     TargetScores,
     TextMaps,
     check_question,
     contrastive_directions,
+    logits_of,
+    others_directions,
     probabilities_of,
+    take_off,
     target_indices,
     target_texts,
+    with_choices,
 )
 from models.explain.subject import clip_of, unwrapped
 from models.heavy import functional as F
@@ -113,7 +128,8 @@ FLAGS = (
     ("--class-texts-file", PATH, "类别文本描述 JSON 文件（与 --class-texts 二选一）"),
     ("--target-text-idx", INT | SEVERAL, "目标文本索引，从 0 开始，可以多个（默认：最相似的文本）"),
     ("--all-texts", SWITCH, "解释全部文本（与 --target-text-idx 二选一）"),
-    ("--contrast", SWITCH, "对比：显示支持该文本而不支持其他文本的区域"),
+    ("--contrast", SWITCH, "对比：解释支持该文本而不支持其他文本的方向（两三个文本时常常更差）"),
+    ("--subtract-others", SWITCH, "减去其他文本的热力图（与 --contrast 二选一；默认方法从三个文本起已经减去）"),
     ("--image-encoder", NAME, "图像编码器名称（如果无法从检查点获取）"),
     ("--text-encoder", NAME, "文本编码器名称或本地文件夹（默认：bert-base-chinese）"),
     ("--download", SWITCH, "允许从模型库下载参数中写的名称和 CLIP 的词表（默认不联网；也可把名称写成 hub:owner/name）"),
@@ -133,9 +149,14 @@ FLAGS = (
     (
         "--method",
         NAME | {"choices": (*METHODS, "all")},
-        f"热力图方法（默认：有类别词元的 ViT 用 layercam，其余用 gradcam）：{'、'.join(METHODS)}；all 把它们并排",
+        "热力图方法（默认：卷积网络用 local-gradcam，两层，点积；ViT 用 legrad-attention；都减去其他文本。"
+        f"gradcam 是指南的 Grad-CAM：一层，余弦）：{'、'.join(METHODS)}；all 把它们与默认并排",
     ),
-    ("--similarity", {"choices": SIMILARITIES}, "解释余弦相似度 cosine（默认）还是点积 dot"),
+    (
+        "--similarity",
+        {"choices": SIMILARITIES},
+        "解释余弦相似度 cosine 还是点积 dot（默认：方法的，给出 --method 时是 cosine）",
+    ),
     ("--faithfulness", SWITCH, "检验热力图：按它删除和插入像素，给出曲线下面积与随机图之差"),
     ("--list-layers", SWITCH, "列出可作为目标层的层后退出，只需要 --model-path"),
     ("--lang", {"choices": LANGUAGES, "default": "zh"}, "图中文字的语言：zh 中文（默认），en 英文"),
@@ -154,6 +175,7 @@ EITHER = (
     ("--class-texts", "--class-texts-file"),
     ("--target-text-idx", "--all-texts"),
     ("--target-layer", "--layers"),
+    ("--contrast", "--subtract-others"),
 )
 
 
@@ -215,8 +237,8 @@ def question_of(args) -> Question:
         raise InputError("--contrast 至少需要两个类别文本")
     targets = target_texts("all" if args.all_texts else args.target_text_idx, len(names))
     gamma = CONTRAST_GAMMA if args.contrast else 0.0
-    chosen = {name: value for name in ("method", "similarity") if (value := getattr(args, name))}
-    question = Question(names, texts, targets, gamma, faithfulness=args.faithfulness, img_size=args.img_size, **chosen)
+    choices = args.method, args.similarity, args.subtract_others or None
+    question = Question(names, texts, targets, gamma, *choices, args.faithfulness, args.img_size)
     check_question(question)
     return question
 
@@ -259,24 +281,46 @@ class EncoderRow(NamedTuple):
     method: str = "gradcam"  # where nothing is asked for, with the similarity and the layers that follow
     similarity: str = "cosine"
     layers: tuple[str, ...] = ()  # whose maps are fused; none: the target layer, or the method's blocks
+    subtract_others: bool = False  # whether the other texts' map is taken off, from LEAST_TEXTS texts on
+    others_share: float = OTHERS_SHARE  # how much of it, there or where it is asked for
+    tells_presence: bool = True  # whether the map's strength tells what is there from what is not
 
 
-# A method or layers other than the users' guide's were chosen by `tests/evaluate.py --choose` on validation phantoms.
+# The defaults of networks and of transformers, chosen by `tests/evaluate.py --truth validation` over models that never
+# saw a mask and two that did; a family without a model of its own has the setting that is best over all of its kind.
 # ViT: the patch tokens of the last block's OUTPUT no longer reach the class token; SigLIP pools all tokens: those that
 # its pool reads have a gradient.
+
+
+def _network(target_layer: str, *layers: str) -> EncoderRow:
+    """A convolutional network: the mean of its last two stages, the other texts taken off."""
+    return EncoderRow(target_layer, "local-gradcam", "dot", layers, subtract_others=True)
+
+
+def _transformer(target_layer: str) -> EncoderRow:
+    """A vision transformer: its attention, the other texts taken off; the strength of its maps tells no presence."""
+    return EncoderRow(
+        target_layer, "legrad-attention", "dot", subtract_others=True, others_share=1.0, tells_presence=False
+    )
+
+
+_RESNET = _network("layer4.-1", "layer3.-1", "layer4.-1")
 _FAMILIES = (
-    (("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"), EncoderRow("layer4.-1")),
+    (("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"), _RESNET),
     (
         ("starnet_s1", "starnet_s2", "starnet_s3", "starnet_s4"),
-        EncoderRow("stages.-1.-1", layers=("stages.-2.-1", "stages.-1.-1")),
+        _network("stages.-1.-1", "stages.-2.-1", "stages.-1.-1"),
     ),
-    (("starnet_dual_pyramid_rcf",), EncoderRow("norm")),
-    (("convnext-tiny", "convnext-small", "convnext-base", "convnext-large"), EncoderRow("features.-1.-1")),
-    (tuple(f"efficientnet-b{i}" for i in range(8)), EncoderRow("features.-1")),
-    (("vit",), EncoderRow("layers.-1.layernorm_before", "layercam")),
-    (("clip-vit",), EncoderRow("encoder.layers.-1.layer_norm1", "layercam")),
-    (("siglip-vit", "siglip2-vit"), EncoderRow("post_layernorm")),
-    (("clip-resnet",), EncoderRow("layer4.-1")),
+    (("starnet_dual_pyramid_rcf",), _network("norm", "local.blocks_list.-2", "norm")),
+    (
+        ("convnext-tiny", "convnext-small", "convnext-base", "convnext-large"),
+        _network("features.-1.-1", "features.-3.-1", "features.-1.-1"),
+    ),
+    (tuple(f"efficientnet-b{i}" for i in range(8)), _network("features.-1", "features.-4.-1", "features.-1")),
+    (("vit",), _transformer("layers.-1.layernorm_before")),
+    (("clip-vit",), _transformer("encoder.layers.-1.layer_norm1")),
+    (("siglip-vit", "siglip2-vit"), _transformer("post_layernorm")),
+    (("clip-resnet",), _RESNET),
 )
 ENCODERS = {encoder: row for encoders, row in _FAMILIES for encoder in encoders}
 PUBLISHED_ENCODERS = ("clip-vit", "siglip-vit", "siglip2-vit", "clip-resnet")  # of models that others have published
@@ -317,20 +361,55 @@ def _module_at(model, path: str) -> torch.nn.Module:
     return module
 
 
+def row_of(model, encoder: str) -> EncoderRow:
+    """The encoder's row; of a caller's own tower that lacks what the default needs, the users' guide's Grad-CAM."""
+    row, tower = ENCODERS.get(encoder, EncoderRow("")), model.image_encoder
+    if hasattr(tower, "embed") and METHODS[row.method].needs.suits(tower):
+        return row
+    return EncoderRow(row.target_layer, others_share=row.others_share, tells_presence=row.tells_presence)
+
+
 def default_layers(model, encoder: str) -> list[torch.nn.Module]:
-    """The layers of an encoder's default method that are fused; none where that is the target layer alone."""
-    return [_module_at(model, path) for path in ENCODERS[encoder].layers] if encoder in ENCODERS else []
+    """The layers of an encoder's default: those that are fused, else the target layer; none of attention."""
+    row = row_of(model, encoder)
+    if reads_attention(row.method):
+        return []
+    return [_module_at(model, path) for path in row.layers] or [get_target_layer_for_clip(model, encoder)]
 
 
-def with_defaults(model, encoder: str, method: str | None, similarity: str | None, target_layer=None) -> tuple:
-    """(method, similarity, layers): as asked for, else of the encoder's row.
+def default_setting(model, encoder: str, question: Question, layers: Sequence = ()) -> Setting:
+    """The encoder's default, with what else is asked for; the others are taken off from LEAST_TEXTS texts on."""
+    row = row_of(model, encoder)
+    subtracts = row.subtract_others and len(question.texts) >= LEAST_TEXTS and not question.contrast
+    own = list(layers) or default_layers(model, encoder)
+    setting = Setting(row.method, row.similarity, own, subtracts, others_share=row.others_share)
+    changed = with_choices(setting, question)
+    return changed._replace(is_default=changed == setting and not layers and not question.contrast)
 
-    The row's layers belong to its method: they count where neither a method nor a layer was asked for.
+
+def guide_setting(model, encoder: str, question: Question, method: str, layers: Sequence = ()) -> Setting:
+    """A method as the users' guide has its Grad-CAM: one target layer, the cosine, nothing taken off but on demand."""
+    if reads_attention(method):
+        own = list(layers) if question.method != "all" else []
+    else:
+        own = list(layers) or [get_target_layer_for_clip(model, encoder)]
+    share = row_of(model, encoder).others_share
+    return with_choices(Setting(method, "cosine", own, others_share=share), question)
+
+
+def settings_of(model, encoder: str, question: Question, layers: Sequence = ()) -> list[Setting]:
+    """The settings that a question stands for, in the order in which they are shown; `layers` as asked for, or none.
+
+    Layers without a method are explained by the default where it has layers, else by the guide's Grad-CAM.
     """
-    row = ENCODERS.get(encoder, EncoderRow(""))
-    if method is None and not target_layer:
-        target_layer = default_layers(model, encoder)
-    return method or row.method, similarity or row.similarity, target_layer
+    if question.method is None and not (layers and reads_attention(row_of(model, encoder).method)):
+        return [default_setting(model, encoder, question, layers)]
+    methods = methods_for(model, question.method or "gradcam")
+    settings = [guide_setting(model, encoder, question, method, layers) for method in methods]
+    if question.method != "all" or encoder not in ENCODERS:
+        return settings
+    default = default_setting(model, encoder, question._replace(similarity=None, subtract_others=None))
+    return [default._replace(is_default=True), *settings]  # contrasted too: its files need a name of their own
 
 
 # ---------------------------------------------------------------------------------------------
@@ -345,22 +424,34 @@ class CLIPGradCAM:
     softmax over texts: a softmax's gradient is zero with one text and shrinks with confidence.
 
     `model` needs an `image_encoder`, its own or that of what it wraps (see `clip_of`); `target_layer` is one of its
-    modules or their dotted paths, or several whose maps are fused; for LeGrad blocks. None: the encoder's default,
-    for LeGrad the last blocks. `similarity`: "cosine", or "dot", the product of the unit text vector with the image's
-    embedding before its normalisation. With `use_cuda` the model moves to CUDA where there is one. Usable as a
+    modules or their dotted paths, or several whose maps are fused; for LeGrad blocks. None: the users' guide's, for
+    LeGrad the last blocks. `similarity`: "cosine", or "dot", the product of the unit text vector with the image's
+    embedding before its normalisation. `subtract_others`: whether `others_share` of the other texts' map is taken off
+    each text's own (`take_off`). With `use_cuda` the model moves to CUDA where there is one. Usable as a
     context manager; no hook outlives a call. One model may be explained in several threads; they take turns.
     """
 
-    def __init__(self, model, target_layer, use_cuda: bool = True, method: str = "gradcam", similarity: str = "cosine"):
+    def __init__(
+        self,
+        model,
+        target_layer,
+        use_cuda: bool = True,
+        method: str = "gradcam",
+        similarity: str = "cosine",
+        subtract_others: bool = False,
+        others_share: float = OTHERS_SHARE,
+    ):
         model = clip_of(model)
         self.model = model.to("cuda") if use_cuda and torch.cuda.is_available() else model
         self.method = check_method(method)
         self.similarity = check_similarity(similarity)
+        self.subtract_others = subtract_others and METHODS[method].knows_text
+        self.others_share = others_share
         needs = METHODS[method].needs
         needs.check_gradients(model.image_encoder, method)
         layers = target_layer if isinstance(target_layer, (list, tuple)) else [target_layer]
         self.layers = check_layers(model, [layer for layer in layers if layer is not None])
-        if not self.layers and not isinstance(needs, Attention):
+        if not self.layers and not reads_attention(method):
             self.layers = [get_target_layer_for_clip(model)]
 
     @property
@@ -389,7 +480,7 @@ class CLIPGradCAM:
         text_maps = self.text_maps(images, text_features, target_text_idx)
         heatmaps = []
         for maps, peaks in zip(text_maps.maps, text_maps.gradient_peaks):
-            flaw = diagnose_flat_map(self.model, maps[0], peaks[0])
+            flaw = diagnose_flat_map(self.model, maps[0], peaks[0], self.subtract_others)
             if flaw:
                 warnings.warn(flaw, InputWarning, stacklevel=2)
             heatmaps.append(to_heatmap(maps[0], images.shape[-2:]))
@@ -401,11 +492,20 @@ class CLIPGradCAM:
         `target_text_idx` as in the call, or [B, T]. `contrast`: gamma of `contrastive_directions`. Score-CAM alone
         runs the model again, once per channel.
         """
-        tower, method = self.model.image_encoder, METHODS[self.method]
+        return self.maps_of_methods([self.method], images, text_features, target_text_idx, contrast)[0]
+
+    def maps_of_methods(
+        self, methods, images, text_features, target_text_idx=None, contrast: float = 0.0, compare: bool = False
+    ) -> list[TextMaps]:
+        """`text_maps` of several methods that look at the same layers, from one forward pass and the same gradients.
+
+        `compare`: with the maps of every text at the last layer, where they cost little.
+        """
+        tower, needs = self.model.image_encoder, METHODS[self.method].needs
         with undisturbed(tower):
             images = self._to_model(model_input(images))
             images = images.clone() if images.is_inference() else images  # autograd saves no inference tensor
-            with through(tower, images), method.needs.captured(tower, self.method, self.modules) as captured:
+            with through(tower, images), needs.captured(tower, self.method, self.modules) as captured:
                 embeddings = self._embed(images)
             torch.set_grad_enabled(False)  # the hooks have turned it on
             with through(tower, images):
@@ -413,26 +513,60 @@ class CLIPGradCAM:
             texts = self._unit_texts(text_features, embeddings)
             similarities = self._unit(embeddings) @ texts.T  # [B, K]
             targets = target_indices(target_text_idx, similarities)
-            directions = contrastive_directions(texts, contrast) if contrast else texts
             forward = ForwardPass(
                 tower, images, captured, embeddings, lambda masked: self._embed(self._to_model(masked))
             )
-            scores = TargetScores(self._scores, directions, targets)
-            try:
-                maps, peaks = method.needs.maps(method.formula, forward, scores)
-            except torch.linalg.LinAlgError:  # Eigen-CAM of activations that are not finite
-                maps = peaks = images.new_tensor(torch.nan)
-            if not torch.isfinite(maps).all():
-                raise InputError(f"热力图中出现 NaN 或无穷大：{why_not_finite(tower, images)}")
-        return TextMaps(maps, peaks, similarities, targets)
+            make = partial(self._make_maps, texts=texts, similarities=similarities, contrast=contrast)
+            if compare:
+                made, compared = self._compared_maps(make, methods, forward, targets, len(texts))
+            else:
+                made, compared = make(methods, forward, targets=targets), [None] * len(methods)
+        return [TextMaps(maps, peaks, similarities, targets, of_all) for (maps, peaks), of_all in zip(made, compared)]
+
+    @staticmethod
+    def _compared_maps(make, methods, forward, targets, count) -> tuple[list[Maps], list[torch.Tensor]]:
+        """Of each method, Maps of the targets [B, T], and maps [B, K, h', w'] by which all K texts are compared."""
+        comparing = [METHODS[method].compared_by or method for method in methods]
+        all_texts = torch.arange(count, device=targets.device).expand(len(targets), -1)
+        last = METHODS[methods[0]].needs.last_of(forward)
+        of_all_texts = make(comparing, last, targets=all_texts)
+        if last is forward and comparing == methods:  # the explained texts are some of all
+            rows = torch.arange(len(targets), device=targets.device)[:, None]
+            made = [Maps(maps[rows, targets], peaks[rows, targets]) for maps, peaks in of_all_texts]
+        else:
+            made = make(methods, forward, targets=targets)
+        return made, [maps for maps, _ in of_all_texts]
+
+    def _make_maps(self, methods, forward, texts, similarities, targets, contrast) -> list[Maps]:
+        """Of each method, maps of the targets [B, T]; InputError where one is not finite."""
+        directions = (contrastive_directions(texts, contrast) if contrast else texts)[targets]  # [B, T, D]
+        if self.subtract_others:
+            others = others_directions(texts, logits_of(self.model, similarities), targets)
+            directions = torch.cat([directions, others], 1)
+        scores = TargetScores(self._scores, directions)
+        rows = [METHODS[method] for method in methods]
+        try:
+            needs = list(dict.fromkeys(row.needs for row in rows))
+            made = {
+                kind: iter(kind.maps([row.formula for row in rows if row.needs is kind], forward, scores))
+                for kind in needs
+            }
+            made = [next(made[row.needs]) for row in rows]
+        except torch.linalg.LinAlgError:  # Eigen-CAM of activations that are not finite
+            made = [Maps(*[forward.images.new_tensor(torch.nan)] * 2)]
+        if not all(torch.isfinite(maps).all() for maps, _ in made):
+            raise InputError(f"热力图中出现 NaN 或无穷大：{why_not_finite(forward.tower, forward.images)}")
+        if not self.subtract_others:
+            return made
+        share = self.others_share
+        return [Maps(take_off(*maps.chunk(2, 1), share), peaks.chunk(2, 1)[0]) for maps, peaks in made]
 
     def score(self, images, text_features, contrast: float = 0.0):
-        """What is explained, of images [n, 3, h, w] against K texts -> [n, K] float32, without a heatmap."""
+        """Cosines of images [n, 3, h, w] and K texts -> [n, K] float32, whatever is explained, without a heatmap."""
         with undisturbed(self.model.image_encoder):
-            embeddings = self._embed(self._to_model(model_input(images)))
+            embeddings = self.model.image_encoder(self._to_model(model_input(images)))
             texts = self._unit_texts(text_features, embeddings)
-            directions = contrastive_directions(texts, contrast) if contrast else texts
-            return self._scores(embeddings, directions)
+            return self._unit(embeddings) @ (contrastive_directions(texts, contrast) if contrast else texts).T
 
     def _to_model(self, images):
         """Images on the model's device, in its precision and, where that is quicker, its order of memory."""
@@ -460,9 +594,9 @@ class CLIPGradCAM:
         return tower.embed(images)
 
     def _scores(self, embeddings, directions):
-        """Embeddings [B, D], directions [K, D] -> what is explained [B, K] float32."""
+        """Embeddings [n, D], directions [n, T, D] -> what is explained [n, T] float32."""
         embeddings = self._unit(embeddings) if self.similarity == "cosine" else embeddings.float()
-        return embeddings @ directions.T
+        return torch.einsum("nd,ntd->nt", embeddings, directions)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -470,7 +604,10 @@ class CLIPGradCAM:
 
 
 class Explainer:
-    """A model, its target layer and the texts: images in, the maps of every text out, one forward pass for all."""
+    """A model, its settings and the texts: images in, the maps of the explained texts out.
+
+    Settings that look at the same layers, of the same similarity, share one forward pass and its gradients.
+    """
 
     def __init__(self, model, text_features, question: Question, target_layer=None, encoder: str | None = None):
         self.model, self.question = clip_of(model), question
@@ -478,17 +615,12 @@ class Explainer:
         self.encoder = encoder or getattr(self.model, "image_encoder_name", type(self.model).__name__)
         layers = target_layer if isinstance(target_layer, (list, tuple)) else [target_layer]
         self.layers = check_layers(self.model, [layer for layer in layers if layer is not None])
-        self.cams = {
-            method: CLIPGradCAM(self.model, self._layers_of(method), False, method, question.similarity)
-            for method in methods_for(self.model, question.method)
-        }
-        self.layer_names = {method: layers_name(self.model, cam.modules) for method, cam in self.cams.items()}
-
-    def _layers_of(self, method: str) -> list:
-        """The layers that a method is told: those asked for, else the encoder's own or, for attention, none."""
-        if isinstance(METHODS[method].needs, Attention):
-            return self.layers if self.question.method != "all" else []
-        return self.layers or [get_target_layer_for_clip(self.model, self.encoder)]
+        self.settings = settings_of(self.model, self.encoder, question, self.layers)
+        self.cams = [
+            CLIPGradCAM(self.model, s.layers, False, s.method, s.similarity, s.subtract_others, s.others_share)
+            for s in self.settings
+        ]
+        self.layer_names = [layers_name(self.model, cam.modules) for cam in self.cams]
 
     def twin(self) -> Explainer:
         """The same over the same weights, with modules of its own: hooks of two threads do not meet."""
@@ -497,55 +629,82 @@ class Explainer:
         return Explainer(model, self.text_features, self.question, layers, self.encoder)
 
     def __call__(self, images: torch.Tensor) -> list[list[ImageMaps]]:
-        """Model input [B, 3, h, w] -> for each image the maps of each method."""
-        all_texts = torch.arange(len(self.question.texts), device="cpu").expand(len(images), -1)
-        maps_by_method = [self._image_maps(cam, images, all_texts) for cam in self.cams.values()]
-        maps_by_image = [list(maps) for maps in zip(*maps_by_method)]
+        """Model input [B, 3, h, w] -> for each image the maps of each setting."""
+        maps_by_setting = {}
+        for members in self._groups():
+            made = self._image_maps([self.cams[member] for member in members], images)
+            maps_by_setting.update(zip(members, made))
+        maps_by_image = [list(maps) for maps in zip(*(maps_by_setting[i] for i in range(len(self.cams))))]
         if self.question.faithfulness:
             return [self._measured(image[None], maps) for image, maps in zip(images, maps_by_image)]
         return maps_by_image
 
-    def _image_maps(self, cam: CLIPGradCAM, images, all_texts) -> list[ImageMaps]:
-        text_maps = cam.text_maps(images, self.text_features, all_texts, self.question.contrast)
+    def _groups(self) -> list[list[int]]:
+        """The settings' indices by what they need of a pass: those of one group share it."""
+        groups = {}
+        for index, (cam, setting) in enumerate(zip(self.cams, self.settings)):
+            kind = cam.method if reads_attention(cam.method) else "layers"
+            key = kind, tuple(map(id, cam.modules)), cam.similarity, setting.subtract_others
+            groups.setdefault(key, []).append(index)
+        return list(groups.values())
+
+    def _image_maps(self, cams: Sequence[CLIPGradCAM], images) -> list[list[ImageMaps]]:
+        """For each of the settings of a group, the maps of each image."""
+        targets = self.question.targets
+        targets = None if targets is None else torch.tensor(targets, device="cpu").expand(len(images), -1)
+        methods = [cam.method for cam in cams]
+        made = cams[0].maps_of_methods(
+            methods, images, self.text_features, targets, self.question.contrast, compare=True
+        )
+        return [self._by_image(text_maps) for text_maps in made]
+
+    def _by_image(self, text_maps: TextMaps) -> list[ImageMaps]:
         probabilities = probabilities_of(self.model, text_maps.similarities)
-        parts = (text_maps.maps, text_maps.gradient_peaks, text_maps.similarities, probabilities)
-        return [ImageMaps(*image) for image in zip(*(part.cpu().numpy() for part in parts))]
+        return [ImageMaps(*image) for image in zip(*(part.cpu().numpy() for part in (*text_maps, probabilities)))]
 
     def _measured(self, image, maps: list[ImageMaps]) -> list[ImageMaps]:
-        """The maps of one image, each explained text's tested by deletion and insertion."""
-        cam, targets = next(iter(self.cams.values())), self.question.targets_of(maps[0])
+        """The maps of one image, each explained text's tested by deletion and insertion of its similarity."""
+        cam, targets = self.cams[0], maps[0].targets.tolist()
 
         def score(images):
             return cam.score(images, self.text_features, self.question.contrast)
 
-        raw_maps = np.concatenate([image_maps.maps[targets] for image_maps in maps])
         seed = zlib.crc32(image.cpu().numpy().tobytes())  # each image has random maps of its own, the same each time
-        measured = measure_faithfulness(score, image, raw_maps, targets * len(maps), seed=seed)
-        parts = [measured[i : i + len(targets)] for i in range(0, len(measured), len(targets))]
-        return [image_maps._replace(faithfulness=part) for image_maps, part in zip(maps, parts)]
+        tested = {}
+        for grid in dict.fromkeys(of_setting.maps.shape[1:] for of_setting in maps):
+            alike = [index for index, of_setting in enumerate(maps) if of_setting.maps.shape[1:] == grid]
+            raw_maps = np.concatenate([maps[index].maps for index in alike])
+            measured = measure_faithfulness(score, image, raw_maps, targets * len(alike), seed=seed)
+            tested.update(zip(alike, zip(*[iter(measured)] * len(targets))))
+        return [of_setting._replace(faithfulness=list(tested[index])) for index, of_setting in enumerate(maps)]
 
     def result(self, pixels: np.ndarray, maps: list[ImageMaps]) -> Results:
         """Everything that figures, files and tables say of one image; pixels uint8 [H, W, 3]."""
-        return Results(self._result(pixels, image_maps, method) for method, image_maps in zip(self.cams, maps))
+        return Results(self._result(pixels, *of_setting) for of_setting in zip(maps, self.settings, self.layer_names))
 
-    def _result(self, pixels, image: ImageMaps, method: str) -> ImageResult:
-        targets = self.question.targets_of(image)
-        flaws = [diagnose_flat_map(self.model, image.maps[t], image.gradient_peaks[t]) for t in targets]
+    def _result(self, pixels, image: ImageMaps, setting: Setting, layer: str) -> ImageResult:
+        subtracts = setting.subtract_others
+        flaws = [diagnose_flat_map(self.model, *of_map, subtracts) for of_map in zip(image.maps, image.gradient_peaks)]
         return ImageResult(
             pixels=pixels,
             maps=image.maps,
-            question=self.question,
+            question=self.question._replace(
+                method=setting.method, similarity=setting.similarity, subtract_others=subtracts
+            ),
             probabilities=image.probabilities,
             similarities=image.similarities,
-            targets=targets,
-            source=(self.encoder, self.layer_names[method], *image.maps.shape[1:]),
+            targets=image.targets.tolist(),
+            source=(self.encoder, layer, *image.maps.shape[1:]),
             flaws=flaws,
-            specificities=[text_specificity(image.maps, target) for target in targets],
+            specificities=[text_specificity(image.compared, target) for target in image.targets],
             cautions=self._cautions(pixels),
-            method=method,
             region=self._region(pixels.shape[:2], image.maps.shape[1:]),
             faithfulness=image.faithfulness,
             independent=getattr(self.model, "independent_probabilities", False),
+            fused_layers=setting.fused_layers,
+            others_share=setting.others_share if setting.subtract_others else 0.0,
+            is_default=setting.is_default,
+            tells_presence=ENCODERS[self.encoder].tells_presence if self.encoder in ENCODERS else True,
         )
 
     def _cautions(self, pixels: np.ndarray) -> list[str]:
@@ -591,6 +750,7 @@ def explain(
     faithfulness: bool = False,
     text_features: torch.Tensor | None = None,
     grey_range: str | Sequence | None = None,
+    subtract_others: bool | None = None,
 ) -> ImageResult | Results:
     """Explain one image against K class texts; the result is frozen, and shows its figure in a notebook.
 
@@ -599,7 +759,8 @@ def explain(
     one. `target_layer`: a module or a dotted path, or a list of them to fuse; None for the encoder's own.
     `img_size` counts where the model names none, 224 where neither does. `method`, `similarity`: of METHODS and
     SIMILARITIES, None for the encoder's default; method "all" gives Results, a tuple of one result per method.
-    `contrast`: what speaks for a text rather than for the others. `faithfulness`: test each heatmap by deletion and
+    `contrast`: what speaks for a text rather than for the others. `subtract_others`: whether the other texts' map is
+    taken off (`others_directions`), None for the method's default. `faithfulness`: test each heatmap by deletion and
     insertion. `text_features` [K, D] spare embedding the texts again. `grey_range`: how more than 8 bits of grey become
     8 (see `parse_grey_range`). Raises InputError for what cannot be used.
     """
@@ -609,10 +770,8 @@ def explain(
         warnings.warn(f"img_size={img_size} 与检查点不符，按检查点的 {own_size} 处理", InputWarning, stacklevel=2)
     names, texts = names_and_texts(class_texts)
     targets = target_texts(target_text_idx, len(texts))
-    encoder = image_encoder_name or getattr(model, "image_encoder_name", "")
-    method, similarity, target_layer = with_defaults(model, encoder, method, similarity, target_layer)
     gamma = CONTRAST_GAMMA if contrast else 0.0
-    question = Question(names, texts, targets, gamma, method, similarity, faithfulness, img_size)
+    question = Question(names, texts, targets, gamma, method, similarity, subtract_others, faithfulness, img_size)
     check_question(question)
     pixels = to_pixels(image, grey_range)
     if use_cuda and torch.cuda.is_available():
@@ -667,11 +826,8 @@ def visualize_clip_gradcam(
 
 
 def explainer_of(args, model, question: Question) -> Explainer:
-    """The Explainer of the flags; a method that was not asked for is the encoder's default."""
-    choices = args.method, args.similarity, args.layers or args.target_layer
-    method, similarity, layers = with_defaults(model, model.image_encoder_name, *choices)
-    question = question._replace(method=method, similarity=similarity)
-    return Explainer(model, model.class_text_features, question, layers)
+    """The Explainer of the flags."""
+    return Explainer(model, model.class_text_features, question, args.layers or args.target_layer)
 
 
 def run_one(args, question: Question) -> None:
@@ -730,9 +886,10 @@ def run_settings(args, explainer: Explainer, root: str, run_columns: Mapping) ->
         "texts": list(zip(question.names, question.texts)),
         "targets": question.targets,
         "contrast": question.contrast,
-        "similarity": question.similarity,
+        "layers": [(setting.method, layer) for setting, layer in zip(explainer.settings, explainer.layer_names)],
+        "similarity": [setting.similarity for setting in explainer.settings],
+        "subtracted": [setting.subtract_others for setting in explainer.settings],
         "faithfulness": question.faithfulness,
-        "layers": explainer.layer_names,
         "preprocessing": preprocessing_of(explainer.model, question.img_size),
         "grey_range": str(parse_grey_range(args.grey_range)),
         **output_choice(args)._asdict(),

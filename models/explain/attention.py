@@ -1,4 +1,4 @@
-"""Heatmaps of a vision transformer's attention: LeGrad, Grad-ECLIP and attention rollout.
+"""Heatmaps of a vision transformer's attention: LeGrad, attention x gradient, Grad-ECLIP and attention rollout.
 
 What the formulas need is captured by hooks on the linear layers around the attention: queries, keys, values, and
 what goes into the output projection, o = A v. Every library has them, whatever kernel computes the attention
@@ -25,6 +25,7 @@ from ..heavy import functional as F
 from ..heavy import torch
 from ..towers.transformer import Transformer
 from .capture import Hook, Hooks, begin_graph, half_precision_scale, with_tensor
+from .layers import mean_of_shares
 
 # Ends of the projections' names: in transformers' CLIP family, in its ViT since 5, in its ViT before.
 PROJECTION_NAMES = {
@@ -56,10 +57,30 @@ class Attended(NamedTuple):
         return gradient if self.weight is None else gradient @ self.weight.float()
 
 
+class _Call(NamedTuple):
+    """A block that can be run once more on its first token, from the output of its attention on."""
+
+    block: torch.nn.Module
+    call: Callable  # tokens [B, 1, D] -> the block's output
+    tokens: torch.Tensor  # [B, 1, D] that came in
+
+    def after(self, attended: Attended) -> tuple[torch.Tensor, torch.Tensor]:
+        """(a leaf o [B, 1, D] in place of what the attention gives, the block's output [B, 1, D] on its graph).
+
+        Nothing but the attention mixes tokens: the first alone costs next to nothing, forward and backward.
+        """
+        leaf = attended.leaf.detach()[:, :1].requires_grad_()
+        with Hooks() as hooks:
+            hooks.before(projection(self.block, "output"), lambda module, inputs: (leaf, *inputs[1:]), prepend=True)
+            output = self.call(self.tokens)
+        return leaf, output[0] if isinstance(output, tuple) else output
+
+
 class Trace(NamedTuple):
     """The attention that one forward pass went through, in its order."""
 
     blocks: list[Attended]
+    calls: list[_Call | None]  # of each block; None of one that is not plain: what runs in it runs once
     outputs: list[torch.Tensor]  # [B, N, D] of each block, on the graph of its own leaf
     pools: list[Attended]  # one, or none where a class token is read
 
@@ -84,7 +105,7 @@ def captured_attention(
     `graph`: from each attention's leaf to the end ("whole"), to the mean token at the end of its block ("block"),
     or "none". InputError where a block has no part in the pass, or several.
     """
-    trace = Trace([], [], [])
+    trace = Trace([], [], [], [])
     with Hooks() as hooks:
         for block in blocks:
             _watch_block(block, trace, graph, hooks)
@@ -99,6 +120,14 @@ def captured_attention(
 def _watch_block(block: torch.nn.Module, trace: Trace, graph: str, hooks: Hooks) -> None:
     """Hooks on one block: what it attends to, and its output."""
     projected, is_plain = {}, _is_plain(block)
+
+    def keep_call(module, args, kwargs):
+        if args:
+            tokens, call = args[0], lambda first: module(first, *args[1:], **kwargs)
+        else:
+            rest = {name: value for name, value in kwargs.items() if name != "hidden_states"}
+            tokens, call = kwargs["hidden_states"], lambda first: module(hidden_states=first, **rest)
+        trace.calls.append(_Call(block, call, tokens.detach()[:, :1]) if is_plain else None)
 
     def keep(kind):
         return lambda module, inputs, output: projected.__setitem__(kind, output.detach())
@@ -116,6 +145,7 @@ def _watch_block(block: torch.nn.Module, trace: Trace, graph: str, hooks: Hooks)
         torch.set_grad_enabled(False)
         return with_tensor(output, tokens.detach())
 
+    hooks.before(block, keep_call, with_kwargs=True)
     for kind in ("query", "key", "value"):
         hooks.after(projection(block, kind), keep(kind))
     hooks.before(projection(block, "output"), before_output, prepend=True)  # o itself, before anybody changes it
@@ -207,7 +237,29 @@ def legrad(transformer, trace, embeddings, score, prefix):
     With attention pooling s is the score of what the pool makes of the block's tokens, and A the pool's attention
     (Bousselham et al. 2024, arXiv 2404.03214). The map's smallest value is taken off, as the authors do.
     """
-    total, peaks = 0.0, []
+    parts = [
+        (_legrad_map(gradients, value), gradients) for _, value, gradients in _of_blocks(transformer, trace, score)
+    ]
+    return _without_least(_mean(maps for maps, _ in parts), prefix), _peaks(gradients for _, gradients in parts)
+
+
+def legrad_attention(transformer, trace, embeddings, score, prefix):
+    """The mean of LeGrad and of the same with A * ds/dA in place of ds/dA, each over its maximum.
+
+    ds/dA says where more attention would speak for the text, and is spread wide; A * ds/dA where the attention that
+    there is does. Times the mean of the two maxima, so that the texts' maps stay comparable.
+    """
+    plain, weighted, peaks = [], [], []
+    for attention, value, gradients in _of_blocks(transformer, trace, score):
+        plain.append(_legrad_map(gradients, value))
+        weighted.append(_legrad_map(gradients, value, attention()))
+        peaks.append(gradients)
+    parts = _without_least(_mean(plain), prefix), _mean(weighted)[..., prefix:]
+    return mean_of_shares(parts), _peaks(peaks)
+
+
+def _of_blocks(transformer, trace, score) -> Iterator[tuple[Callable, torch.Tensor, torch.Tensor]]:
+    """Of each block: its attention when called, the values [B, heads, d, N], ds/do by heads [T, B, heads, Q, d]."""
     for attended, tokens in zip(trace.blocks, trace.outputs):
         with torch.enable_grad():
             if transformer.pool is None:
@@ -216,13 +268,60 @@ def legrad(transformer, trace, embeddings, score, prefix):
                 with captured_attention(transformer, ()) as pooled:
                     scores = score(transformer.head(tokens.detach()))
                 (attended,) = pooled.pools
-        gradients = attended.gradient(scores)  # (T, B, Q, D)
-        value = _by_heads(attended.value, transformer.num_heads).transpose(-1, -2)  # (B, heads, d, N)
-        # one text after the other: heads x Q x N numbers each
-        maps = [(_by_heads(g, transformer.num_heads) @ value).relu_().mean((1, 2)) for g in gradients]
-        total = total + torch.stack(maps, 1)[..., prefix:] / len(trace.outputs)
-        peaks.append(gradients.abs().amax((2, 3)).T)
-    return total - total.amin(-1, keepdim=True), torch.stack(peaks).amax(0)
+        heads = transformer.num_heads
+        gradients, value = attended.gradient(scores), _by_heads(attended.value, heads).transpose(-1, -2)
+        yield partial(_attention, attended, heads), value, _by_heads(gradients, heads)
+
+
+def _legrad_map(gradients, value, attention=None) -> torch.Tensor:
+    """Mean over heads and queries of [ds/dA]+, or of [A * ds/dA]+: [B, T, N]."""
+    maps = []
+    for of_text in gradients:  # one text after the other: heads x Q x N numbers each
+        of_attention = of_text @ value
+        maps.append((of_attention if attention is None else of_attention.mul_(attention)).relu_().mean((1, 2)))
+    return torch.stack(maps, 1)
+
+
+def _mean(maps) -> torch.Tensor:
+    return torch.stack(list(maps)).mean(0)
+
+
+def _without_least(maps, prefix) -> torch.Tensor:
+    patches = maps[..., prefix:]
+    return patches - patches.amin(-1, keepdim=True)
+
+
+def _peaks(gradients) -> torch.Tensor:
+    """The largest |gradient| of any block, [B, T], of [T, B, heads, Q, d] each."""
+    return torch.stack([of_block.abs().amax((2, 3, 4)).T for of_block in gradients]).amax(0)
+
+
+def attention_gradient(transformer, trace, embeddings, score, prefix):
+    """sum_h a_hi (d_h . v_hi): what patch i gives to the score through the last attention, whose one query is read.
+
+    a the attention of the class token (or of the pool's probe), v the values, d = ds/do in each head h; over all tokens
+    it sums to d . o. (Attention x gradient: Barkan et al. 2021, arXiv 2204.11073; here the heads are summed before
+    the ReLU.)
+    """
+    with torch.enable_grad():
+        attended, own = _last_query(transformer, trace, embeddings)
+        gradients = attended.gradient(score(own))[:, :, :1]  # (T, B, 1, D)
+    heads = transformer.num_heads
+    through = _by_heads(gradients, heads) @ _by_heads(attended.value, heads).transpose(-1, -2)  # (T, B, heads, 1, N)
+    weights = _attention(attended._replace(query=attended.query[:, :1]), heads)  # (B, heads, 1, N)
+    maps = (weights * through).sum((2, 3)).transpose(0, 1)
+    return maps[..., prefix:], gradients.abs().amax((2, 3)).T
+
+
+def _last_query(transformer, trace, embeddings) -> tuple[Attended, torch.Tensor]:
+    """The attention that makes the embedding, and embeddings [B, D] on the graph of what its one query is given."""
+    if trace.pools:
+        return trace.pools[0], embeddings
+    attended, call = trace.blocks[-1], trace.calls[-1]
+    if call is None:
+        return attended, transformer.head(trace.outputs[-1][:, 0])
+    leaf, tokens = call.after(attended)
+    return attended._replace(leaf=leaf), transformer.head(tokens[:, 0])
 
 
 def grad_eclip(transformer, trace, embeddings, score, prefix):

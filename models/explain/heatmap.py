@@ -72,12 +72,16 @@ def is_flat(raw_map) -> bool:
     return flatness(raw_map) >= 1 - FLATNESS
 
 
-def diagnose_flat_map(model, raw_map: torch.Tensor | np.ndarray, gradient_peak) -> str | None:
+def diagnose_flat_map(
+    model, raw_map: torch.Tensor | np.ndarray, gradient_peak, others_subtracted: bool = False
+) -> str | None:
     """Why a map [h, w] (before the ReLU) shows nothing, and what to try; None for a map that shows something."""
     if not is_flat(raw_map):
         return None
     if gradient_peak == 0:
         cause = "梯度为零，相似度不依赖于该层的这些位置；请用 --target-layer 换一层（--list-layers 列出可用的层）"
+    elif raw_map.max() <= 0 and others_subtracted:
+        cause = "没有一处比其他文本更支持这段文本；请看概率，或换一个文本描述或目标文本"
     elif raw_map.max() <= 0 and math.prod(raw_map.shape) > 1:
         cause = "所有位置的加权激活都不为正，即这段文本与图像相反；请换一个文本描述或目标文本"
     else:

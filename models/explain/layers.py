@@ -142,6 +142,11 @@ def fuse_layers(maps: Sequence[torch.Tensor]) -> torch.Tensor:
         return maps[0]
     finest = max((m.shape[1:] for m in maps), key=math.prod)
     positive = [F.interpolate(m[:, None].relu(), finest, mode="bilinear", align_corners=False)[:, 0] for m in maps]
-    maxima = torch.stack([m.amax((1, 2)) for m in positive])  # (layers, B)
-    shares = [m / top.clamp_min(torch.finfo(m.dtype).tiny)[:, None, None] for m, top in zip(positive, maxima)]
-    return torch.stack(shares).mean(0) * maxima.mean(0)[:, None, None]
+    return mean_of_shares([m.flatten(1) for m in positive]).unflatten(1, finest)
+
+
+def mean_of_shares(maps: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Positive maps [..., positions]: the mean of each over its maximum, times the mean of the maxima."""
+    maxima = torch.stack([m.amax(-1, keepdim=True) for m in maps])
+    shares = torch.stack(list(maps)) / maxima.clamp_min(torch.finfo(maps[0].dtype).tiny)
+    return shares.mean(0) * maxima.mean(0)

@@ -6,12 +6,15 @@ A formula makes maps [B, h, w] before the ReLU from a layer's activations A and 
 needs, in `models.explain.needs`.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import NamedTuple
 
 from ..errors import InputError, closest_hint
+from ..heavy import functional as F
 from ..heavy import torch
-from .attention import grad_eclip, legrad, rollout
+from .attention import attention_gradient, grad_eclip, legrad, legrad_attention, rollout
 from .needs import Activations, Attention, Gradients, MaskedImages
 
 
@@ -23,6 +26,29 @@ def gradcam(A, g):
 def hirescam(A, g):
     """sum_k g_k A_k, position by position (Draelos & Carin 2020, arXiv 2011.08891)."""
     return (g * A).sum(1)
+
+
+LOCAL_SPREAD = 1 / 6  # of the map's shorter side: the standard deviation of `local_gradcam`'s mean
+
+
+def local_gradcam(A, g):
+    """sum_k <g_k>_i A_k, the mean of Grad-CAM weighted by a Gaussian around each position i.
+
+    Between Grad-CAM, whose mean is over the whole map and loses what a finding has at its place alone, and HiResCAM,
+    which has no mean and follows the noise of the gradient. At a last layer before global pooling all three are one.
+    """
+    spread = LOCAL_SPREAD * min(A.shape[2:])
+    rows, columns = (_gaussian_means(length, spread, A) for length in A.shape[2:])
+    if A.shape[2:].numel() <= 256:  # a small map costs a sixth in one product
+        return hirescam(A, F.linear(g.flatten(2), torch.kron(rows, columns)).view_as(A))
+    over_columns = F.linear(g, columns).transpose(2, 3).contiguous()  # one product each, not one a channel
+    return hirescam(A, F.linear(over_columns, rows).transpose(2, 3))
+
+
+def _gaussian_means(length: int, spread: float, like) -> torch.Tensor:
+    """[length, length]: row i weighs the positions around i, and sums to 1."""
+    places = torch.arange(length, device=like.device, dtype=like.dtype)
+    return (-((places[:, None] - places) ** 2) / (2 * spread**2)).softmax(1)
 
 
 def gradcam_plus_plus(A, g):
@@ -78,17 +104,27 @@ class Method(NamedTuple):
     formula: Callable
     needs: Gradients | Attention  # what is captured of a forward pass, and how the formula is applied to it
     knows_text: bool = True  # whether the map depends on what is asked
+    compared_by: str | None = None  # a method of the same needs, by which texts are compared where it costs much less
 
 
+GRADIENTS = Gradients()  # one for all, so that methods share what it computes
 METHODS = {
-    "gradcam": Method("Grad-CAM", gradcam, Gradients()),
-    "hirescam": Method("HiResCAM", hirescam, Gradients()),
-    "gradcam++": Method("Grad-CAM++", gradcam_plus_plus, Gradients()),
-    "layercam": Method("LayerCAM", layercam, Gradients()),
-    "xgradcam": Method("XGrad-CAM", xgradcam, Gradients()),
+    "gradcam": Method("Grad-CAM", gradcam, GRADIENTS),
+    "hirescam": Method("HiResCAM", hirescam, GRADIENTS),
+    "local-gradcam": Method("Local Grad-CAM", local_gradcam, GRADIENTS),
+    "gradcam++": Method("Grad-CAM++", gradcam_plus_plus, GRADIENTS),
+    "layercam": Method("LayerCAM", layercam, GRADIENTS),
+    "xgradcam": Method("XGrad-CAM", xgradcam, GRADIENTS),
     "eigencam": Method("Eigen-CAM", eigencam, Activations(), knows_text=False),
     "scorecam": Method("Score-CAM", scorecam, MaskedImages()),
     "legrad": Method("LeGrad", legrad, Attention(2, "block", takes_layers=True)),  # 2: as the authors' own program
+    "attention-gradient": Method("Attention × Gradient", attention_gradient, Attention(1, "block")),
+    "legrad-attention": Method(
+        "LeGrad + Attention",
+        legrad_attention,
+        Attention(2, "block", takes_layers=True),
+        compared_by="attention-gradient",
+    ),
     "grad-eclip": Method("Grad-ECLIP", grad_eclip, Attention(1, "whole", pool_alone=True)),
     "rollout": Method("Attention Rollout", rollout, Attention(None, "none"), knows_text=False),
 }
@@ -100,6 +136,11 @@ def methods_for(model, method: str) -> list[str]:
     if method == "all":
         return [name for name, row in METHODS.items() if row.needs.suits(model.image_encoder)]
     return [check_method(method)]
+
+
+def reads_attention(method: str) -> bool:
+    """Whether a method looks at a transformer's blocks, and not at the output of layers."""
+    return isinstance(METHODS[method].needs, Attention)
 
 
 def check_method(method: str) -> str:

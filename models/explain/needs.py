@@ -1,12 +1,14 @@
 """What a method needs of a forward pass, and how its formula makes maps of that: the general paths of all methods.
 
 Each kind says whether an image tower has it (`suits`), whether all of it can be derived (`check_gradients`) and which
-modules it comes from (`modules`), captures it on the way (`captured`), and makes maps [B, T, h, w] before the ReLU with
-the largest |gradient| behind each, [B, T] (`maps`).
+modules it comes from (`modules`), captures it on the way (`captured`), and makes of each of several formulas maps
+[B, T, h, w] before the ReLU with the largest |gradient| behind each, [B, T] (`maps`). `last_of` narrows a pass to where
+the maps of many texts cost little.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -20,6 +22,13 @@ from .capture import captured_layers, gradients_of
 from .layers import as_maps, fuse_layers, token_grid_of, without_rounding
 
 QUANTISED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.nn.quantized")
+
+
+class Maps(NamedTuple):
+    """What a formula makes of a pass."""
+
+    maps: torch.Tensor  # [B, T, h, w] before the ReLU
+    peaks: torch.Tensor  # [B, T] the largest |gradient| behind each
 
 
 class ForwardPass(NamedTuple):
@@ -65,19 +74,32 @@ class Gradients:
     def captured(tower: torch.nn.Module, method: str, modules: Sequence[torch.nn.Module]):
         return captured_layers(modules)
 
-    def maps(self, formula: Callable, forward: ForwardPass, score: Callable) -> tuple[torch.Tensor, torch.Tensor]:
+    @staticmethod
+    def last_of(forward: ForwardPass) -> ForwardPass:
+        """The pass with the coarsest of its layers alone, the last of several; itself where there is one."""
+        if len(forward.captured) == 1:
+            return forward
+        sizes = [math.prod(forward.to_maps(tensor).shape[2:]) for tensor in forward.captured]
+        last = max(range(len(sizes)), key=lambda index: (-sizes[index], index))
+        return forward._replace(captured=[forward.captured[last]])
+
+    def maps(self, formulas: Sequence[Callable], forward: ForwardPass, score: Callable) -> list[Maps]:
         activations = [forward.to_maps(tensor.detach()).float() for tensor in forward.captured]
         with torch.enable_grad():
             totals = score(forward.embeddings).sum(0).unbind()  # over the images, whose gradients do not meet
-        weights = self.weights(forward, score, activations, totals)
-        maps, peaks = [], []
+        weights, made = self.weights(forward, score, activations, totals), [[] for _ in formulas]
         for text, total in enumerate(totals):  # one after the other: all texts' gradients at once may be large
             gradients = self.gradients(forward, total)
-            layer_maps = [formula(A, w) for A, w in zip(activations, weights[text] if weights else gradients)]
-            checked = [without_rounding(*layer) for layer in zip(layer_maps, activations, gradients)]
-            maps.append(fuse_layers([layer_map for layer_map, _ in checked]))
-            peaks.append(torch.stack([peak for _, peak in checked]).amax(0))
-        return torch.stack(maps, 1), torch.stack(peaks, 1)
+            for formula, maps in zip(formulas, made):
+                maps.append(self._fused(formula, activations, weights[text] if weights else gradients, gradients))
+        return [Maps(*(torch.stack(part, 1) for part in zip(*maps))) for maps in made]
+
+    @staticmethod
+    def _fused(formula, activations, weights, gradients) -> tuple[torch.Tensor, torch.Tensor]:
+        """One text's maps [B, h, w] of all layers, fused, and the largest |gradient| [B] behind them."""
+        layer_maps = [formula(A, w) for A, w in zip(activations, weights)]
+        checked = [without_rounding(*layer) for layer in zip(layer_maps, activations, gradients)]
+        return fuse_layers([layer_map for layer_map, _ in checked]), torch.stack([peak for _, peak in checked]).amax(0)
 
     @staticmethod
     def gradients(forward: ForwardPass, total: torch.Tensor) -> list[torch.Tensor]:
@@ -128,10 +150,11 @@ class Activations(Gradients):
 
     needs_gradients = False
 
-    def maps(self, formula, forward, score):
-        maps = fuse_layers([formula(forward.to_maps(tensor.detach()).float()) for tensor in forward.captured])
+    def maps(self, formulas, forward, score):
+        activations = [forward.to_maps(tensor.detach()).float() for tensor in forward.captured]
         texts = score(forward.embeddings).shape[1]
-        return maps[:, None].expand(-1, texts, -1, -1), maps.new_ones(len(maps), texts)
+        fused = [fuse_layers([formula(A) for A in activations]) for formula in formulas]
+        return [Maps(maps[:, None].expand(-1, texts, -1, -1), maps.new_ones(len(maps), texts)) for maps in fused]
 
 
 class Attention:
@@ -169,11 +192,15 @@ class Attention:
     def captured(self, tower, method, modules):
         return captured_attention(transformer_of(tower, method), modules, self.graph)
 
-    def maps(self, formula, forward, score):
+    @staticmethod
+    def last_of(forward):
+        return forward
+
+    def maps(self, formulas, forward, score):
         prefix, rows, columns = forward.tower.token_grid(*forward.images.shape[-2:])
         transformer = forward.tower.transformer()
-        maps, peaks = formula(transformer, forward.captured, forward.embeddings, score, prefix)
-        return maps.unflatten(2, (rows, columns)), peaks
+        made = [formula(transformer, forward.captured, forward.embeddings, score, prefix) for formula in formulas]
+        return [Maps(maps.unflatten(2, (rows, columns)), peaks) for maps, peaks in made]
 
 
 def transformer_of(tower: torch.nn.Module, method: str) -> Transformer:

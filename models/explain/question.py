@@ -10,9 +10,12 @@ import numpy as np
 from ..errors import InputError, check_text_indices
 from ..heavy import torch
 from ..towers.similarity import softmax_probabilities
-from .methods import check_method, check_similarity
+from .methods import METHODS, check_method, check_similarity, reads_attention
 
 CONTRAST_GAMMA = 0.6
+OTHERS_SHARE = 0.3  # of the other texts' map, what is taken off a text's own where an encoder has no share of its own
+OTHERS_TEMPERATURE = 2.0  # the model's own temperature times this weighs the other texts
+LEAST_TEXTS = 3  # from so many on the default takes the others off: of two, the other is mostly "nothing there"
 
 
 class Question(NamedTuple):
@@ -22,23 +25,48 @@ class Question(NamedTuple):
     texts: list[str]  # K texts as the model reads them
     targets: Sequence[int] | None = None  # which are explained; None: the most similar one of each image
     contrast: float = 0.0  # gamma of `contrastive_directions`
-    method: str = "gradcam"  # one of METHODS, or "all"; an Explainer's has the encoder's default in place of none
-    similarity: str = "cosine"  # or "dot": what is explained
+    method: str | None = "gradcam"  # one of METHODS, or "all"; None for the encoder's default
+    similarity: str | None = "cosine"  # or "dot": what is explained; None for the method's default
+    subtract_others: bool | None = False  # whether the other texts' map is taken off; None for the method's default
     faithfulness: bool = False  # whether each heatmap is tested by deletion and insertion
     img_size: int | None = None  # side of the model's input where the model does not say
 
-    def targets_of(self, image: ImageMaps) -> list[int]:
-        """Indices of the texts that are explained of an image."""
-        return [int(image.similarities.argmax())] if self.targets is None else list(self.targets)
+
+class Setting(NamedTuple):
+    """How a heatmap is made."""
+
+    method: str  # one of METHODS
+    similarity: str = "cosine"
+    layers: Sequence[torch.nn.Module] = ()  # whose maps are fused, or blocks; none: the method's own blocks
+    subtract_others: bool = False  # whether the other texts' map is taken off
+    is_default: bool = False  # whether it is what the encoder is shown by where nothing is asked for
+    others_share: float = OTHERS_SHARE  # of the other texts' map, how much of it
+
+    @property
+    def fused_layers(self) -> int:
+        """How many layers' maps it fuses; 1 for a method that reads attention, whatever its blocks are."""
+        return 1 if reads_attention(self.method) else len(self.layers)
+
+
+def with_choices(setting: Setting, question: Question) -> Setting:
+    """A setting with the similarity, and the taking off, that a question asks for; none where no text is known."""
+    similarity = question.similarity or setting.similarity
+    subtracts = setting.subtract_others if question.subtract_others is None else question.subtract_others
+    return setting._replace(similarity=similarity, subtract_others=subtracts and METHODS[setting.method].knows_text)
 
 
 def check_question(question: Question) -> None:
     """InputError where a method, a similarity and several texts do not go together."""
-    if question.method != "all":
-        check_method(question.method)
-    elif question.targets is not None and len(question.targets) > 1:
+    if question.method == "all" and question.targets is not None and len(question.targets) > 1:
         raise InputError("method=all（--method all）一次只比较一个文本；请给出一个目标文本索引")
-    check_similarity(question.similarity)
+    if question.method not in ("all", None):
+        check_method(question.method)
+    if question.similarity is not None:
+        check_similarity(question.similarity)
+    if question.subtract_others and question.contrast:
+        raise InputError("contrast（--contrast）与 subtract_others（--subtract-others）只能二选一")
+    if question.subtract_others and len(question.texts) < 2:
+        raise InputError("减去其他文本（--subtract-others）至少需要两个类别文本")
 
 
 def target_texts(target_text_idx, count: int) -> list[int] | None:
@@ -82,17 +110,35 @@ def contrastive_directions(texts: torch.Tensor, gamma: float = CONTRAST_GAMMA) -
     return texts - gamma * (texts.sum(0) - texts) / (len(texts) - 1)
 
 
-class TargetScores(NamedTuple):
-    """The scores of the texts that are explained, called with embeddings."""
+def others_directions(texts: torch.Tensor, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """What the other texts say together of each image: sum_j q_j t_j, [B, T, D].
 
-    scores: Callable  # (embeddings [n, D], directions [K, D]) -> [n, K]
-    directions: torch.Tensor
-    targets: torch.Tensor  # [B, T]
+    For unit text features [K, D], the model's logits [B, K] and T targets per image; q is the softmax over the texts
+    but the target of logits / OTHERS_TEMPERATURE: where the image shows something else, that text weighs most.
+    InputError where K is 1.
+    """
+    if len(texts) < 2:
+        raise InputError("减去其他文本（--subtract-others）至少需要两个类别文本")
+    others = (logits.float() / OTHERS_TEMPERATURE)[:, None].expand(-1, targets.shape[1], -1)  # (B, T, K)
+    others = others.scatter(2, targets[..., None], -torch.inf)
+    return others.softmax(-1) @ texts
+
+
+def take_off(own: torch.Tensor, others: torch.Tensor, share: float) -> torch.Tensor:
+    """[own]+ - share * [others]+, maps before the ReLU: negative where the other texts are held more."""
+    return own.relu() - share * others.relu()
+
+
+class TargetScores(NamedTuple):
+    """The scores of what is explained, called with embeddings."""
+
+    scores: Callable  # (embeddings [n, D], directions [n, T, D]) -> [n, T]
+    directions: torch.Tensor  # [B, T, D], of each image
 
     def __call__(self, embeddings: torch.Tensor, image: int | None = None) -> torch.Tensor:
-        """Embeddings [B, D] -> y of each explained text [B, T]; [n, D], all of variants of one image -> [n, T]."""
-        targets = self.targets if image is None else self.targets[image].expand(len(embeddings), -1)
-        return self.scores(embeddings, self.directions).gather(1, targets)
+        """Embeddings [B, D] -> y of each direction [B, T]; [n, D], all of variants of one image -> [n, T]."""
+        of_image = self.directions if image is None else self.directions[image].expand(len(embeddings), -1, -1)
+        return self.scores(embeddings, of_image)
 
 
 class TextMaps(NamedTuple):
@@ -102,16 +148,27 @@ class TextMaps(NamedTuple):
     gradient_peaks: torch.Tensor  # [B, T] largest |gradient| behind the map
     similarities: torch.Tensor  # [B, K] cosine
     targets: torch.Tensor  # [B, T] index of each explained text
+    compared: torch.Tensor | None = None  # [B, K, h', w'] of every text, at the last layer, where they were asked for
 
 
 class ImageMaps(NamedTuple):
-    """What the model says of one image and each of K texts."""
+    """What the model says of one image and each of K texts, T of them explained."""
 
-    maps: np.ndarray  # float32 [K, h, w] at the target layer, before the ReLU
-    gradient_peaks: np.ndarray  # [K]
+    maps: np.ndarray  # float32 [T, h, w] at the target layer, before the ReLU
+    gradient_peaks: np.ndarray  # [T]
     similarities: np.ndarray  # [K] cosine
+    targets: np.ndarray  # [T] index of each explained text
+    compared: np.ndarray  # float32 [K, h', w'] at the last target layer: how alike the texts' maps are
     probabilities: np.ndarray  # [K]
     faithfulness: list | None = None  # T, where the explained texts' maps were tested
+
+
+def logits_of(model, similarities: torch.Tensor) -> torch.Tensor:
+    """Cosines [B, K] -> what the model compares, by its own rule, else its temperature, else 0.07."""
+    if hasattr(model, "logits"):
+        return model.logits(similarities)
+    temperature = getattr(model, "temperature", None)
+    return similarities / (0.07 if temperature is None else torch.as_tensor(temperature).to(similarities))
 
 
 def probabilities_of(model, similarities: torch.Tensor) -> torch.Tensor:

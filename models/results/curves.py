@@ -14,7 +14,6 @@ CURVE_WORDS = {
     "title": ("忠实度：删除与插入曲线", "Faithfulness: deletion and insertion"),
     "pixels": ("按热力图从高到低隐藏或显示的像素（%）", "Pixels hidden or shown, highest in the heatmap first (%)"),
     "cosine": ("余弦相似度", "Cosine similarity"),
-    "dot": ("点积", "Dot product"),
     "contrast": ("（减去其他文本）", " (less other texts')"),
     "deletion": ("删除（越低越好）", "Deletion (lower is better)"),
     "insertion": ("插入（越高越好）", "Insertion (higher is better)"),
@@ -61,7 +60,7 @@ def draw_curves(
 
 
 def _score_label(question: Question, words) -> str:
-    return words[question.similarity] + (words["contrast"] if question.contrast > 0 else "")
+    return words["cosine"] + (words["contrast"] if question.contrast > 0 else "")
 
 
 def _range(curves) -> tuple[float, float]:

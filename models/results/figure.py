@@ -110,8 +110,10 @@ def _heatmap_panel(left, top, panel_height, result, heatmap, words) -> list:
     target = drawable(text if name == text else f"{name}（{text}）")
     target = words["contrast" if result.question.contrast > 0 else "target"].format(target)
     heading = words["heatmap"].format(result.label)
+    heading += parts.in_brackets(result.details(words["lang"]), words)
     heading += "" if result.knows_text else words["text-free"]
-    title = [heading, *wrap_text(target, PANEL_WIDTH - 20, 2, parts.measure(HEADING))]
+    heading = wrap_text(heading, PANEL_WIDTH - 20, 2, parts.measure(HEADING))
+    title = [*heading, *wrap_text(target, PANEL_WIDTH - 20, 2, parts.measure(HEADING))]
     centre, message = left + PANEL_WIDTH // 2, []
     upper, lower = picture.top, picture.bottom
     if result.flaws[0]:

@@ -35,6 +35,9 @@ GRID_WORDS = {
     "similarity": ("余弦相似度 {:.3f}", "Cosine similarity {:.3f}"),
     "probability": ("概率 {}", "Probability {}"),
     "text-free": ("不看文本", "Knows no text"),
+    "default": ("默认：{}", "Default: {}"),
+    "also": ("与 {} 相同", "Same as {}"),
+    "and": ("、", ", "),
     "deletion": ("删除 {}（{}）", "Deletion {} ({})"),
     "insertion": ("插入 {}（{}）", "Insertion {} ({})"),
     "margins": (
@@ -94,7 +97,7 @@ def draw_grid(results, overlays: list[np.ndarray], lang: str = "zh") -> Drawing:
     words, first = parts.in_language(GRID_WORDS, lang), results[0]
     image_height, image_width = first.pixels.shape[:2]
     is_tested = any(tested is not None for result in results for tested in result.tested)
-    details = 2 + max(len(_measured(pair, words)) for pair in results.pairs())
+    details = 2 + max(len(_measured(pair, words)) + (2 if pair[0].also else 0) for pair in results.pairs())
     tiles = arrange_tiles(1 + len(overlays), image_width, image_height, details)
     captions = [_original_caption(results, tiles.width, words)]
     captions += [_tile_caption(results, pair, tiles.width, words) for pair in results.pairs()]
@@ -122,7 +125,7 @@ def draw_grid(results, overlays: list[np.ndarray], lang: str = "zh") -> Drawing:
 
 def _by_method(results) -> bool:
     """Whether the tiles explain one text, each by another method, and not several texts by one."""
-    return len(results) > 1
+    return len(results) > 1 or bool(results[0].also)  # of several whose maps are all the same, one is left
 
 
 def _grid_title(results, words) -> str:
@@ -131,7 +134,7 @@ def _grid_title(results, words) -> str:
         name, text = first.names[first.target], first.texts[first.target]
         title = words["methods"].format(drawable(text if name == text else f"{name}（{text}）"))
     else:
-        title = words["heatmap"].format(first.label)
+        title = words["heatmap"].format(first.label) + parts.in_brackets(first.details(words["lang"]), words)
     return title + (words["contrast"] if first.question.contrast > 0 else "")
 
 
@@ -174,7 +177,7 @@ def _tile_caption(results, pair, width, words) -> list:
     """Name and numbers of a text, and the word that it is predicted in a coloured box; or a method and its numbers."""
     (result, index), measured = pair, _measured(pair, words)
     if _by_method(results):
-        return _caption(result.label, ([] if result.knows_text else [words["text-free"]]) + measured, width)
+        return _method_caption(result, measured, width, words)
     target = result.targets[index]
     caption = _caption(result.names[target], _numbers_of(result, target, words), width)
     small = _caption_sizes(width)[1]
@@ -182,6 +185,15 @@ def _tile_caption(results, pair, width, words) -> list:
     if target != result.predicted:
         return [*caption, *below]
     return [*caption[:-1], *_marked(caption[-1], words["prediction"]), *below]
+
+
+def _method_caption(result, measured, width, words) -> list[Text]:
+    """A method's name, the default's marked, what else it is called, and its numbers."""
+    name = result.label + parts.in_brackets(result.details(words["lang"]), words)
+    name = words["default"].format(name) if result.is_default else name
+    also = [words["also"].format(words["and"].join(result.also))] if result.also else []
+    also = wrap_text(also[0], width, 2, parts.measure(_caption_sizes(width)[1])) if also else []
+    return _caption(name, [*also, *([] if result.knows_text else [words["text-free"]]), *measured], width)
 
 
 def _measured(pair, words) -> list[str]:

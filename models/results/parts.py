@@ -15,6 +15,17 @@ FOOTER_WORDS = {
         "解释的是未归一化的点积，不是余弦相似度",
         "Explained is the dot product before normalisation, not the cosine",
     ),
+    "subtracted": (
+        "已减去其他文本的热力图（按模型认为的可能性加权）",
+        "The other texts' heatmap, weighted by how likely the model holds them, is taken off",
+    ),
+    "where only": (
+        "这段文本的相似度靠后：热力图只说明若有会在哪里，颜色不说明有没有",
+        "This text ranks low: the heatmap shows where it would be, its colours do not tell whether it is there",
+    ),
+    "lang": ("zh", "en"),
+    "brackets": ("（{}）", " ({})"),
+    "comma": ("，", ", "),
     "independent": (
         "各文本的概率相互独立，总和不必为 100%",
         "The probabilities are each text's own and need not sum to 100%",
@@ -137,9 +148,17 @@ def footer_notes(results: Sequence, words: dict) -> list[Note]:
     encoder, _, rows, columns = first.source
     layers = " / ".join(dict.fromkeys(result.layer for result in results))
     notes = [words["source"].format(drawable(encoder), drawable(layers), rows, columns)]
-    notes += [words["dot product"]] if first.question.similarity == "dot" else []
+    questions = [result.question for result in results]  # where they differ, each tile's name says it
+    notes += [words["dot product"]] if all(question.similarity == "dot" for question in questions) else []
+    notes += [words["subtracted"]] if all(question.subtract_others for question in questions) else []
     notes += [words["seen"].format(first.seen_percent)] if first.seen_percent < 100 else []
-    return [(note, GREY) for note in notes]
+    where_only = len(results) == 1 and any(first.only_where())
+    return [(note, GREY) for note in notes] + ([(words["where only"], RED)] if where_only else [])
+
+
+def in_brackets(details: Sequence[str], words: dict) -> str:
+    """What follows a name: its details in brackets, or nothing."""
+    return words["brackets"].format(words["comma"].join(details)) if details else ""
 
 
 def shown_specificities(result) -> list[float | None]:

@@ -13,7 +13,16 @@ from ..images.preprocessing import Region
 from .figure import draw_figure, encode_figure
 from .formats import thin
 from .grid import draw_grid
+from .parts import in_language
 
+DETAIL_WORDS = {
+    "comma": ("，", ", "),
+    "two layers": ("两层", "two layers"),
+    "layers": ("{} 层", "{} layers"),
+    "dot": ("点积", "dot product"),
+    "subtract": ("减去其他文本", "other texts taken off"),
+}
+WHERE_ONLY = "该文本与图像的相似度靠后，而这种图像编码器的热力图强弱不说明有没有：它只说明若有会在哪里，有没有请看概率"
 TILE_SIDE = 640  # pixels: what a text's overlay is thinned to in the grid of several
 
 
@@ -21,7 +30,7 @@ class ImageResult(NamedTuple):
     """One image against K texts, T of them explained by one method. Frozen; shows its figure in a notebook."""
 
     pixels: np.ndarray  # RGB uint8 [H, W, 3]
-    maps: np.ndarray  # float32 [K, h, w] at the target layer, before the ReLU
+    maps: np.ndarray  # float32 [T, h, w] at the target layer, before the ReLU
     question: Question
     probabilities: np.ndarray  # [K]
     similarities: np.ndarray  # [K] cosine
@@ -30,28 +39,42 @@ class ImageResult(NamedTuple):
     flaws: list[str | None]  # T, why a map shows nothing
     specificities: list[float | None]  # T, see text_specificity
     cautions: Sequence[str] = ()  # what the reader of any of its maps must know, of the model or the picture
-    method: str = "gradcam"
     region: Region | None = None  # the part of the image that the model saw; None: all of it
     faithfulness: list | None = None  # T of models.explain.faithfulness.Faithfulness, None for an empty map
     independent: bool = False  # whether each text has a probability of its own (a sigmoid): they need not sum to 1
+    fused_layers: int = 1  # how many layers' maps are fused
+    others_share: float = 0.0  # how much of the other texts' map is taken off
+    is_default: bool = False  # whether it is what the encoder is shown by where nothing is asked for
+    tells_presence: bool = True  # whether the strength of the encoder's maps tells what is there from what is not
+    also: tuple[str, ...] = ()  # labels of other methods whose map is the same
 
     def resized_maps(self) -> Iterator[np.ndarray]:
         """[H, W] float32 of each explained text, after the ReLU, in its own unit; NaN where the model saw nothing."""
-        return (resize_map(self.maps[target], self.pixels.shape[:2], self.region) for target in self.targets)
+        return (resize_map(raw_map, self.pixels.shape[:2], self.region) for raw_map in self.maps)
 
     def heatmaps(self) -> Iterator[np.ndarray]:
         """[H, W] in [0, 1] of each explained text, all on one scale: 1 is the largest value of any of them."""
         scale = None
         if len(self.targets) > 1:
-            drawn = (m for t, m in zip(self.targets, self.resized_maps()) if not is_flat(self.maps[t]))
+            drawn = (resized for raw_map, resized in zip(self.maps, self.resized_maps()) if not is_flat(raw_map))
             scale = max((float(np.nanmax(resized)) for resized in drawn), default=None)
         size = self.pixels.shape[:2]
-        return (to_heatmap(self.maps[target], size, scale, self.region) for target in self.targets)
+        return (to_heatmap(raw_map, size, scale, self.region) for raw_map in self.maps)
 
     def warnings(self) -> list[str | None]:
         """What the reader of each explained text's map must know: the cautions; it is empty, or it ignores the text."""
         own = (flaw or self._unspecific(value) for flaw, value in zip(self.flaws, self.specificities))
-        return ["；".join(filter(None, [*self.cautions, flaw])) or None for flaw in own]
+        where = (WHERE_ONLY if only else None for only in self.only_where())
+        return ["；".join(filter(None, [*self.cautions, *notes])) or None for notes in zip(own, where)]
+
+    def rank(self, target: int) -> int:
+        """Of a text by its similarity to the image, 1 the most similar."""
+        return 1 + int((self.similarities > self.similarities[target]).sum())
+
+    def only_where(self) -> list[bool]:
+        """T, whether the reader might take colour for presence: the text ranks low, and strength tells nothing."""
+        low = math.ceil(len(self.similarities) / 3)
+        return [not self.tells_presence and self.rank(target) > low for target in self.targets]
 
     def _unspecific(self, value: float | None) -> str | None:
         if not self.knows_text:
@@ -94,7 +117,7 @@ class ImageResult(NamedTuple):
     @property
     def layer_map(self) -> np.ndarray:
         """float32 [h, w] at the target layer, after the ReLU, in its own unit."""
-        return np.maximum(self.maps[self.target], 0)
+        return np.maximum(self.maps[0], 0)
 
     # what was asked and where the answer comes from
 
@@ -112,9 +135,33 @@ class ImageResult(NamedTuple):
         return int(self.probabilities.argmax())
 
     @property
+    def method(self) -> str:
+        """One of METHODS."""
+        return self.question.method
+
+    @property
     def label(self) -> str:
         """The method's name as it is shown."""
         return METHODS[self.method].label
+
+    @property
+    def is_guide(self) -> bool:
+        """Whether it is the users' guide's Grad-CAM of one layer and the cosine."""
+        return self.method == "gradcam" and not self.details()
+
+    def details(self, lang: str = "zh") -> list[str]:
+        """In what the heatmap differs from the method at one layer and of the cosine, as it is shown."""
+        words = in_language(DETAIL_WORDS, lang)
+        return [
+            *([words["two layers"]] if self.fused_layers == 2 else []),
+            *([words["layers"].format(self.fused_layers)] if self.fused_layers > 2 else []),
+            *([words["dot"]] if self.question.similarity == "dot" else []),
+            *([words["subtract"]] if self.question.subtract_others else []),
+        ]
+
+    def full_label(self, lang: str = "zh") -> str:
+        """The heatmap's name: the method and in what it differs from it at one layer, of the cosine."""
+        return in_language(DETAIL_WORDS, lang)["comma"].join([self.label, *self.details(lang)])
 
     @property
     def knows_text(self) -> bool:
@@ -153,7 +200,7 @@ class Results(tuple):
         alone = len(self) == 1
         warning = (result for result in self if alone or result.knows_text)
         cautions = (caution for result in self for caution in result.cautions)
-        own = ((result.label, m) for result in warning for m in result._replace(cautions=()).messages())
+        own = ((result.full_label(), m) for result in warning for m in result._replace(cautions=()).messages())
         return list(dict.fromkeys([*cautions, *(m if alone else f"{label}：{m}" for label, m in own)]))
 
     def pairs(self) -> list[tuple[ImageResult, int]]:
@@ -177,14 +224,42 @@ def for_figure(heatmap: np.ndarray, overlay: np.ndarray, alone: bool) -> tuple:
 def file_marks(results: Results) -> list[str | int | None]:
     """What tells the files of each explained map apart: nothing for a single one, the text's index, the method."""
     if len(results) > 1:
-        return [result.method for result in results]
+        return ["default" if result.is_default else result.method for result in results]
     targets = results[0].targets
     return [None] if len(targets) == 1 else targets
+
+
+SAME = 1e-3  # of their maxima: maps that differ by less look alike
+
+
+def each_once(results: Results) -> tuple[Results, list[int]]:
+    """Results of several methods without those whose map an earlier one has, which says so; and their indices."""
+    once, indices = [], []
+    for index, result in enumerate(results):
+        same = next((place for place, other in enumerate(once) if _look_alike(other, result)), None)
+        if same is None:
+            once.append(result)
+            indices.append(index)
+        else:
+            once[same] = once[same]._replace(also=(*once[same].also, result.full_label()))
+    return Results(once), indices
+
+
+def _look_alike(one: ImageResult, other: ImageResult) -> bool:
+    """Whether two methods' maps, each over its maximum, are the same to the eye and beyond."""
+    if one.maps.shape != other.maps.shape:
+        return False
+    a, b = (np.maximum(result.maps[0], 0) for result in (one, other))
+    return a.max() > 0 and b.max() > 0 and np.allclose(a / a.max(), b / b.max(), rtol=0, atol=SAME)
 
 
 def draw_results(results: Results, drawn, lang: str):
     """The figure of one explained text, or the grid of several texts or methods; `drawn`: each (heatmap, overlay)."""
     if len(drawn) > 1:
-        return draw_grid(results, [overlay for _, overlay in drawn], lang)
+        overlays = [overlay for _, overlay in drawn]
+        if len(results) > 1:
+            results, indices = each_once(results)
+            overlays = [overlays[index] for index in indices]
+        return draw_grid(results, overlays, lang)
     ((heatmap, overlay),) = drawn
     return draw_figure(results[0], heatmap, overlay, lang)

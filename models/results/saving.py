@@ -43,7 +43,7 @@ def encode_outputs(results: Results, save_path: str | os.PathLike, choice: Outpu
         files.contents[path] = encode_image(overlay, path.suffix)
         shown.append(for_figure(heatmap, overlay, alone=len(overlays) == 1))
     if choice.heatmap:
-        arrays = ((m, r.maps[t]) for r in results for t, m in zip(r.targets, r.resized_maps()))
+        arrays = (pair for result in results for pair in zip(result.resized_maps(), result.maps))
         for mark, (resized, raw_map) in zip(marks, arrays):
             for kind, paths, array in (
                 ("heatmap", files.heatmaps, resized),
@@ -64,13 +64,18 @@ def save_results(results: Results, save_path: str | os.PathLike, choice: OutputC
     return list(contents)
 
 
+GUIDE_HINT = "（默认；--method gradcam 是指南的 Grad-CAM：一层，余弦）"
+
+
 def summary(results: Results, files: OutputFiles) -> list[str]:
     """What the command says of one image: prediction, explained texts, layers, and the path of each file."""
     first = results[0]
     names, best = first.question.names, first.predicted
     lines = [f"预测：{names[best]}（{percent(first.probabilities[best])}）"]
+    if len(results) == 1:
+        lines.append(f"热力图：{first.full_label()}" + (GUIDE_HINT if first.is_default and not first.is_guide else ""))
     for result in results:
-        label = "" if result.method == "gradcam" and len(results) == 1 else f"{result.label}："
+        label = "" if len(results) == 1 else f"{'默认：' if result.is_default else ''}{result.full_label()}："
         for target, specificity, tested in zip(result.targets, result.specificities, result.tested):
             measured = "" if specificity is None else f"，文本特异性 {specificity:.2f}"
             if tested is not None:

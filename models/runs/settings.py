@@ -12,6 +12,7 @@ SETTINGS_IN_CHINESE = {
     "contrast": "--contrast",
     "layers": "--method、--target-layer 或 --layers",
     "similarity": "--similarity",
+    "subtracted": "--subtract-others",
     "faithfulness": "--faithfulness",
     "preprocessing": "--img-size 或模型的预处理",
     "grey_range": "--grey-range",

@@ -46,6 +46,7 @@ def _row_of_result(result: ImageResult) -> dict:
         "method": result.method,
         "explained": question.similarity,
         "contrast": question.contrast,
+        "subtracted": result.others_share,
         "image_encoder": encoder,
         "layer": layer,
         "grid": f"{rows}x{columns}",
@@ -67,10 +68,11 @@ def _row_of_text(result: ImageResult, index: int) -> dict:
     """The columns of one explained text."""
     target, specificity = result.targets[index], result.specificities[index]
     tested = result.tested[index]
-    raw_map, size = result.maps[target], result.pixels.shape[:2]
+    raw_map, size = result.maps[index], result.pixels.shape[:2]
     return {
         "target_text_idx": target,
         "target": result.question.names[target],
+        "rank": result.rank(target),
         "similarity": rounded(result.similarities[target]),
         "probability": six_digits(result.probabilities[target]),
         **measure_map(raw_map, resize_map(raw_map, size, result.region), result.geometry),
@@ -127,6 +129,7 @@ COLUMNS = (
     "predicted",  # short name of the most similar text
     "target_text_idx",
     "target",  # short name of the explained text
+    "rank",  # of the explained text by its similarity, 1 the most similar
     "similarity",  # cosine, of the explained text
     "probability",
     "peak_x",  # where the heatmap is highest, in the image's pixels from its upper left corner
@@ -142,6 +145,7 @@ COLUMNS = (
     "method",
     "explained",  # cosine or dot
     "contrast",  # gamma of the contrastive target, 0 for none
+    "subtracted",  # share of the other texts' map that is taken off, 0 for none
     "image_encoder",
     "layer",
     "grid",  # rows x columns of the map at the layer

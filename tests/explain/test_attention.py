@@ -20,7 +20,7 @@ from models.errors import InputError
 from models.explain.attention import captured_attention
 from models.explain.methods import SIMILARITIES
 
-METHODS = ["legrad", "grad-eclip", "rollout"]
+METHODS = ["legrad", "attention-gradient", "legrad-attention", "grad-eclip", "rollout"]
 ASKED = [("cosine", 0.0), ("dot", 0.0), ("cosine", 0.6)]
 TARGETS = torch.tensor([[0, 2], [1, 0]])
 FAMILIES = ["vit", "clip", "chinese_clip", "siglip", "siglip2"]
@@ -127,9 +127,9 @@ def score(z, features, target, similarity, gamma):
     return z @ unit[target] - (gamma * sum(z @ unit[index] for index in others) / len(others) if gamma else 0)
 
 
-def legrad(image, features, target, similarity, gamma, blocks):
-    """mean over blocks of (mean over heads and queries of [ds/dA]+)."""
-    maps = []
+def legrad_parts(image, features, target, similarity, gamma, blocks):
+    """Means over blocks, heads and queries of ([ds/dA]+ less its smallest value, [A * ds/dA]+)."""
+    maps, weighted = [], []
     for number in blocks:
         tokens = image.outputs[number]
         if image.prefix:
@@ -139,8 +139,30 @@ def legrad(image, features, target, similarity, gamma, blocks):
             attention = pool[3]
         (G,) = torch.autograd.grad(score(z, features, target, similarity, gamma), attention, retain_graph=True)
         maps.append(G.clamp_min(0).mean((0, 1))[image.prefix :])
+        weighted.append((attention.detach() * G).clamp_min(0).mean((0, 1))[image.prefix :])
     relevance = sum(maps) / len(maps)
-    return relevance - relevance.min()
+    return relevance - relevance.min(), sum(weighted) / len(weighted)
+
+
+def legrad(*asked):
+    return legrad_parts(*asked)[0]
+
+
+def legrad_attention(*asked):
+    """Each part over its maximum, and the mean of both times the mean of the maxima."""
+    a, b = legrad_parts(*asked)
+    return (a / a.max() + b / b.max()) / 2 * (a.max() + b.max()) / 2
+
+
+def attention_gradient(image, features, target, similarity, gamma):
+    """sum over heads of a_hi (d_h . v_hi), of the one query that the embedding is made of."""
+    z, pool = image.embed(image.outputs[-1])
+    q, k, v, attention, o, _ = pool or image.kept[-1]
+    (d,) = torch.autograd.grad(score(z, features, target, similarity, gamma), o, retain_graph=True)
+    width = d.shape[1] // image.heads
+    parts = [slice(head * width, (head + 1) * width) for head in range(image.heads)]
+    shares = sum(attention[head, 0].detach() * (v[:, p].detach() @ d[0, p]) for head, p in enumerate(parts))
+    return shares[image.prefix :]
 
 
 def grad_eclip(image, features, target, similarity, gamma):
@@ -182,7 +204,9 @@ def expected_map(method, model, family, number, target, similarity, gamma=0.0, b
         return rollout(image)
     if method == "grad-eclip":
         return grad_eclip(image, features, target, similarity, gamma)
-    return legrad(
+    if method == "attention-gradient":
+        return attention_gradient(image, features, target, similarity, gamma)
+    return (legrad_attention if method == "legrad-attention" else legrad)(
         image,
         features,
         target,
@@ -260,6 +284,42 @@ def test_equals_the_formula(method, family, similarity, gamma, tower):
 
 
 @pytest.mark.parametrize("similarity", SIMILARITIES)
+@pytest.mark.parametrize("method", ["legrad", "grad-eclip"])
+@pytest.mark.parametrize("family", ["vit", "clip", "siglip"])
+def test_a_share_of_the_other_texts_map_is_taken_off(family, method, similarity, tower):
+    """[F(t_k)]+ - 0.3 [F(o)]+ with o = sum_j q_j t_j; F(o) is |o| times F of the unit vector along o."""
+    model = tower(family)
+    images, features = asked_of(family)[0], texts(4, asked_of(family)[1].shape[1])
+    unit = F.normalize(features.double(), dim=1)
+    maps = CLIPGradCAM(model, None, method=method, similarity=similarity, subtract_others=True)
+    maps = maps.text_maps(images, features, TARGETS).maps
+    if family == "siglip":
+        scale, bias = model.logit_scale.exp().item(), model.logit_bias.item()
+    else:
+        scale = 1 / model.temperature.item() if family == "vit" else model.logit_scale.exp().item()
+        bias = 0.0
+    assert scale != 1 and (bias != 0) == (family == "siglip")
+    strongest = []
+    for number, row in enumerate(TARGETS.tolist()):
+        image = written_out(model, number, family)
+        logits = scale * (image.expected / image.expected.norm()) @ unit.T + bias
+        for place, target in enumerate(row):
+            weights = [0.0 if j == target else math.exp(logit / 2) for j, logit in enumerate(logits.tolist())]
+            others = sum(w / sum(weights) * t for w, t in zip(weights, unit))
+            own, taken = (map_of_direction(method, image, d, similarity) for d in (unit[target], others))
+            assert_close(maps[number, place].flatten(), own - 0.3 * taken)
+            strongest.append(taken.max().item())
+    assert max(strongest) > 0
+
+
+def map_of_direction(method, image, direction, similarity):
+    """What a method makes of z . d: its formula is linear in the length of d."""
+    if method == "grad-eclip":
+        return direction.norm() * grad_eclip(image, direction[None], 0, similarity, 0.0)
+    return direction.norm() * legrad(image, direction[None], 0, similarity, 0.0, range(len(image.kept))[-2:])
+
+
+@pytest.mark.parametrize("similarity", SIMILARITIES)
 @pytest.mark.parametrize("numbers", [(0,), (2,), (0, 2), (0, 1, 2)])
 @pytest.mark.parametrize("family", ["vit", "clip", "siglip"])
 def test_legrad_of_chosen_blocks(family, numbers, similarity, tower):
@@ -290,17 +350,22 @@ def test_the_methods_and_texts_are_told_apart(family, tower):
     images, features = asked_of(family)
     all_texts = torch.arange(3).expand(2, 3)
     cams = [CLIPGradCAM(model, None, method=method) for method in METHODS]
-    legrads, eclips, rollouts = (cam.text_maps(images, features, all_texts).maps[0].flatten(1) for cam in cams)
-    assert np.corrcoef(torch.cat([legrads, eclips, rollouts[:1]]))[~np.eye(7, dtype=bool)].max() < 0.99
+    *knowing, rollouts = (cam.text_maps(images, features, all_texts).maps[0].flatten(1) for cam in cams)
+    assert np.corrcoef(torch.cat([*knowing, rollouts[:1]]))[~np.eye(13, dtype=bool)].max() < 0.99
     assert torch.equal(rollouts[0], rollouts[1]) and torch.equal(rollouts[0], rollouts[2])
 
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_maps_are_not_negative_and_touch_zero(method, family, tower):
+def test_the_lowest_values_of_maps(method, family, tower):
     images, features = asked_of(family)
     maps = CLIPGradCAM(tower(family), None, method=method).text_maps(images, features, TARGETS).maps
-    assert (maps.amin((2, 3)) == 0).all() and (maps.amax((2, 3)) > 0).all()
+    assert (maps.amax((2, 3)) > 0).all()
+    if method == "attention-gradient":  # is read after the ReLU, as the maps of layers are
+        assert (maps.amin((2, 3)) < 0).any()
+    else:
+        lowest = maps.amin((2, 3))
+        assert (lowest >= 0).all() and (method == "legrad-attention" or (lowest == 0).all())
 
 
 @pytest.mark.parametrize("method", METHODS)

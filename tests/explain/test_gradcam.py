@@ -447,6 +447,38 @@ def test_why_a_map_is_flat(cause, trained):
     assert sum(words in flaw for words in ("梯度为零", "不为正", "各处的值相同")) == 1
 
 
+@pytest.mark.parametrize(
+    "cause, message",
+    [
+        ("gradient", "梯度为零"),
+        ("negative", "没有一处比其他文本"),
+        ("constant", "各处的值相同"),
+        ("one cell", "没有一处"),
+    ],
+)
+def test_why_a_map_is_flat_where_the_other_texts_were_taken_off(cause, message):
+    """Nothing is left: the others are held more everywhere, which does not make the text the image's opposite."""
+    raw_map, peak, _ = FLAT[cause]
+    flaw = diagnose_flat_map(WithNorm(True), raw_map, torch.tensor(peak), others_subtracted=True)
+    assert re.search(f"热力图为空：.*{message}", flaw) and "不为正" not in flaw
+    assert ("请看概率" in flaw) == ("没有一处" in message)
+    assert diagnose_flat_map(WithNorm(True), torch.tensor([[-1.0, 0.5]]), 1.0, others_subtracted=True) is None
+
+
+def test_a_text_that_another_is_held_for_more_everywhere_has_an_empty_map():
+    """Own = 0.2 F, others = F where the fifth number of an embedding is always zero: 0.2 [F]+ - 0.3 [F]+ < 0."""
+    net = PooledNet()
+    net.embed = lambda images: net.projection(net.conv(images).mean((2, 3)))
+    with torch.no_grad():
+        net.projection.weight[4] = 0
+    features = torch.tensor([[0.2, 0, 0, 0, 0.96**0.5], [1.0, 0, 0, 0, 0]])
+    cam = CLIPGradCAM(Clip(net), net.conv, similarity="dot", subtract_others=True)
+    with pytest.warns(UserWarning, match="没有一处比其他文本更支持这段文本"):
+        assert not cam(pictures(1), features, 0).any()
+    plain = CLIPGradCAM(Clip(net), net.conv, similarity="dot")
+    assert_same_map(cam(pictures(1), features, 1), plain(pictures(1), features, 1))  # F - 0.06 F
+
+
 def test_a_map_that_shows_something_has_no_flaw():
     assert diagnose_flat_map(WithNorm(False), torch.tensor([[-1.0, 0.5]]), torch.tensor(1.0)) is None
 
@@ -539,13 +571,13 @@ def test_a_twin_gives_the_same_bits_over_the_same_weights(clip):
     question = Question(["甲", "乙", "丙"], ["甲", "乙", "丙"])
     explainer = Explainer(clip, texts(3, 32), question)
     twin = explainer.twin()
-    (layer,), (twins,) = (e.cams["gradcam"].layers for e in (explainer, twin))
+    (layer,), (twins,) = (e.cams[0].layers for e in (explainer, twin))
     assert layer is not twins and twin.layer_names == explainer.layer_names
     ours, theirs = explainer.model.image_encoder, twin.model.image_encoder
     assert all(a.data_ptr() == b.data_ptr() for a, b in zip(ours.parameters(), theirs.parameters()))
     images = pictures(3, 64, 64)
     for (one,), (other,) in zip(explainer(images), twin(images)):
-        assert all(np.array_equal(a, b) for a, b in zip(one[:4], other[:4]))
+        assert all(np.array_equal(a, b) for a, b in zip(one[:6], other[:6]))
 
 
 @pytest.mark.parametrize("encoder", ["resnet18", "starnet_s1", "efficientnet-b0"])
@@ -557,7 +589,7 @@ def test_an_image_has_the_same_bits_whatever_fills_the_rest_of_its_chunk(encoder
     alone = torch.zeros_like(images)
     alone[3] = images[3]
     (one,), (other,) = explainer(images)[3], explainer(alone)[3]
-    for part, same in zip(one[:4], other[:4]):
+    for part, same in zip(one[:6], other[:6]):
         np.testing.assert_array_equal(part, same)
 
 

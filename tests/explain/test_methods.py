@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import math
 import warnings
 from unittest import mock
 
@@ -15,11 +16,12 @@ from torch.nn import functional as F
 
 from clip_gradcam_visualization import CLIPGradCAM
 from models.errors import InputError
+from models.explain import needs
 from models.explain.layers import fuse_layers
 from models.explain.methods import METHODS, SIMILARITIES, check_method, methods_for
 
-LAYER_METHODS = ["gradcam", "hirescam", "gradcam++", "layercam", "xgradcam", "eigencam", "scorecam"]
-GRADIENT_METHODS = LAYER_METHODS[:5]
+LAYER_METHODS = ["gradcam", "hirescam", "local-gradcam", "gradcam++", "layercam", "xgradcam", "eigencam", "scorecam"]
+GRADIENT_METHODS = LAYER_METHODS[:6]
 TARGETS = torch.tensor([[0, 2], [1, 0]])  # for each of two images, two of three texts
 
 
@@ -82,6 +84,18 @@ def hirescam(A, g):
     return sum(d * a for a, d in zip(A, g))
 
 
+def local_gradcam(A, g):
+    """Position by position: the gradients around it, weighted by a Gaussian of a sixth of the shorter side."""
+    rows, columns = A.shape[1:]
+    spread, result = min(rows, columns) / 6, np.zeros((rows, columns))
+    down, right = np.mgrid[:rows, :columns]
+    for i in range(rows):
+        for j in range(columns):
+            weights = np.exp(-((down - i) ** 2 + (right - j) ** 2) / (2 * spread**2))
+            result[i, j] = (A[:, i, j] * (g * weights / weights.sum()).sum((1, 2))).sum()
+    return result
+
+
 def gradcam_plus_plus(A, g):
     result = np.zeros(A.shape[1:])
     for a, d in zip(A, g):
@@ -106,6 +120,7 @@ def eigencam(A, g):
 
 FORMULAS = {
     "gradcam": gradcam,
+    "local-gradcam": local_gradcam,
     "hirescam": hirescam,
     "gradcam++": gradcam_plus_plus,
     "layercam": layercam,
@@ -612,12 +627,148 @@ def test_layers_of_a_transformer(method):
         assert_close(maps[image], fused(apart), TOLERANCES.get(method, 1e-4))
 
 
+# -- the other texts taken off ----------------------------------------------------------------
+
+
+def directions_written_out(model, similarity, features, images, targets):
+    """For the k-th target of each image: (t_k, sum_j q_j t_j), [B, D] each, q: softmax of cosine / (2 temperature)."""
+    unit = features / features.norm(dim=1, keepdim=True)
+    with torch.no_grad():
+        z = model.image_encoder.embed(images)
+    logits = (z / z.norm(dim=1, keepdim=True)) @ unit.T / model.temperature.item()
+    others = []
+    for row, target in zip(logits, targets):
+        weights = {j: math.exp(logit / 2) for j, logit in enumerate(row.tolist()) if j != target}
+        assert max(weights.values()) > 1.2 * min(weights.values())  # else a mean would do
+        others.append(sum(w * unit[j] for j, w in weights.items()) / sum(weights.values()))
+    return unit[targets], torch.stack(others)
+
+
+def along(encoder, similarity, directions):
+    """Images [B, 3, H, W] -> z . d [B], z a unit vector for the cosine; directions [B, D]."""
+
+    def y(images):
+        z = encoder.embed(images)
+        return ((z / z.norm(dim=1, keepdim=True) if similarity == "cosine" else z) * directions).sum(1)
+
+    return y
+
+
+@pytest.mark.parametrize("places", [("layer4",), ("stage 4",), ("layer3", "layer4"), ("stage 2", "stage 4")])
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+@pytest.mark.parametrize("method", ["gradcam", "layercam"])
+def test_a_share_of_the_other_texts_map_is_taken_off(method, similarity, places):
+    """[F(t_k)]+ - 0.3 [F(sum_j q_j t_j)]+, F of several layers the fused map."""
+    model, _, images, _ = setting(places[0])
+    exact, _, exact_images, _ = setting(places[0], double=True)
+    features = texts(4, 32)
+    layers = [setting(place)[1] for place in places]
+    cam = CLIPGradCAM(model, layers, method=method, similarity=similarity, subtract_others=True)
+    maps = cam.text_maps(images, features, TARGETS).maps
+    is_taken = []
+    for column, targets in enumerate(TARGETS.T.tolist()):
+        parts = []
+        for directions in directions_written_out(exact, similarity, features.double(), exact_images, targets):
+            y = along(exact.image_encoder, similarity, directions)
+            by_layer = [full_backward(setting(place, double=True)[1], y, exact_images) for place in places]
+            by_layer = [[tensor.numpy() for tensor in pair] for pair in by_layer]
+            parts.append([[FORMULAS[method](A[b], g[b]) for A, g in by_layer] for b in range(2)])
+        for image, (own, others) in enumerate(zip(*parts)):
+            own, others = (np.maximum(fused(m) if len(m) > 1 else m[0], 0) for m in (own, others))
+            assert_close(maps[image, column], own - 0.3 * others)
+            is_taken.append(others.max() > 0.1 * own.max() > 0)
+    assert any(is_taken)  # it makes a difference
+
+
+def test_what_is_taken_off_changes_nothing_else():
+    """The peaks are of the text's own gradient; what knows no text has nothing to take off."""
+    model, layer, images, features = setting("layer4")
+    plain, less = (
+        CLIPGradCAM(model, layer, subtract_others=subtract).text_maps(images, features, TARGETS)
+        for subtract in (False, True)
+    )
+    torch.testing.assert_close(less.gradient_peaks, plain.gradient_peaks)
+    assert torch.equal(less.similarities, plain.similarities) and torch.equal(less.targets, plain.targets)
+    assert (less.maps <= plain.maps.relu() + 1e-9).all() and not torch.allclose(less.maps, plain.maps)
+    free = [
+        CLIPGradCAM(model, layer, method="eigencam", subtract_others=subtract).text_maps(images, features, TARGETS).maps
+        for subtract in (False, True)
+    ]
+    assert torch.equal(*free)
+
+
+def test_the_weights_are_the_models_own():
+    """A colder model takes off the likeliest of the others, a hot one their mean."""
+    model, layer, images, features = setting("layer4")
+    own, lone = copy.copy(model), features[:3]
+    others = [index for index in range(3) if index != 0]
+    with torch.no_grad():
+        cosines = F.normalize(model.image_encoder(images), dim=-1) @ lone.T
+        likeliest = cosines[:, others].argmax(1)
+    for temperature, direction in (
+        (1e-4, torch.stack([lone[others[j]] for j in likeliest])),
+        (1e4, lone[others].mean(0).expand(2, -1)),
+    ):
+        own.logits = lambda similarities, by=temperature: similarities / by
+        maps = CLIPGradCAM(own, layer, subtract_others=True).text_maps(images, lone, 0).maps[:, 0]
+        for image in range(2):
+            length = direction[image].norm()
+            pair = torch.stack([lone[0], direction[image]])
+            t, o = raw_maps(model, layer, images[image : image + 1], pair, "gradcam", targets=torch.tensor([[0, 1]]))[0]
+            assert_close(maps[image], t.relu() - 0.3 * length * o.relu(), 1e-3)
+
+
+# -- several methods from one pass ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("subtract", [False, True])
+@pytest.mark.parametrize("places", [("layer4",), ("layer3", "layer4")])
+def test_methods_of_one_pass_are_each_as_alone(places, subtract, monkeypatch):
+    monkeypatch.setattr("models.explain.needs.SCORECAM_CHANNELS", 3)
+    model, _, images, features = setting("layer4")
+    layers, methods = [setting(place)[1] for place in places], [m for m in LAYER_METHODS if METHODS[m].knows_text]
+    cam = CLIPGradCAM(model, layers, subtract_others=subtract)
+    together = cam.maps_of_methods(methods, images, features, TARGETS, compare=True)
+    all_texts = torch.arange(3).expand(2, -1)
+    for method, answer in zip(methods, together, strict=True):
+        alone = CLIPGradCAM(model, layers, method=method, subtract_others=subtract)
+        assert_close(answer.maps, alone.text_maps(images, features, TARGETS).maps, 1e-5)
+        last = CLIPGradCAM(model, layers[-1], method=method, subtract_others=subtract)
+        assert_close(answer.compared, last.text_maps(images, features, all_texts).maps, 1e-5)
+
+
+@pytest.mark.parametrize("subtract, directions", [(False, 1), (True, 2)])
+@pytest.mark.parametrize("compare", [False, True])
+def test_one_forward_pass_and_one_backward_pass_for_each_text(subtract, directions, compare, monkeypatch):
+    """And one for the text's others. To compare with all texts, all are asked once, the explained ones among them."""
+    net, images, features = Pooled(channels=12), pictures(2), texts(4)
+    encoder, backward = Counting(net), []
+    genuine = needs.gradients_of
+    monkeypatch.setattr(needs, "gradients_of", lambda *args: backward.append(1) or genuine(*args))
+    methods = ["gradcam", "hirescam", "gradcam++", "layercam", "xgradcam"] + ["eigencam"] * (not subtract)
+    cam = CLIPGradCAM(Clip(encoder), net.conv, subtract_others=subtract)
+    assert len(cam.maps_of_methods(methods, images, features, TARGETS, compare=compare)) == len(methods)
+    assert encoder.batches == [2] and len(backward) == directions * (4 if compare else 2)
+
+
+def test_the_coarsest_layer_is_compared_wherever_it_stands():
+    model, _, images, features = setting("layer4")
+    layers = [setting(place)[1] for place in ("layer4", "layer3")]
+    cams = [CLIPGradCAM(model, order) for order in (layers, layers[::-1])]
+    one, other = (cam.maps_of_methods(["gradcam"], images, features, 0, compare=True)[0] for cam in cams)
+    assert one.compared.shape == (2, 3, 2, 3) and one.maps.shape == (2, 1, 4, 6)
+    assert_close(one.compared, other.compared, 1e-6)
+
+
 # -- names ------------------------------------------------------------------------------------
+
+
+ATTENTION_METHODS = ["legrad", "attention-gradient", "legrad-attention", "grad-eclip", "rollout"]
 
 
 def test_all_stands_for_the_methods_that_an_encoder_can_have():
     assert methods_for(built("resnet18"), "all") == LAYER_METHODS
-    assert methods_for(built("vit"), "all") == [*LAYER_METHODS, "legrad", "grad-eclip", "rollout"] == list(METHODS)
+    assert methods_for(built("vit"), "all") == [*LAYER_METHODS, *ATTENTION_METHODS] == list(METHODS)
     assert methods_for(Clip(Pooled()), "all") == LAYER_METHODS  # an encoder that knows of no transformer
     assert methods_for(built("resnet18"), "hirescam") == ["hirescam"]
 

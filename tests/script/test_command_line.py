@@ -385,9 +385,10 @@ GUIDE = {
     "--target-text-idx": "最相似", "--image-encoder": "检查点", "--text-encoder": "bert-base-chinese",
     "--embed-dim": "512", "--img-size": "224", "--output-dir": "clip_gradcam_results", "--grey-range": "auto",
     "--download": "不联网", "--mean": "ImageNet", "--std": "--mean",
-    "--output-name": "clip_gradcam_<图像名>.png", "--target-layer": "默认", "--layers": "LeGrad", "--method": "默认",
-    "--similarity": "cosine（默认）", "--faithfulness": "随机图", "--list-layers": "--model-path", "--lang": "zh",
-    "--all-texts": "--target-text-idx", "--contrast": "对比", "--save-heatmap": "float32", "--no-figure": "不写",
+    "--output-name": "clip_gradcam_<图像名>.png", "--target-layer": "默认", "--layers": "LeGrad", "--method": "两层",
+    "--similarity": "方法的", "--faithfulness": "随机图", "--list-layers": "--model-path", "--lang": "zh",
+    "--all-texts": "--target-text-idx", "--contrast": "对比",
+    "--subtract-others": "从三个文本起", "--save-heatmap": "float32", "--no-figure": "不写",
     "--overlay-only": "只写", "--overlay-format": "与可视化图相同", "--resume": "上次",
     "--batch-size": "默认：CPU 至多 8", "--num-workers": "核数的一半", "--no-text-cache": "缓存", "--cpu": "CPU",
 }  # fmt: skip

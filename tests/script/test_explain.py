@@ -13,6 +13,7 @@ from tiny import Clip, PooledNet, gradient_picture, tiny_clip, tiny_result, vit_
 import clip_gradcam_visualization as script
 from clip_gradcam_visualization import CLIPGradCAM, explain, get_target_layer_for_clip, main
 from models.errors import InputError, InputWarning
+from models.explain.heatmap import text_specificity
 from models.explain.methods import METHODS
 from models.explain.needs import Attention
 from models.images.preprocessing import Preprocessing, Region, square
@@ -58,7 +59,7 @@ def test_the_result_holds_what_was_computed(clip, picture):
     assert (result.method, result.layer, result.geometry) == ("gradcam", "stages.3.3", Region(0, 0, 90, 60))
     assert result.source == ("starnet_s1", "stages.3.3", 2, 2)
     with pytest.raises(AttributeError):  # frozen
-        result.method = "layercam"
+        result.targets = [0]
 
 
 @pytest.mark.parametrize(
@@ -119,20 +120,25 @@ def test_an_array_that_is_no_image_is_refused(array):
 @pytest.mark.parametrize("method", LAYER_METHODS)
 def test_each_method_explains_as_its_call_does(clip, picture, method):
     result = small(clip, picture, TEXTS, method=method, target_text_idx=2)
-    expected = cam_of(clip, picture, torch.arange(3)[None], method=method)
-    np.testing.assert_allclose(result.maps, expected.maps[0], atol=1e-6)
-    assert result.method == method
+    expected = cam_of(clip, picture, torch.arange(3)[None], method=method).maps[0].numpy()
+    np.testing.assert_allclose(result.maps, expected[2:], atol=1e-6)
+    assert result.specificities == [pytest.approx(text_specificity(expected, 2), abs=1e-5)]
+    assert result.method == method and not result.is_default
 
 
 def test_all_methods_of_a_convolutional_net_and_of_a_transformer(clip, vit_clip, picture):
-    """Those that know no text have one map for all texts, and say so."""
+    """The default comes first. Those that know no text have one map for all texts, and say so."""
     for model, methods, side in ((clip, LAYER_METHODS, 2), (vit_clip, list(METHODS), 4)):
         results = small(model, picture, TEXTS, method="all")
-        assert isinstance(results, Results) and [r.method for r in results] == methods
+        default, *others = results
+        assert isinstance(results, Results) and [r.method for r in others] == methods
+        assert default.method == script.ENCODERS[model.image_encoder_name].method
+        assert [r.is_default for r in results] == [True] + [False] * len(methods)
         assert {r.targets[0] for r in results} == {int(results[0].similarities.argmax())}
-        assert all(isinstance(r, ImageResult) and r.maps.shape == (3, side, side) for r in results)
-        for result in (r for r in results if not METHODS[r.method].knows_text):
-            assert np.array_equal(result.maps[0], result.maps[1]) and result.specificities == [pytest.approx(0)]
+        assert all(isinstance(r, ImageResult) and r.maps.shape == (1, side, side) for r in others)
+        for result in (r for r in others if not METHODS[r.method].knows_text):
+            of_each = small(model, picture, TEXTS, method=result.method, target_text_idx="all").maps
+            assert (of_each == result.maps).all() and result.specificities == [pytest.approx(0)]
             assert any("不看文本" in message for message in result.messages())
 
 
@@ -238,20 +244,23 @@ def test_one_method_and_several_layers_by_their_flags(command, tmp_path, capsys,
     expected = small(clip, picture, TEXTS, target_text_idx=1, **asked)
     np.testing.assert_allclose(np.load(tmp_path / "out" / "clip_gradcam_image_heatmap.npy"), expected.map, atol=1e-6)
     out = capsys.readouterr().out
-    assert "LayerCAM：目标文本：[1] 松动" in out and "目标层：stages.1.1 + stages.3.3（8×8）" in out
+    assert "热力图：LayerCAM，两层，点积\n目标文本：[1] 松动" in out
+    assert "目标层：stages.1.1 + stages.3.3（8×8）" in out
 
 
 def test_all_methods_side_by_side(command, tmp_path, capsys):
     assert main(command("--method", "all", "--save-heatmap")) == 0
-    names = {f"clip_gradcam_image_overlay_{method}.png" for method in LAYER_METHODS}
-    arrays = {f"clip_gradcam_image_heatmap{of}_{m}.npy" for m in LAYER_METHODS for of in ("", "_layer")}
+    marks = ["default", *LAYER_METHODS]
+    names = {f"clip_gradcam_image_overlay_{mark}.png" for mark in marks}
+    arrays = {f"clip_gradcam_image_heatmap{of}_{mark}.npy" for mark in marks for of in ("", "_layer")}
     assert {path.name for path in (tmp_path / "out").iterdir() if path.is_file()} == {
         "clip_gradcam_image.png",
         *names,
         *arrays,
     }
     out, err = capsys.readouterr()
-    assert all(f"{METHODS[method].label}：" in out for method in LAYER_METHODS)
+    assert all(f"\n{METHODS[method].label}：目标文本" in out for method in LAYER_METHODS)
+    assert "\n默认：Local Grad-CAM，两层，点积，减去其他文本：目标文本" in out and out.count("默认") == 1
     assert all(line.startswith("警告: ") and "：热力图" in line for line in err.splitlines()), err
 
 
@@ -263,13 +272,14 @@ def test_the_faithfulness_of_a_folder_is_in_its_tables(command, tmp_path, pictur
     assert main(arguments) == 0
     table = (tmp_path / "out" / "results.jsonl").read_text(encoding="utf-8")
     rows = [json.loads(line) for line in table.splitlines()]
-    assert [row["method"] for row in rows] == LAYER_METHODS * 2
+    assert [row["method"] for row in rows] == ["local-gradcam", *LAYER_METHODS] * 2
+    assert [row["explained"] for row in rows] == ["dot", *["cosine"] * len(LAYER_METHODS)] * 2
     (tested,) = small(clip, picture, TEXTS, method="hirescam", faithfulness=True).faithfulness
-    for row in (row for row in rows if row["method"] == "hirescam"):
+    for row in (row for row in rows if row["overlay"].endswith("_overlay_hirescam.png")):
         assert row["deletion"] == pytest.approx(tested.deletion, abs=1e-4)
         assert row["insertion_margin"] == pytest.approx(tested.insertion_margin, abs=1e-4)
-        assert row["explained"] == "cosine" and row["seen"] == 1
-        assert (tmp_path / "out" / row["overlay"]).name.endswith("_overlay_hirescam.png")
+        assert row["method"] == "hirescam" and row["explained"] == "cosine" and row["seen"] == 1
+        assert (tmp_path / "out" / row["overlay"]).is_file()
     assert main([*arguments, "--resume"]) == 0
     assert (tmp_path / "out" / "results.jsonl").read_text(encoding="utf-8") == table
     assert main([*arguments[: arguments.index("--faithfulness")], *arguments[-4:], "--resume"]) == 2
@@ -285,6 +295,7 @@ def test_the_faithfulness_of_a_folder_is_in_its_tables(command, tmp_path, pictur
         (["--method", "all", "--all-texts"], "一次只比较一个文本"),
         (["--layers", "stages.3.3", "--target-layer", "stages.3.3"], "只能二选一"),
         (["--layers"], "--layers 后面至少需要一个值"),
+        (["--contrast", "--subtract-others"], "--subtract-others 与 --contrast 只能二选一"),
     ],
     ids=str,
 )
@@ -313,5 +324,6 @@ def test_cautions_stand_once_before_the_warnings_of_texts_and_methods():
     result = tiny_result([0, 1])._replace(cautions=["小心"], flaws=["空", None])
     assert result.warnings() == ["小心；空", "小心"]
     assert result.messages() == ["小心", "正常：空"]
-    results = Results([result._replace(targets=[0], flaws=["空"], method=method) for method in ("gradcam", "hirescam")])
+    one = result._replace(targets=[0], flaws=["空"])
+    results = Results(one._replace(question=one.question._replace(method=m)) for m in ("gradcam", "hirescam"))
     assert results.messages() == ["小心", "Grad-CAM：空", "HiResCAM：空"]

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import evaluate
+import evaluate_truth
 import numpy as np
 import pytest
 from evaluate_demo import markdown
@@ -74,7 +75,7 @@ def test_the_notebook_example_runs_as_printed(workplace):
 
 def test_the_example_of_explain_runs_as_printed(workplace):
     (example,) = [block for block in code_blocks("python") if " explain(" in block]
-    check = "\nassert result.map.shape == (900, 700) and result.method == 'gradcam', result.method\n"
+    check = "\nassert result.map.shape == (900, 700) and result.full_label() == 'Local Grad-CAM，两层，点积', result.full_label()\n"
     check += "assert result.layer == 'stages.2.8 + stages.3.3' and result.geometry == (0, 0, 700, 900)\n"
     run_as_printed(example + check + "assert result._repr_png_().startswith(b'\\x89PNG')", workplace)
 
@@ -84,7 +85,7 @@ def test_the_published_model_that_is_shipped_runs_as_printed(workplace, monkeypa
     monkeypatch.chdir(workplace)
     assert main([part for part in shlex.split(command) if part != "\n"][2:]) == 0
     written = {path.name for path in (workplace / "clip_gradcam_results").iterdir()}
-    overlays = {f"clip_gradcam_two_findings_overlay_{method}.png" for method in METHODS}
+    overlays = {f"clip_gradcam_two_findings_overlay_{method}.png" for method in ("default", *METHODS)}
     assert written == {"clip_gradcam_two_findings.png", *overlays}
 
 
@@ -149,12 +150,12 @@ def test_the_readme_is_short_and_its_picture_of_the_house_names_every_room():
     assert not [room for room in rooms if not re.search(rf"\b{room}\b", picture)]
 
 
-def test_the_numbers_of_the_short_table_stand_in_the_whole_one():
-    rows = re.findall(r"^\| (?:CNN|ViT) \| .*", README, flags=re.MULTILINE)
-    assert len(rows) == 4
-    for row in rows:
-        _, encoder, _, *cells, _ = (cell.strip() for cell in row.split("|"))
-        assert any(all(cell in line for cell in (encoder, *cells)) for line in MEASUREMENTS.splitlines()), row
+def test_the_tables_of_truth_are_the_published_measurement():
+    truth = json.loads((DEMO / "truth.json").read_text(encoding="utf-8"))
+    table = MEASUREMENTS.split("<!-- truth -->\n")[1].split("\n<!-- end of truth -->")[0]
+    assert table == evaluate_truth.markdown(truth)
+    short = README.split("<!-- truth rows -->\n")[1].split("\n<!-- end of truth rows -->")[0]
+    assert short == evaluate_truth.short_markdown(truth)
 
 
 def test_files_that_the_readme_shows_exist():
