@@ -210,6 +210,41 @@ def measure_folder(folder: Path, count: int) -> None:
         )
 
 
+def measure_default(folder: Path, repetitions: int, count: int) -> None:
+    """What the default costs: the heatmap of one text among nine, with what the command adds, and a folder's time."""
+    import torch
+
+    from clip_gradcam_visualization import CLIPGradCAM, Explainer
+    from models.explain.question import Question
+
+    names = [str(number) for number in range(9)]
+    for encoder, demanded in (("resnet50", 1.5), ("vit", 1.7)):
+        model, texts, forward = tower_and_texts(encoder)
+        image = torch.randn(1, 3, 224, 224)
+        question = Question(names, names, [0], method=None, similarity=None, subtract_others=None)
+        explainer = Explainer(model, texts, question)
+        (setting,) = explainer.settings
+        cam = CLIPGradCAM(model, setting.layers, False, *setting[:2], setting.subtract_others)
+        runs = max(7, 3 * repetitions)
+        for label, call in (
+            ("heatmap", lambda cam=cam, texts=texts, image=image: cam.text_maps(image, texts, 0)),
+            ("heatmap and text specificity", lambda explainer=explainer, image=image: explainer(image)),
+        ):
+            ratio = median_ratio(call, lambda forward=forward, image=image: forward(image), runs)
+            row(f"default {label}, one text of nine, {encoder}", f"{ratio:.2f} x forward pass", demanded)
+    photos = folder / "photos"
+    write_photos(photos, count)
+    command = [*SCRIPT, "--model-path", str(folder / "resnet50.pth"), *NINE, "--image-path", str(photos)]
+    ratios = []
+    for turn in range(3):
+        seconds = {}
+        for flags in ([], ["--method", "gradcam"]):
+            output = ["--output-dir", str(folder / f"default_{turn}_{len(flags)}")]
+            seconds[len(flags)], _ = run_process([*command, *output, *flags])
+        ratios.append(seconds[0] / seconds[2])
+    row(f"{count} photos by the default", f"{statistics.median(ratios):.2f} x --method gradcam", 1.2)
+
+
 def measure_memory(folder: Path, few: int, many: int) -> None:
     """Peak memory of a long list of small images against a short one."""
     write_photos(folder / "drawn", 50, size=(64, 64))
@@ -336,7 +371,7 @@ def measure_call(repetitions: int) -> None:
             row(f"CAM call, batch {batch}, one text", f"{ratio:.2f} x {name}", demanded)
 
 
-PARTS = ("command", "call", "methods", "faithfulness", "folder", "memory", "ranks")
+PARTS = ("command", "call", "default", "methods", "faithfulness", "folder", "memory", "ranks")
 TINY_TEXT = {"num_hidden_layers": 1, "hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 1}
 
 
@@ -424,6 +459,7 @@ def main() -> None:
     parts = {
         "command": lambda folder: measure_command(folder, repetitions),
         "call": lambda folder: measure_call(repetitions),
+        "default": lambda folder: measure_default(folder, repetitions, 40 if quick else 200),
         "methods": lambda folder: measure_methods(repetitions),
         "faithfulness": lambda folder: measure_tests(repetitions),
         "folder": lambda folder: measure_folder(folder, 40 if quick else 200),

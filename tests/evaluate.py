@@ -5,12 +5,14 @@
     python tests/evaluate.py --encoder vit --part sanity # one part of one encoder; what was measured before is kept
     python tests/evaluate.py --figure                    # one phantom, methods x encoders
     python tests/evaluate.py --demo                      # the demo's Grad-CAM alone, by kind (evaluate_demo.py)
+    python tests/evaluate.py --truth test --judges FOLDER  # many models, of which most saw no mask (evaluate_truth.py)
     python tests/evaluate.py --markdown                  # the tables, from the files
 
 Everything is written to models/assets/demo/methods.json as soon as it is measured, and as a table between the marks of
-measurements.zh.md beside it, whose other words are written by hand. Each method is measured in the
-setting of the guide (the encoder's default layer, cosine) and in the one that `--choose` found best; `maps` measures
-all settings (of Score-CAM these two), the costly parts these two. Nothing is left out because it looks bad.
+measurements.zh.md beside it, whose other words are written by hand. Each method is measured in the setting of the guide
+(the encoder's target layer, cosine) and in the one that `--choose` found best, and the tool's default beside them;
+`maps` measures all settings (of Score-CAM these two), the costly parts only these. Nothing is left out because it looks
+bad.
 
 The parts: `maps` (pointing, energy, IoU, text specificity, wrong texts, two findings in one image, baselines),
 `faithfulness` (deletion, insertion), `sanity` (Adebayo et al. 2018, arXiv 1810.03292), `libraries` (the same maps by
@@ -22,11 +24,9 @@ the cosine at the last block, which is favoured there; the ViT through a loss of
 """
 
 import argparse
-import contextlib
 import copy
 import importlib.util
 import json
-import re
 import statistics
 import time
 import warnings
@@ -34,15 +34,18 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
-from unittest import mock
 
 import cv2
 import evaluate_demo
+import evaluate_truth
 import numpy as np
 import project  # noqa: F401
 import torch
 from evaluate_demo import GRID, baseline_maps, correlation, energy, interval, percent
+from evaluate_truth import words_of
+from results_file import read_results, save_results
 
+from clip_gradcam_visualization import ENCODERS as ENCODER_ROWS
 from clip_gradcam_visualization import CLIPGradCAM
 from models.demo import cnn as demo
 from models.demo.dataset import SEEDS
@@ -51,9 +54,9 @@ from models.demo.protocol import dilate, double_jobs, draw_cases, peaks_in, sing
 from models.demo.sentences import class_texts, short_name
 from models.explain.faithfulness import measure_faithfulness
 from models.explain.heatmap import blend, is_flat, text_specificity, to_heatmap
-from models.explain.layers import as_maps, layers_name, token_grid_of, without_rounding
-from models.explain.methods import METHODS, SIMILARITIES, methods_for
-from models.explain.needs import Attention, Gradients
+from models.explain.layers import as_maps, layers_name, token_grid_of
+from models.explain.methods import METHODS, SIMILARITIES, methods_for, reads_attention
+from models.explain.needs import Gradients
 from models.images.preprocessing import preprocessing_of
 from models.loading.load import load_clip_checkpoint
 from models.results.page import Drawing, Picture, Text, draw_pixels
@@ -68,14 +71,34 @@ BATCH = 20
 CHOOSING = range(SEEDS["validation"].start + 100_000, SEEDS["validation"].stop)
 
 
+class Setting(NamedTuple):
+    """A method at a layer (a key of the encoder's table; "own" where the method needs none)."""
+
+    method: str
+    layer: str
+    similarity: str
+    subtract: bool = False  # whether the other texts' map is taken off
+
+    @property
+    def key(self) -> str:
+        return "/".join([*self[:3], *(["less others"] if self.subtract else [])])
+
+
+GUIDE = Setting("gradcam", "last", "cosine")
+
+
 class Encoder(NamedTuple):
     """A demo encoder; paths of layers below its backbone, the guide's first."""
 
     label: str
     path: Path
     layers: dict[str, tuple[str, ...]]
-    default: str  # key of the setting that is the tool's default, chosen by what `--choose` found
+    default_setting: Setting  # the tool's, which `--truth validation` chose
     blocks: dict[str, tuple[str, ...]] = {}  # of LeGrad
+
+    @property
+    def default(self) -> str:
+        return self.default_setting.key
 
 
 def _norms(*numbers: int) -> tuple[str, ...]:
@@ -91,50 +114,34 @@ ENCODERS = {
         "CNN",
         demo.CHECKPOINT,
         {"last": ("stages.-1.-1",), "previous": ("stages.-2.-1",), "both": ("stages.-2.-1", "stages.-1.-1")},
-        "gradcam/both/cosine",  # the dot product was no better beyond chance, and more often right by a wrong text
+        Setting("local-gradcam", "both", "dot", True),
     ),
     "vit": Encoder(
         "ViT",
         demo.ASSETS.parent / "demo_vit",
         {"last": _norms(-1), "previous": _norms(-2), "third": _norms(-3), "both": _norms(-2, -1)},
-        "layercam/last/cosine",
+        Setting("legrad-attention", "own", "dot", True),
         {"last2": _blocks(2), "last": _blocks(1), "last3": _blocks(3)},
     ),
 }
 
 
-class Setting(NamedTuple):
-    """A method at a layer (a key of the encoder's table; "own" where the method needs none)."""
-
-    method: str
-    layer: str
-    similarity: str
-
-    @property
-    def key(self) -> str:
-        return "/".join(self)
-
-
-GUIDE = Setting("gradcam", "last", "cosine")
-
-
 def settings_of(encoder: Encoder, model) -> list[Setting]:
-    """All that is measured of an encoder, the guide's setting of each method first."""
+    """All that is measured of an encoder, the guide's setting of each method first; the tool's default last."""
     settings = []
     for method in methods_for(model, "all"):
-        layers = list(encoder.layers) if not isinstance(METHODS[method].needs, Attention) else ["own"]
+        layers = ["own"] if reads_attention(method) else list(encoder.layers)
         layers = {"legrad": list(encoder.blocks), "scorecam": layers[:2]}.get(method, layers)  # Score-CAM is slow
         similarities = SIMILARITIES if METHODS[method].knows_text else SIMILARITIES[:1]
         settings += [Setting(method, layer, similarity) for similarity in similarities for layer in layers]
-    return settings
+    return [*settings, encoder.default_setting]
 
 
 def together(settings: Sequence[Setting]) -> list[list[Setting]]:
-    """Groups that need one pass each: formulas of the same activations and gradients."""
+    """Groups that need one pass each: methods of the same layer's gradients; any other by itself."""
     groups = {}
     for setting in settings:
-        row = METHODS[setting.method]
-        shares = type(row.needs) is Gradients
+        shares = type(METHODS[setting.method].needs) is Gradients
         groups.setdefault(setting[1:] if shares else setting, []).append(setting)
     return list(groups.values())
 
@@ -220,20 +227,11 @@ class Subject:
 
     def explain(self, group, pixels, targets, model=None) -> dict[Setting, np.ndarray]:
         """One pass for a group: model input [B, 3, S, S], targets [B, T] -> {setting: [B, T, h, w]}."""
-        model, (_, layer, similarity) = model or self.model, group[0]
-        modules = self.modules(layer, group[0].method, model)
-        formulas = [METHODS[setting.method].formula for setting in group]
-
-        def all_formulas(A, g):
-            return torch.cat([without_rounding(formula(A, g), A, g)[0] for formula in formulas])
-
-        row = METHODS[group[0].method]
-        row = row._replace(formula=all_formulas) if len(group) > 1 else row
-        done = mock.patch("models.explain.needs.without_rounding", lambda maps, A, g: (maps, g.flatten(1).amax(1)))
-        with mock.patch.dict(METHODS, {group[0].method: row}), done if len(group) > 1 else contextlib.nullcontext():
-            cam = CLIPGradCAM(model, modules, use_cuda=False, method=group[0].method, similarity=similarity)
-            maps = cam.text_maps(pixels, self.texts, targets).maps.cpu().numpy()
-        return dict(zip(group, maps.reshape(len(group), len(pixels), *maps.shape[1:])))
+        model, (method, layer, similarity, subtract) = model or self.model, group[0]
+        share = ENCODER_ROWS[model.image_encoder_name].others_share
+        cam = CLIPGradCAM(model, self.modules(layer, method, model), False, method, similarity, subtract, share)
+        made = cam.maps_of_methods([setting.method for setting in group], pixels, self.texts, targets)
+        return {setting: text_maps.maps.cpu().numpy() for setting, text_maps in zip(group, made)}
 
     def modules(self, layer: str, method: str, model=None) -> list | None:
         paths = (self.encoder.blocks if method == "legrad" else self.encoder.layers).get(layer)
@@ -388,7 +386,7 @@ def describe(subject: Subject, setting: Setting) -> dict:
     """What the table says of a setting; `guide`: whether it is the guide's."""
     guide = setting in shown_settings(subject.settings, {})
     names = {"method": setting.method, "layer": subject.layer_name(setting), "similarity": setting.similarity}
-    return names | {"guide": guide}
+    return names | {"subtract": setting.subtract, "guide": guide}
 
 
 def measure_model(subject: Subject, singles: Cases) -> dict:
@@ -720,30 +718,10 @@ def shown_settings(settings: Sequence[Setting], chosen: dict, default: str = "")
 
 
 # ---------------------------------------------------------------------------------------------
-# 6. The file and the table
-
-
-def read_results(path: Path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
-def merge(old: dict, new: dict) -> dict:
-    """New values over old ones, dicts within dicts."""
-    both = {**old, **new}
-    return both | {k: merge(old[k], v) for k, v in new.items() if isinstance(v, dict) and isinstance(old.get(k), dict)}
-
-
-def save_results(path: Path, new: dict) -> dict:
-    """Merge into the file, which is read anew: another encoder may be measured at the same time."""
-    results = merge(read_results(path), new)
-    text = json.dumps(results, ensure_ascii=False, indent=1)
-    text = re.sub(r"\[\s+([^\[\]{}]+?)\s+\]", lambda match: "[" + " ".join(match[1].split()) + "]", text)
-    write_files({path: (text + "\n").encode()})
-    return results
+# 6. The tables
 
 
 BASELINES = {"class_place": "该类平均位置", "global_place": "总平均位置", "gaussian": "居中高斯", "random": "随机图"}
-SIMILARITY_LABELS = {"cosine": "余弦", "dot": "点积"}
 COLUMNS = (
     "编码器", "方法（层，相似度）", "图像数¹", "指向", "两处都指对", "能量", "IoU 均值 / 半高²",
     "删除（优于随机）³", "插入（优于随机）³", "文本特异性", "问错仍命中",
@@ -787,8 +765,7 @@ def _encoder_rows(results: dict, default: str) -> list[str]:
         star = "" if key != chosen.get(method) else "★★" if key == results["winner"] else "★"
         star += "，**默认**" if key == default else ""
         if star or row["guide"]:
-            similarity = [] if not METHODS[method].knows_text else [SIMILARITY_LABELS[row["similarity"]]]
-            where = "，".join([row["layer"], *similarity])
+            where = "，".join([row["layer"], *words_of(method, row["similarity"], row.get("subtract", False))])
             rows.append(_line(f"{METHODS[method].label}{star}（{where}）", row))
     rows += [_line(f"{row['library']} {row['class']}", row) for row in results.get("libraries", {}).values()]
     return rows + [_line(BASELINES[name], row) for name, row in results.get("baselines", {}).items()]
@@ -820,20 +797,25 @@ def _decimal(value, sign: str = "") -> str:
     return "—" if value is None else f"{round(value[0], 2) + 0.0:{sign}.2f}"
 
 
-TABLES = {"methods": (METHODS_FILE, markdown), "evaluation": (EVALUATION_FILE, evaluate_demo.markdown)}
+TABLES = {  # {mark: (file, its table, heading of the section where a page has none)}
+    "methods": (METHODS_FILE, markdown, "哪种方法指得准"),
+    "truth": (evaluate_truth.TRUTH_FILE, evaluate_truth.markdown, "热力图回答的是不是所问的"),
+    "evaluation": (EVALUATION_FILE, evaluate_demo.markdown, "演示模型（CNN）指得准不准"),
+}
 
 
 def write_tables(folder: Path) -> None:
     """The tables of the folder's results into its page, each between its marks; the rest of the page stays."""
     page = folder / PAGE_FILE
-    empty = "\n".join(f"<!-- {name} -->\n<!-- end of {name} -->\n" for name in TABLES)
-    text = page.read_text(encoding="utf-8") if page.is_file() else empty
-    for name, (file, table) in TABLES.items():
+    text = page.read_text(encoding="utf-8") if page.is_file() else ""
+    for name, (file, table, heading) in TABLES.items():
         if (folder / file).is_file():
-            before, rest = text.split(f"<!-- {name} -->\n")
-            _, after = rest.split(f"<!-- end of {name} -->")
-            marked = f"<!-- {name} -->\n{table(read_results(folder / file))}\n<!-- end of {name} -->"
-            text = before + marked + after
+            begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
+            if begin not in text:
+                text = f"{text}\n## {heading}\n\n{begin}{end}\n".lstrip()
+            before, rest = text.split(begin)
+            _, after = rest.split(end)
+            text = f"{before}{begin}{table(read_results(folder / file))}\n{end}{after}"
     write_files({page: text.encode()})
 
 
@@ -888,8 +870,8 @@ def _tile(subject: Subject, results: dict, method: str, kind: str, left: int, to
     pixels = blend(pixels, to_heatmap(raw, (TILE, TILE)), 0.45)
     cv2.drawContours(pixels, outline, -1, (255, 255, 255), 1)
     hit, colour = HIT[peaks_in(to_heatmap(raw, GRID), case.near[0][kind])]
-    similarity = "" if not METHODS[method].knows_text else f"，{SIMILARITY_LABELS[setting.similarity]}"
-    return [Picture(left, top, pixels), Text(left + TILE // 2, top + TILE + 15, hit + similarity, 13, "m", colour)]
+    words = "，".join([hit, *words_of(method, setting.similarity, setting.subtract)])
+    return [Picture(left, top, pixels), Text(left + TILE // 2, top + TILE + 15, words, 13, "m", colour)]
 
 
 def _chosen(subject: Subject, results: dict, method: str) -> Setting | None:
@@ -919,6 +901,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--choose", action="store_true", help="choose each method's setting on validation seeds")
     parser.add_argument("--figure", action="store_true", help="draw the figure")
     parser.add_argument("--demo", action="store_true", help="measure the demo's Grad-CAM by kind instead")
+    parser.add_argument(
+        "--truth", choices=tuple(evaluate_truth.SPLITS), help="measure many models on one of the splits"
+    )
+    parser.add_argument("--texts", action="store_true", help="with --truth: the default with fewer texts")
+    parser.add_argument("--judges", type=Path, metavar="FOLDER", help="with --truth: of train_judges.py")
+    parser.add_argument("--model", nargs="+", metavar="NAME", help="with --truth: these models instead of all there")
     parser.add_argument("--markdown", action="store_true", help="write the tables from the results")
     parser.add_argument("--output", type=Path, default=demo.ASSETS, help="folder of the results, tables and figure")
     parser.add_argument("--vit-path", type=Path, default=ENCODERS["vit"].path, help="folder of the ViT")
@@ -961,7 +949,7 @@ def print_choice(name: str, results: dict) -> None:
     for key, row in rows:
         mark = "**" if key == results["winner"] else "*" if key in results["chosen"].values() else ""
         numbers = f"{row['score']:.3f}  pointing {row['pointing'][0]:.3f}  both {row['both'][0]:.3f}"
-        print(f"  {key:28s}{mark:3s} {numbers}  behind {row['behind_the_winner']}  ({row['images']}/{row['doubles']})")
+        print(f"  {key:40s}{mark:3s} {numbers}  behind {row['behind_the_winner']}  ({row['images']}/{row['doubles']})")
 
 
 def main() -> None:
@@ -977,6 +965,10 @@ def main() -> None:
         evaluation = evaluate_demo.evaluate(arguments.output / demo.CHECKPOINT.name)
         text = json.dumps(evaluation, ensure_ascii=False, indent=1) + "\n"
         write_files({arguments.output / EVALUATION_FILE: text.encode()})
+        write_tables(arguments.output)
+        return
+    if arguments.truth:
+        evaluate_truth.main(arguments.truth, arguments.output, arguments.judges, arguments.model, arguments.texts)
         write_tables(arguments.output)
         return
     encoders = {**ENCODERS, "vit": ENCODERS["vit"]._replace(path=arguments.vit_path)}

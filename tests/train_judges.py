@@ -89,16 +89,16 @@ def measure_accuracy(model, size: int) -> float:
 
 
 class Sentences:
-    """Text features of sentences, each computed once."""
+    """Text features of sentences, each computed once and alone: beside others it would differ in its last digits."""
 
     def __init__(self, tower):
         self.tower, self.features = tower.eval(), {}
 
     @torch.no_grad()
     def __call__(self, texts: list[str]) -> torch.Tensor:
-        new = [text for text in dict.fromkeys(texts) if text not in self.features]
-        if new:
-            self.features.update(zip(new, self.tower(texts=new)))
+        for text in texts:
+            if text not in self.features:
+                (self.features[text],) = self.tower(texts=[text])
         return torch.stack([self.features[text] for text in texts])
 
 
@@ -156,7 +156,8 @@ def train(name: str, folder: Path, dataset: dict, views: list[dict]) -> None:
     start = time.time() - seconds
     tower.train()
     for step in range(first, judge.steps):
-        rate = min((step + 1) / WARMUP, 0.5 * (1 + math.cos(math.pi * step / judge.steps)))
+        cycle = judge.steps // judge.cycles
+        rate = min((step + 1) / WARMUP, 0.5 * (1 + math.cos(math.pi * (step % cycle) / cycle)))
         for group in optimizer.param_groups:
             group["lr"] = judge.rate * rate
         inputs, sentences, targets = sample_inputs(judge, dataset, views, step)

@@ -2,12 +2,14 @@
 
 import json
 import warnings
+from pathlib import Path
 
 import evaluate
 import numpy as np
 import pytest
 import torch
 from evaluate import Cases, Setting, Subject
+from results_file import read_results, save_results
 from tiny_pretrained import save_pretrained
 
 from clip_gradcam_visualization import ENCODERS as script_encoders
@@ -155,8 +157,16 @@ def test_every_method_of_an_encoder_has_the_guides_setting_first(cnn, vit):
         for setting in subject.settings:
             guide.setdefault(setting.method, setting)
         assert list(guide) == methods
-        assert all(s.similarity == "cosine" and s.layer in ("last", "last2", "own") for s in guide.values())
+        assert all(s[2:] == ("cosine", False) and s.layer in ("last", "last2", "own") for s in guide.values())
     assert len(set(vit.settings)) == len(vit.settings)
+
+
+def test_the_default_is_measured_beside_the_methods(subject):
+    default = subject.encoder.default_setting
+    assert subject.settings[-1] == default and default.subtract
+    assert default in evaluate.shown_settings(subject.settings, {}, subject.encoder.default)
+    described = evaluate.describe(subject, default)
+    assert described["subtract"] and not described["guide"]
 
 
 def test_one_pass_for_many_formulas_gives_each_methods_own_map(subject):
@@ -167,10 +177,25 @@ def test_one_pass_for_many_formulas_gives_each_methods_own_map(subject):
         together = subject.maps(group, cases)
         for setting in group:
             modules = subject.modules(setting.layer, setting.method)
-            cam = CLIPGradCAM(subject.model, modules, False, setting.method, setting.similarity)
+            cam = CLIPGradCAM(subject.model, modules, False, setting.method, *setting[2:])
             all_texts = torch.arange(len(KINDS)).expand(len(cases.images), -1)
             alone = cam.text_maps(subject.pixels(cases.images), subject.texts, all_texts).maps.numpy()
             assert np.array_equal(together[setting], alone), setting
+
+
+def test_a_pass_is_shared_by_methods_that_look_at_the_same_gradients():
+    plain = [Setting(method, "last", "dot") for method in ("gradcam", "local-gradcam")]
+    alone = [Setting(method, "own", "cosine", True) for method in ("attention-gradient", "legrad-attention")]
+    taken, blind = plain[0]._replace(subtract=True), Setting("eigencam", "last", "dot")
+    assert evaluate.together([*plain, taken, *alone, blind]) == [plain, [taken], *([s] for s in alone), [blind]]
+
+
+def test_the_others_are_taken_off_where_the_setting_says_so(cnn):
+    cases, plain = some_cases(cnn), Setting("gradcam", "last", "cosine")
+    taken = plain._replace(subtract=True)
+    maps = {setting: cnn.maps([setting], cases)[setting] for setting in (plain, taken)}
+    assert maps[taken].shape == maps[plain].shape
+    assert (maps[taken] <= np.maximum(maps[plain], 0) + 1e-9).all() and not np.array_equal(*maps.values())
 
 
 # -- the sanity check ---------------------------------------------------------------------------
@@ -238,6 +263,9 @@ def test_shown_are_the_guides_and_the_chosen_settings():
     chosen = {"gradcam": "gradcam/both/dot", "rollout": "rollout/own/cosine"}
     assert evaluate.shown_settings(settings, chosen) == [settings[0], settings[3], settings[4]]
     assert evaluate.shown_settings(settings, {}) == [settings[0], settings[4]]
+    taken = Setting("gradcam", "both", "dot", True)
+    assert taken.key == "gradcam/both/dot/less others"
+    assert evaluate.shown_settings([*settings, taken], {}, taken.key) == [settings[0], settings[4], taken]
 
 
 # -- the file ---------------------------------------------------------------------------------
@@ -245,9 +273,9 @@ def test_shown_are_the_guides_and_the_chosen_settings():
 
 def test_what_was_measured_before_stays(tmp_path):
     path = tmp_path / "methods.json"
-    evaluate.save_results(path, {"cnn": {"settings": {"a": {"maps": {"pointing": [0.5, 0.4, 0.6]}}}}})
-    evaluate.save_results(path, {"cnn": {"settings": {"a": {"sanity": [{"step": "all"}]}, "b": {"maps": {}}}}})
-    results = evaluate.save_results(path, {"vit": {"winner": "b"}})
+    save_results(path, {"cnn": {"settings": {"a": {"maps": {"pointing": [0.5, 0.4, 0.6]}}}}})
+    save_results(path, {"cnn": {"settings": {"a": {"sanity": [{"step": "all"}]}, "b": {"maps": {}}}}})
+    results = save_results(path, {"vit": {"winner": "b"}})
     assert results == json.loads(path.read_text(encoding="utf-8"))
     assert results["cnn"]["settings"]["a"] == {"maps": {"pointing": [0.5, 0.4, 0.6]}, "sanity": [{"step": "all"}]}
     assert results["cnn"]["settings"]["b"] == {"maps": {}} and results["vit"] == {"winner": "b"}
@@ -261,7 +289,7 @@ def test_an_unknown_layer_path_is_an_error():
         evaluate.module_at(backbone, "0.norm")
 
 
-PUBLISHED = evaluate.read_results(demo.ASSETS / evaluate.METHODS_FILE)
+PUBLISHED = read_results(demo.ASSETS / evaluate.METHODS_FILE)
 
 
 @pytest.mark.skipif("maps" not in PUBLISHED.get("cnn", {}).get("seconds", {}), reason="not measured yet")
@@ -278,7 +306,44 @@ def test_the_guides_row_is_what_the_demo_publishes():
 def test_the_defaults_of_the_tool_are_those_of_the_table():
     """What is marked as the default is what the script explains where nothing is asked for."""
     for encoder, family in ((evaluate.ENCODERS["cnn"], "starnet_s1"), (evaluate.ENCODERS["vit"], "clip-vit")):
-        method, layer, similarity = encoder.default.split("/")
-        default = script_encoders[family]
-        assert (default.method, default.similarity) == (method, similarity)
-        assert (default.layers or (default.target_layer,)) == encoder.layers[layer]
+        setting, default = encoder.default_setting, script_encoders[family]
+        assert encoder.default == setting.key
+        assert (default.method, default.similarity, default.subtract_others) == (setting.method, *setting[2:])
+        assert default.layers == encoder.layers.get(setting.layer, ())
+
+
+# -- the tables -------------------------------------------------------------------------------
+
+
+def test_a_row_says_what_is_taken_off_and_shows_dashes_until_it_is_measured():
+    default = evaluate.ENCODERS["cnn"].default
+    row = {"method": "local-gradcam", "layer": "a + b", "similarity": "dot", "subtract": True, "guide": False}
+    old = {"method": "gradcam", "layer": "b", "similarity": "cosine", "guide": True}
+    table = evaluate.markdown({"cnn": {"settings": {default: row, evaluate.GUIDE.key: old}}})
+    guide, shown = (line for line in table.splitlines() if line.startswith("| CNN"))
+    assert guide.startswith("| CNN | Grad-CAM（b，余弦） | — / — / — / — |")
+    assert shown.startswith("| CNN | Local Grad-CAM，**默认**（a + b，点积，减去其他文本） | — / — / — / — | — |")
+
+
+def test_a_page_keeps_its_words_and_gets_the_sections_that_it_lacks(tmp_path, monkeypatch):
+    tables = {name: (f"{name}.json", str, f"标题 {name}") for name in ("methods", "truth", "evaluation")}
+    monkeypatch.setattr(evaluate, "TABLES", tables)
+    page = tmp_path / evaluate.PAGE_FILE
+    page.write_text("前\n<!-- methods -->\n旧\n<!-- end of methods -->\n后\n", encoding="utf-8")
+    for name in ("methods", "truth"):
+        save_results(tmp_path / f"{name}.json", {"a": 1})
+    evaluate.write_tables(tmp_path)
+    new = "\n## 标题 truth\n\n<!-- truth -->\n{'a': 1}\n<!-- end of truth -->\n"
+    kept = "前\n<!-- methods -->\n{'a': 1}\n<!-- end of methods -->\n后\n"
+    assert page.read_text(encoding="utf-8") == kept + new
+    evaluate.write_tables(tmp_path)
+    assert page.read_text(encoding="utf-8") == kept + new
+
+
+def test_the_truth_is_asked_of_the_other_program(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(evaluate.evaluate_truth, "main", lambda *arguments: calls.append(arguments))
+    command = ["evaluate.py", "--truth", "validation", "--texts", "--judges", "j", "--model", "vit", "lite0"]
+    monkeypatch.setattr("sys.argv", [*command, "--output", str(tmp_path), "--threads", "1"])
+    evaluate.main()
+    assert calls == [("validation", tmp_path, Path("j"), ["vit", "lite0"], True)]

@@ -129,10 +129,11 @@ class Judge(NamedTuple):
     per_finding: int = 4  # images of each finding in a batch, as in `models.demo.dataset.sample_batch`
     sigmoid: bool = False  # SigLIP's loss in place of CLIP's
     frozen: bool = True  # whether it stands on frozen features
+    cycles: int = 1  # of the learning rate: how often it begins anew (Loshchilov & Hutter 2017, arXiv 1608.03983)
 
 
 JUDGES = {
-    "resnet18": Judge("cnn", lambda: ImageEncoder("resnet18", EMBEDDING), 160, 700, 1e-3, 6, frozen=False),
+    "resnet18": Judge("cnn", lambda: ImageEncoder("resnet18", EMBEDDING), 160, 1400, 1e-3, 6, frozen=False, cycles=2),
     "starnet": Judge("cnn", lambda: ImageEncoder("starnet_s1", EMBEDDING), 160, 900, 1.6e-3, 6, frozen=False),
     "lite0": Judge("cnn", build_lite0, steps=600),
     "convnext": Judge("cnn", build_convnext, steps=800, rate=1e-3),

@@ -75,7 +75,8 @@ def test_the_notebook_example_runs_as_printed(workplace):
 
 def test_the_example_of_explain_runs_as_printed(workplace):
     (example,) = [block for block in code_blocks("python") if " explain(" in block]
-    check = "\nassert result.map.shape == (900, 700) and result.full_label() == 'Local Grad-CAM，两层，点积', result.full_label()\n"
+    name = "Local Grad-CAM，两层，点积"
+    check = f"\nassert result.map.shape == (900, 700) and result.full_label() == '{name}', result.full_label()\n"
     check += "assert result.layer == 'stages.2.8 + stages.3.3' and result.geometry == (0, 0, 700, 900)\n"
     run_as_printed(example + check + "assert result._repr_png_().startswith(b'\\x89PNG')", workplace)
 
