@@ -1,6 +1,7 @@
 """How a heatmap is made where little is asked for: defaults, the guide's methods, `--method all`, one text or all."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -103,10 +104,21 @@ def test_what_is_asked_for_stands_before_the_default(asked, layers, expected, ro
     assert settings_of(clip, "net", question(**asked), layers) == [expected]
 
 
-def test_a_default_that_reads_attention_gives_way_to_the_guides_where_layers_are_asked_for(row, clip):
+def test_a_default_that_reads_attention_gives_way_to_the_guides_where_layers_are_asked_for(row):
     row(EncoderRow("last", "legrad", "cosine", subtract_others=True))
-    assert settings_of(clip, "net", question()) == [Setting("legrad", "cosine", [], True, True)]
-    assert settings_of(clip, "net", question(), ["own"]) == [Setting("gradcam", "cosine", ["own"], False)]
+    vit = small_vit()
+    assert settings_of(vit, "net", question()) == [Setting("legrad", "cosine", [], True, True)]
+    assert settings_of(vit, "net", question(), ["own"]) == [Setting("gradcam", "cosine", ["own"], False)]
+
+
+def test_a_tower_that_lacks_what_the_default_needs_is_explained_by_the_guides(row, clip):
+    """A caller's own: without attention that can be read, or without the embedding before its normalisation."""
+    guide = [Setting("gradcam", "cosine", ["last"], False, True)]
+    row(EncoderRow("last", "legrad", "dot", subtract_others=True))
+    assert settings_of(clip, "net", question()) == guide
+    row(FUSED)
+    bare = SimpleNamespace(image_encoder=torch.nn.Identity())
+    assert settings_of(bare, "net", question()) == guide
 
 
 def test_an_encoder_without_a_row_is_explained_at_the_layers_that_are_asked_for(clip):
