@@ -620,6 +620,7 @@ class Explainer:
             CLIPGradCAM(self.model, s.layers, False, s.method, s.similarity, s.subtract_others, s.others_share)
             for s in self.settings
         ]
+        self.groups = self._groups()
         self.layer_names = [layers_name(self.model, cam.modules) for cam in self.cams]
 
     def twin(self) -> Explainer:
@@ -631,7 +632,7 @@ class Explainer:
     def __call__(self, images: torch.Tensor) -> list[list[ImageMaps]]:
         """Model input [B, 3, h, w] -> for each image the maps of each setting."""
         maps_by_setting = {}
-        for members in self._groups():
+        for members in self.groups:
             made = self._image_maps([self.cams[member] for member in members], images)
             maps_by_setting.update(zip(members, made))
         maps_by_image = [list(maps) for maps in zip(*(maps_by_setting[i] for i in range(len(self.cams))))]
@@ -644,7 +645,7 @@ class Explainer:
         groups = {}
         for index, (cam, setting) in enumerate(zip(self.cams, self.settings)):
             kind = cam.method if reads_attention(cam.method) else "layers"
-            key = kind, tuple(map(id, cam.modules)), cam.similarity, setting.subtract_others
+            key = kind, tuple(map(id, cam.modules)), cam.similarity, setting.subtracted
             groups.setdefault(key, []).append(index)
         return list(groups.values())
 
@@ -702,9 +703,9 @@ class Explainer:
             faithfulness=image.faithfulness,
             independent=getattr(self.model, "independent_probabilities", False),
             fused_layers=setting.fused_layers,
-            others_share=setting.others_share if setting.subtract_others else 0.0,
+            subtracted=setting.subtracted,
             is_default=setting.is_default,
-            tells_presence=ENCODERS[self.encoder].tells_presence if self.encoder in ENCODERS else True,
+            tells_presence=ENCODERS.get(self.encoder, EncoderRow("")).tells_presence,
         )
 
     def _cautions(self, pixels: np.ndarray) -> list[str]:
@@ -888,7 +889,7 @@ def run_settings(args, explainer: Explainer, root: str, run_columns: Mapping) ->
         "contrast": question.contrast,
         "layers": [(setting.method, layer) for setting, layer in zip(explainer.settings, explainer.layer_names)],
         "similarity": [setting.similarity for setting in explainer.settings],
-        "subtracted": [setting.subtract_others for setting in explainer.settings],
+        "subtracted": [setting.subtracted for setting in explainer.settings],
         "faithfulness": question.faithfulness,
         "preprocessing": preprocessing_of(explainer.model, question.img_size),
         "grey_range": str(parse_grey_range(args.grey_range)),

@@ -41,7 +41,7 @@ import evaluate_truth
 import numpy as np
 import project  # noqa: F401
 import torch
-from evaluate_demo import GRID, baseline_maps, correlation, energy, interval, percent
+from evaluate_demo import GRID, as_the_model_sees, baseline_maps, correlation, energy, interval, module_at, percent
 from evaluate_truth import words_of
 from results_file import read_results, save_results
 
@@ -174,11 +174,6 @@ class Cases(NamedTuple):
         return np.array([[KINDS.index(asked[0])] for asked in self.asked])
 
 
-def _as_the_model_sees(image, size, prepare):
-    """Grey uint8 [H, W] -> [S, S], squeezed as the model's own preprocessing does it."""
-    return prepare.resize_and_crop(np.repeat(image[..., None], 3, axis=2))[..., 0]
-
-
 @lru_cache(maxsize=8)
 def draw(seeds: range, count: int, prepare, doubles: bool = False) -> Cases:
     """`count` phantoms of the nine kinds, or of two findings each."""
@@ -186,7 +181,7 @@ def draw(seeds: range, count: int, prepare, doubles: bool = False) -> Cases:
     if not prepare.region(700, 600).is_whole(700, 600):
         raise ValueError("the masks need a model that sees the whole image")
     kinds, jobs = (double_jobs if doubles else single_jobs)(seeds, count, size)
-    images, masks = draw_cases(jobs, partial(_as_the_model_sees, prepare=prepare))
+    images, masks = draw_cases(jobs, partial(as_the_model_sees, prepare=prepare))
     near = [{kind: dilate(mask) for kind, mask in of_image.items()} for of_image in masks]
     return Cases(images, [kind if doubles else (kind,) for kind in kinds], list(masks), near)
 
@@ -244,13 +239,6 @@ class Subject:
             needs = METHODS[setting.method].needs
             modules = needs.modules(self.model.image_encoder, setting.method, [])
         return layers_name(self.model, modules)
-
-
-def module_at(backbone, path: str):
-    """The module at a dotted path; numbers, also negative ones, count members."""
-    for part in path.split("."):
-        backbone = backbone[int(part)] if part.lstrip("-").isdigit() else getattr(backbone, part)
-    return backbone
 
 
 # ---------------------------------------------------------------------------------------------

@@ -62,6 +62,18 @@ def percent(value, with_interval=False):
     return f"{mean:.0f} %（{low:.0f}–{high:.0f}）" if with_interval else f"{mean:.0f} %"
 
 
+def as_the_model_sees(image, size, prepare):
+    """Grey uint8 [H, W] -> [S, S], squeezed as the model's own preprocessing does it."""
+    return prepare.resize_and_crop(np.repeat(image[..., None], 3, axis=2))[..., 0]
+
+
+def module_at(backbone, path: str):
+    """The module at a dotted path; numbers, also negative ones, count members."""
+    for part in path.split("."):
+        backbone = backbone[int(part)] if part.lstrip("-").isdigit() else getattr(backbone, part)
+    return backbone
+
+
 # ---------------------------------------------------------------------------------------------
 # 2. Pointing without looking
 

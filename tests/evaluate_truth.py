@@ -27,7 +27,7 @@ from typing import NamedTuple
 import numpy as np
 import project  # noqa: F401
 import torch
-from evaluate_demo import GRID, energy, percent
+from evaluate_demo import GRID, as_the_model_sees, energy, module_at, percent
 from judges.networks import JUDGES, build_judge
 from results_file import save_results
 
@@ -129,7 +129,7 @@ class Subject:
 
     def layers(self, key: str) -> list | None:
         paths = {"last": LAYERS[self.name][:1], "two": LAYERS[self.name][::-1], "own": ()}[key]
-        return [_module_at(self.model.image_encoder.backbone, path) for path in paths] or None
+        return [module_at(self.model.image_encoder.backbone, path) for path in paths] or None
 
     def pixels(self, images: np.ndarray) -> torch.Tensor:
         """Grey uint8 [N, S, S] -> model input [N, 3, S, S]."""
@@ -143,12 +143,6 @@ class Subject:
         cam = CLIPGradCAM(self.model, layers, False, first.method, first.similarity, first.subtract, share)
         made = cam.maps_of_methods(methods, pixels, texts, targets)
         return [text_maps.maps.numpy() for text_maps in made], made[0].similarities.numpy()
-
-
-def _module_at(backbone, path: str):
-    for part in path.split("."):
-        backbone = backbone[int(part)] if part.lstrip("-").isdigit() else getattr(backbone, part)
-    return backbone
 
 
 class Cases(NamedTuple):
@@ -167,16 +161,12 @@ def draw(split: str, prepare) -> Cases:
     images, masks, kinds = [], [], []
     for jobs_of, count in ((single_jobs, singles), (double_jobs, doubles)):
         names, jobs = jobs_of(seeds, count, size)
-        drawn, of_images = draw_cases(jobs, partial(_as_the_model_sees, prepare=prepare))
+        drawn, of_images = draw_cases(jobs, partial(as_the_model_sees, prepare=prepare))
         images.append(drawn)
         masks += of_images
         kinds += [name if isinstance(name, tuple) else (name,) for name in names]
     near = [{kind: dilate(mask) for kind, mask in of_image.items()} for of_image in masks]
     return Cases(np.concatenate(images), kinds, masks, near)
-
-
-def _as_the_model_sees(image, size, prepare):
-    return prepare.resize_and_crop(np.repeat(image[..., None], 3, axis=2))[..., 0]
 
 
 # ---------------------------------------------------------------------------------------------
@@ -297,16 +287,16 @@ def measure_few_texts(subject: Subject, candidate: Candidate, cases: Cases, coun
     for image, present, mask, near in zip(*cases):
         if present[0] not in FINDINGS:
             continue
-        asked = present if len(present) == 2 else (*present, rng.choice([k for k in FINDINGS if k not in present]))
+        findings = present if len(present) == 2 else (*present, rng.choice([k for k in FINDINGS if k not in present]))
         maps = {}
-        for kind in asked:
+        for kind in findings:
             others = rng.permutation([k for k in range(len(KINDS)) if KINDS[k] != kind])[: count - 1]
             texts = subject.texts[[KINDS.index(kind), *others]]
             taken = candidate._replace(subtract=candidate.subtract and count >= LEAST_TEXTS)
             maps[kind] = subject.explain([taken], subject.pixels(image[None]), texts, 0)[0][0][0, 0]
         rows.append(measure_image(maps, present, mask, near))
         if len(present) == 1:
-            strengths.append([max(maps[kind].max(), 0) for kind in asked])
+            strengths.append([max(maps[kind].max(), 0) for kind in findings])
     return summarise(rows, np.array(strengths), [])
 
 

@@ -237,10 +237,11 @@ def legrad(transformer, trace, embeddings, score, prefix):
     With attention pooling s is the score of what the pool makes of the block's tokens, and A the pool's attention
     (Bousselham et al. 2024, arXiv 2404.03214). The map's smallest value is taken off, as the authors do.
     """
-    parts = [
-        (_legrad_map(gradients, value), gradients) for _, value, gradients in _of_blocks(transformer, trace, score)
-    ]
-    return _without_least(_mean(maps for maps, _ in parts), prefix), _peaks(gradients for _, gradients in parts)
+    maps, peaks = [], []
+    for _, value, gradients in _of_blocks(transformer, trace, score):
+        maps.append(_legrad_map(gradients, value))
+        peaks.append(gradients)
+    return _without_least(_mean(maps), prefix), _peaks(peaks)
 
 
 def legrad_attention(transformer, trace, embeddings, score, prefix):
@@ -283,7 +284,7 @@ def _legrad_map(gradients, value, attention=None) -> torch.Tensor:
 
 
 def _mean(maps) -> torch.Tensor:
-    return torch.stack(list(maps)).mean(0)
+    return torch.stack(maps).mean(0)
 
 
 def _without_least(maps, prefix) -> torch.Tensor:

@@ -43,6 +43,11 @@ class Setting(NamedTuple):
     others_share: float = OTHERS_SHARE  # of the other texts' map, how much of it
 
     @property
+    def subtracted(self) -> float:
+        """The share of the other texts' map that is taken off, 0 for none."""
+        return self.others_share if self.subtract_others else 0.0
+
+    @property
     def fused_layers(self) -> int:
         """How many layers' maps it fuses; 1 for a method that reads attention, whatever its blocks are."""
         return 1 if reads_attention(self.method) else len(self.layers)

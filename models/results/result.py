@@ -13,10 +13,9 @@ from ..images.preprocessing import Region
 from .figure import draw_figure, encode_figure
 from .formats import thin
 from .grid import draw_grid
-from .parts import in_language
+from .parts import FOOTER_WORDS, in_language
 
 DETAIL_WORDS = {
-    "comma": ("，", ", "),
     "two layers": ("两层", "two layers"),
     "layers": ("{} 层", "{} layers"),
     "dot": ("点积", "dot product"),
@@ -43,7 +42,7 @@ class ImageResult(NamedTuple):
     faithfulness: list | None = None  # T of models.explain.faithfulness.Faithfulness, None for an empty map
     independent: bool = False  # whether each text has a probability of its own (a sigmoid): they need not sum to 1
     fused_layers: int = 1  # how many layers' maps are fused
-    others_share: float = 0.0  # how much of the other texts' map is taken off
+    subtracted: float = 0.0  # the share of the other texts' map that is taken off
     is_default: bool = False  # whether it is what the encoder is shown by where nothing is asked for
     tells_presence: bool = True  # whether the strength of the encoder's maps tells what is there from what is not
     also: tuple[str, ...] = ()  # labels of other methods whose map is the same
@@ -161,7 +160,7 @@ class ImageResult(NamedTuple):
 
     def full_label(self, lang: str = "zh") -> str:
         """The heatmap's name: the method and in what it differs from it at one layer, of the cosine."""
-        return in_language(DETAIL_WORDS, lang)["comma"].join([self.label, *self.details(lang)])
+        return in_language(FOOTER_WORDS, lang)["comma"].join([self.label, *self.details(lang)])
 
     @property
     def knows_text(self) -> bool:

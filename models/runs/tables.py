@@ -46,7 +46,7 @@ def _row_of_result(result: ImageResult) -> dict:
         "method": result.method,
         "explained": question.similarity,
         "contrast": question.contrast,
-        "subtracted": result.others_share,
+        "subtracted": result.subtracted,
         "image_encoder": encoder,
         "layer": layer,
         "grid": f"{rows}x{columns}",

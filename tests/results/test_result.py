@@ -37,7 +37,7 @@ LAYER_METHODS = [name for name in METHODS if not reads_attention(name)]
 def of_setting(result, method="gradcam", similarity="cosine", subtract=False, **changes):
     """A result as another setting made it."""
     asked = result.question._replace(method=method, similarity=similarity, subtract_others=subtract)
-    return result._replace(question=asked, others_share=0.3 if subtract else 0.0, **changes)
+    return result._replace(question=asked, subtracted=0.3 if subtract else 0.0, **changes)
 
 
 # -- names ------------------------------------------------------------------------------------
