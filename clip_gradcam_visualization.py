@@ -67,8 +67,10 @@ from models.explain.passes import check_embeddings, model_input, placement, thro
 from models.explain.question import (
     CONTRAST_GAMMA,
     LEAST_TEXTS,
-    OTHERS_SHARE,
+    OFF_THE_DIRECTION,
+    OFF_THE_MAP,
     ImageMaps,
+    Others,
     Question,
     Setting,
     TargetScores,
@@ -129,7 +131,7 @@ FLAGS = (
     ("--target-text-idx", INT | SEVERAL, "目标文本索引，从 0 开始，可以多个（默认：最相似的文本）"),
     ("--all-texts", SWITCH, "解释全部文本（与 --target-text-idx 二选一）"),
     ("--contrast", SWITCH, "对比：解释支持该文本而不支持其他文本的方向（两三个文本时常常更差）"),
-    ("--subtract-others", SWITCH, "减去其他文本的热力图（与 --contrast 二选一；默认方法从三个文本起已经减去）"),
+    ("--subtract-others", SWITCH, "减去其他文本也支持的部分（与 --contrast 二选一；默认方法从三个文本起已经减去）"),
     ("--image-encoder", NAME, "图像编码器名称（如果无法从检查点获取）"),
     ("--text-encoder", NAME, "文本编码器名称或本地文件夹（默认：bert-base-chinese）"),
     ("--download", SWITCH, "允许从模型库下载参数中写的名称和 CLIP 的词表（默认不联网；也可把名称写成 hub:owner/name）"),
@@ -281,8 +283,8 @@ class EncoderRow(NamedTuple):
     method: str = "gradcam"  # where nothing is asked for, with the similarity and the layers that follow
     similarity: str = "cosine"
     layers: tuple[str, ...] = ()  # whose maps are fused; none: the target layer, or the method's blocks
-    subtract_others: bool = False  # whether the other texts' map is taken off, from LEAST_TEXTS texts on
-    others_share: float = OTHERS_SHARE  # how much of it, there or where it is asked for
+    subtract_others: bool = False  # whether the other texts are taken off, from LEAST_TEXTS texts on
+    others: Others = OFF_THE_DIRECTION  # how, there or where it is asked for
     tells_presence: bool = True  # whether the map's strength tells what is there from what is not
 
 
@@ -300,7 +302,7 @@ def _network(target_layer: str, *layers: str) -> EncoderRow:
 def _transformer(target_layer: str) -> EncoderRow:
     """A vision transformer: its attention, the other texts taken off; the strength of its maps tells no presence."""
     return EncoderRow(
-        target_layer, "legrad-attention", "dot", subtract_others=True, others_share=1.0, tells_presence=False
+        target_layer, "legrad-attention", "dot", subtract_others=True, others=OFF_THE_MAP, tells_presence=False
     )
 
 
@@ -366,7 +368,7 @@ def row_of(model, encoder: str) -> EncoderRow:
     row, tower = ENCODERS.get(encoder, EncoderRow("")), model.image_encoder
     if hasattr(tower, "embed") and METHODS[row.method].needs.suits(tower):
         return row
-    return EncoderRow(row.target_layer, others_share=row.others_share, tells_presence=row.tells_presence)
+    return EncoderRow(row.target_layer, others=row.others, tells_presence=row.tells_presence)
 
 
 def default_layers(model, encoder: str) -> list[torch.nn.Module]:
@@ -382,8 +384,8 @@ def default_setting(model, encoder: str, question: Question, layers: Sequence = 
     row = row_of(model, encoder)
     subtracts = row.subtract_others and len(question.texts) >= LEAST_TEXTS and not question.contrast
     own = list(layers) or default_layers(model, encoder)
-    setting = Setting(row.method, row.similarity, own, subtracts, others_share=row.others_share)
-    changed = with_choices(setting, question)
+    setting = Setting(row.method, row.similarity, own, row.others if subtracts else None)
+    changed = with_choices(setting, question, row.others)
     return changed._replace(is_default=changed == setting and not layers and not question.contrast)
 
 
@@ -393,8 +395,7 @@ def guide_setting(model, encoder: str, question: Question, method: str, layers: 
         own = list(layers) if question.method != "all" else []
     else:
         own = list(layers) or [get_target_layer_for_clip(model, encoder)]
-    share = row_of(model, encoder).others_share
-    return with_choices(Setting(method, "cosine", own, others_share=share), question)
+    return with_choices(Setting(method, "cosine", own), question, row_of(model, encoder).others)
 
 
 def settings_of(model, encoder: str, question: Question, layers: Sequence = ()) -> list[Setting]:
@@ -426,9 +427,9 @@ class CLIPGradCAM:
     `model` needs an `image_encoder`, its own or that of what it wraps (see `clip_of`); `target_layer` is one of its
     modules or their dotted paths, or several whose maps are fused; for LeGrad blocks. None: the users' guide's, for
     LeGrad the last blocks. `similarity`: "cosine", or "dot", the product of the unit text vector with the image's
-    embedding before its normalisation. `subtract_others`: whether `others_share` of the other texts' map is taken off
-    each text's own (`take_off`). With `use_cuda` the model moves to CUDA where there is one. Usable as a
-    context manager; no hook outlives a call. One model may be explained in several threads; they take turns.
+    embedding before its normalisation. `others`: how the other texts are taken off, None for not at all. With
+    `use_cuda` the model moves to CUDA where there is one. Usable as a context manager; no hook outlives a call. One
+    model may be explained in several threads; they take turns.
     """
 
     def __init__(
@@ -438,15 +439,13 @@ class CLIPGradCAM:
         use_cuda: bool = True,
         method: str = "gradcam",
         similarity: str = "cosine",
-        subtract_others: bool = False,
-        others_share: float = OTHERS_SHARE,
+        others: Others | None = None,
     ):
         model = clip_of(model)
         self.model = model.to("cuda") if use_cuda and torch.cuda.is_available() else model
         self.method = check_method(method)
         self.similarity = check_similarity(similarity)
-        self.subtract_others = subtract_others and METHODS[method].knows_text
-        self.others_share = others_share
+        self.others = others if METHODS[method].knows_text else None
         needs = METHODS[method].needs
         needs.check_gradients(model.image_encoder, method)
         layers = target_layer if isinstance(target_layer, (list, tuple)) else [target_layer]
@@ -480,7 +479,7 @@ class CLIPGradCAM:
         text_maps = self.text_maps(images, text_features, target_text_idx)
         heatmaps = []
         for maps, peaks in zip(text_maps.maps, text_maps.gradient_peaks):
-            flaw = diagnose_flat_map(self.model, maps[0], peaks[0], self.subtract_others)
+            flaw = diagnose_flat_map(self.model, maps[0], peaks[0], self.others is not None)
             if flaw:
                 warnings.warn(flaw, InputWarning, stacklevel=2)
             heatmaps.append(to_heatmap(maps[0], images.shape[-2:]))
@@ -539,10 +538,7 @@ class CLIPGradCAM:
 
     def _make_maps(self, methods, forward, texts, similarities, targets, contrast) -> list[Maps]:
         """Of each method, maps of the targets [B, T]; InputError where one is not finite."""
-        directions = (contrastive_directions(texts, contrast) if contrast else texts)[targets]  # [B, T, D]
-        if self.subtract_others:
-            others = others_directions(texts, logits_of(self.model, similarities), targets)
-            directions = torch.cat([directions, others], 1)
+        directions = self._directions(texts, similarities, targets, contrast)
         scores = TargetScores(self._scores, directions)
         rows = [METHODS[method] for method in methods]
         try:
@@ -556,10 +552,18 @@ class CLIPGradCAM:
             made = [Maps(*[forward.images.new_tensor(torch.nan)] * 2)]
         if not all(torch.isfinite(maps).all() for maps, _ in made):
             raise InputError(f"热力图中出现 NaN 或无穷大：{why_not_finite(forward.tower, forward.images)}")
-        if not self.subtract_others:
+        if not (self.others and self.others.of_maps):
             return made
-        share = self.others_share
+        share = self.others.share
         return [Maps(take_off(*maps.chunk(2, 1), share), peaks.chunk(2, 1)[0]) for maps, peaks in made]
+
+    def _directions(self, texts, similarities, targets, contrast) -> torch.Tensor:
+        """What is explained of each image [B, T, D]; followed by what is taken off its maps, [B, 2 T, D]."""
+        own = (contrastive_directions(texts, contrast) if contrast else texts)[targets]
+        if self.others is None:
+            return own
+        others = others_directions(texts, logits_of(self.model, similarities), targets)
+        return torch.cat([own, others], 1) if self.others.of_maps else own - self.others.share * others
 
     def score(self, images, text_features, contrast: float = 0.0):
         """Cosines of images [n, 3, h, w] and K texts -> [n, K] float32, whatever is explained, without a heatmap."""
@@ -616,10 +620,7 @@ class Explainer:
         layers = target_layer if isinstance(target_layer, (list, tuple)) else [target_layer]
         self.layers = check_layers(self.model, [layer for layer in layers if layer is not None])
         self.settings = settings_of(self.model, self.encoder, question, self.layers)
-        self.cams = [
-            CLIPGradCAM(self.model, s.layers, False, s.method, s.similarity, s.subtract_others, s.others_share)
-            for s in self.settings
-        ]
+        self.cams = [CLIPGradCAM(self.model, s.layers, False, s.method, s.similarity, s.others) for s in self.settings]
         self.groups = self._groups()
         self.layer_names = [layers_name(self.model, cam.modules) for cam in self.cams]
 
@@ -684,7 +685,7 @@ class Explainer:
         return Results(self._result(pixels, *of_setting) for of_setting in zip(maps, self.settings, self.layer_names))
 
     def _result(self, pixels, image: ImageMaps, setting: Setting, layer: str) -> ImageResult:
-        subtracts = setting.subtract_others
+        subtracts = setting.others is not None
         flaws = [diagnose_flat_map(self.model, *of_map, subtracts) for of_map in zip(image.maps, image.gradient_peaks)]
         return ImageResult(
             pixels=pixels,
@@ -760,7 +761,7 @@ def explain(
     one. `target_layer`: a module or a dotted path, or a list of them to fuse; None for the encoder's own.
     `img_size` counts where the model names none, 224 where neither does. `method`, `similarity`: of METHODS and
     SIMILARITIES, None for the encoder's default; method "all" gives Results, a tuple of one result per method.
-    `contrast`: what speaks for a text rather than for the others. `subtract_others`: whether the other texts' map is
+    `contrast`: what speaks for a text rather than for the others. `subtract_others`: whether the other texts are
     taken off (`others_directions`), None for the method's default. `faithfulness`: test each heatmap by deletion and
     insertion. `text_features` [K, D] spare embedding the texts again. `grey_range`: how more than 8 bits of grey become
     8 (see `parse_grey_range`). Raises InputError for what cannot be used.

@@ -224,7 +224,7 @@ def measure_default(folder: Path, repetitions: int, count: int) -> None:
         question = Question(names, names, [0], method=None, similarity=None, subtract_others=None)
         explainer = Explainer(model, texts, question)
         (setting,) = explainer.settings
-        cam = CLIPGradCAM(model, setting.layers, False, *setting[:2], setting.subtract_others)
+        cam = CLIPGradCAM(model, setting.layers, False, *setting[:2], setting.others)
         runs = max(7, 3 * repetitions)
         for label, call in (
             ("heatmap", lambda cam=cam, texts=texts, image=image: cam.text_maps(image, texts, 0)),

@@ -77,7 +77,7 @@ class Setting(NamedTuple):
     method: str
     layer: str
     similarity: str
-    subtract: bool = False  # whether the other texts' map is taken off
+    subtract: bool = False  # whether the other texts are taken off, as the family does it
 
     @property
     def key(self) -> str:
@@ -223,8 +223,8 @@ class Subject:
     def explain(self, group, pixels, targets, model=None) -> dict[Setting, np.ndarray]:
         """One pass for a group: model input [B, 3, S, S], targets [B, T] -> {setting: [B, T, h, w]}."""
         model, (method, layer, similarity, subtract) = model or self.model, group[0]
-        share = ENCODER_ROWS[model.image_encoder_name].others_share
-        cam = CLIPGradCAM(model, self.modules(layer, method, model), False, method, similarity, subtract, share)
+        others = ENCODER_ROWS[model.image_encoder_name].others if subtract else None
+        cam = CLIPGradCAM(model, self.modules(layer, method, model), False, method, similarity, others)
         made = cam.maps_of_methods([setting.method for setting in group], pixels, self.texts, targets)
         return {setting: text_maps.maps.cpu().numpy() for setting, text_maps in zip(group, made)}
 

@@ -31,7 +31,7 @@ from evaluate_demo import GRID, as_the_model_sees, energy, module_at, percent
 from judges.networks import JUDGES, build_judge
 from results_file import save_results
 
-from clip_gradcam_visualization import ENCODERS, CLIPGradCAM
+from clip_gradcam_visualization import CLIPGradCAM
 from models.demo import cnn as demo
 from models.demo.dataset import SEEDS
 from models.demo.findings import FINDINGS, KINDS
@@ -39,7 +39,7 @@ from models.demo.protocol import dilate, double_jobs, draw_cases, peaks_in, sing
 from models.demo.sentences import class_texts
 from models.explain.heatmap import is_flat, to_heatmap
 from models.explain.methods import METHODS, reads_attention
-from models.explain.question import LEAST_TEXTS
+from models.explain.question import LEAST_TEXTS, OFF_THE_DIRECTION, OFF_THE_MAP, Others
 from models.images.preprocessing import preprocessing_of
 from models.loading.load import load_clip_checkpoint
 
@@ -53,46 +53,53 @@ FEW_TEXTS = (1, 2, 3, 5)
 BATCH = 15
 
 
+NOTHING, MAPS, DIRECTION = "", "less others", "less others' direction"  # what is taken off, as a key says it
+TAKEN_OFF = {  # {kind: {what: how}}
+    "cnn": {MAPS: Others(0.3, of_maps=True), DIRECTION: OFF_THE_DIRECTION},
+    "vit": {MAPS: OFF_THE_MAP},
+    "siglip": {MAPS: OFF_THE_MAP},
+}
+
+
 class Candidate(NamedTuple):
-    """A setting as it is measured; `layers` a key of the model's."""
+    """A setting as it is measured; `layers` a key of the model's, `taken_off` one of its kind."""
 
     method: str
     layers: str
     similarity: str
-    subtract: bool = False
+    taken_off: str = NOTHING
 
     @property
     def key(self) -> str:
-        return "/".join([self.method, self.layers, self.similarity, *(["less others"] if self.subtract else [])])
+        return "/".join([self.method, self.layers, self.similarity, *([self.taken_off] if self.taken_off else [])])
 
 
-def _candidates(methods, layers, similarities, subtract=(False, True)) -> list[Candidate]:
-    return [Candidate(m, layers, s, taken) for s in similarities for taken in subtract for m in methods]
+def _candidates(methods, layers, similarities, taken_off=(NOTHING, MAPS)) -> list[Candidate]:
+    return [Candidate(m, layers, s, taken) for s in similarities for taken in taken_off for m in methods]
 
 
-BOTH, PLAIN = ("cosine", "dot"), (False,)
+BOTH, PLAIN, ALL_WAYS = ("cosine", "dot"), (NOTHING,), (NOTHING, MAPS, DIRECTION)
 PEERS = ("gradcam", "hirescam", "gradcam++", "layercam", "xgradcam")  # of grad-cam and torchcam, at the guide's layer
 ATTENTION = ("legrad", "grad-eclip", "attention-gradient", "legrad-attention")
 CANDIDATES = {
     "cnn": [
         *_candidates(PEERS, "last", BOTH, PLAIN),
-        *_candidates(("gradcam",), "last", ("dot",), (True,)),
-        *_candidates(("gradcam",), "two", ("cosine",)),
-        *_candidates(("gradcam", "local-gradcam", "hirescam", "layercam"), "two", ("dot",)),
+        *_candidates(("gradcam",), "last", ("dot",), (MAPS, DIRECTION)),
+        *_candidates(("gradcam",), "two", ("cosine",), ALL_WAYS),
+        *_candidates(("gradcam", "local-gradcam", "hirescam", "layercam"), "two", ("dot",), ALL_WAYS),
     ],
     "vit": [
         *_candidates(PEERS, "last", ("cosine",), PLAIN),
-        *_candidates(("layercam",), "last", ("cosine",), (True,)),
+        *_candidates(("layercam",), "last", ("cosine",), (MAPS,)),
         *_candidates(ATTENTION, "own", BOTH),
     ],
 }
 CANDIDATES["siglip"] = CANDIDATES["vit"]
 DEFAULTS = {
-    "cnn": Candidate("local-gradcam", "two", "dot", True),
-    "vit": Candidate("legrad-attention", "own", "dot", True),
-    "siglip": Candidate("legrad-attention", "own", "dot", True),
+    "cnn": Candidate("local-gradcam", "two", "dot", DIRECTION),
+    "vit": Candidate("legrad-attention", "own", "dot", MAPS),
+    "siglip": Candidate("legrad-attention", "own", "dot", MAPS),
 }
-ROWS = {"cnn": "starnet_s1", "vit": "clip-vit", "siglip": "siglip-vit"}  # of the tool's table, for each kind
 LAYERS = {  # of each model's backbone: the guide's, and the two whose maps are fused
     "starnet-demo": ("stages.-1.-1", "stages.-2.-1"),
     "starnet": ("stages.-1.-1", "stages.-2.-1"),
@@ -139,8 +146,8 @@ class Subject:
         """One pass of candidates that differ by their method alone: maps [B, T, h, w] of each, cosines [B, K]."""
         first = candidates[0]
         layers, methods = self.layers(first.layers), [candidate.method for candidate in candidates]
-        share = ENCODERS[ROWS[self.kind]].others_share
-        cam = CLIPGradCAM(self.model, layers, False, first.method, first.similarity, first.subtract, share)
+        others = TAKEN_OFF[self.kind].get(first.taken_off)
+        cam = CLIPGradCAM(self.model, layers, False, first.method, first.similarity, others)
         made = cam.maps_of_methods(methods, pixels, texts, targets)
         return [text_maps.maps.numpy() for text_maps in made], made[0].similarities.numpy()
 
@@ -292,7 +299,7 @@ def measure_few_texts(subject: Subject, candidate: Candidate, cases: Cases, coun
         for kind in findings:
             others = rng.permutation([k for k in range(len(KINDS)) if KINDS[k] != kind])[: count - 1]
             texts = subject.texts[[KINDS.index(kind), *others]]
-            taken = candidate._replace(subtract=candidate.subtract and count >= LEAST_TEXTS)
+            taken = candidate if count >= LEAST_TEXTS else candidate._replace(taken_off=NOTHING)
             maps[kind] = subject.explain([taken], subject.pixels(image[None]), texts, 0)[0][0][0, 0]
         rows.append(measure_image(maps, present, mask, near))
         if len(present) == 1:
@@ -389,8 +396,9 @@ ALL_TEXTS = len(KINDS)
 NOTES = (
     "“偶然”是别的图像中所问病变的位置落在图中病变上的比例：不看图、只知道病变常在哪里，问错也会命中这么多。"
     "张数是一处病变的与两处病变的图像；括号中的范围是对图像做自助法的 95 % 区间。粗体是默认设置；“默认，不减”不减去"
-    "其他文本；“指南”是目标层上余弦的 Grad-CAM；“最好的同类方法”是 grad-cam、torchcam 也有的方法（ViT 另有 LeGrad 和 "
-    "Grad-ECLIP）中“两处都指对”最高的，就在这些图像上挑选，所以对它有利。全部设置的数字见 truth.json。",
+    "其他文本，“减去的是热力图”从热力图而不从所解释的方向减去它们（多一次反向）；“指南”是目标层上余弦的 Grad-CAM；"
+    "“最好的同类方法”是 grad-cam、torchcam 也有的方法（ViT 另有 LeGrad 和 Grad-ECLIP）中“两处都指对”最高的，"
+    "就在这些图像上挑选，所以对它有利。全部设置的数字见 truth.json。",
     "指向：问图中有的病变，峰落在它的掩膜外扩 15 像素之内。两处都指对：一图两处病变，两个文本都指对。"
     "问错仍命中：问图中没有的病变，峰却落在图中的病变上，越低越好；空：这时没有峰的比例。"
     "交换：两个文本的热力图按绝对单位相减，正反都指对。能量、IoU：图中病变的热力图落在掩膜内的份额，"
@@ -464,9 +472,11 @@ def _model_rows(name: str, of_model: dict) -> list[list[str]]:
 
 def shown_candidates(kind: str, settings: dict) -> dict[Candidate, list[str]]:
     """{candidate: what it is shown as} of those that were measured."""
+    default = DEFAULTS[kind]
     roles = {
-        "默认": DEFAULTS[kind],
-        "默认，不减": DEFAULTS[kind]._replace(subtract=False),
+        "默认": default,
+        "默认，不减": default._replace(taken_off=NOTHING),
+        **({"默认，减去的是热力图": default._replace(taken_off=MAPS)} if default.taken_off == DIRECTION else {}),
         "以前的默认": PREVIOUS[kind],
         "指南": GUIDE,
     }
@@ -483,17 +493,17 @@ def shown_candidates(kind: str, settings: dict) -> dict[Candidate, list[str]]:
 def is_peer(candidate: Candidate) -> bool:
     """Whether other libraries have it: at the guide's layer, or of attention, nothing taken off."""
     at_guide = candidate.method in PEERS and candidate.layers == "last"
-    return not candidate.subtract and (at_guide or candidate.method in OTHER_PEERS)
+    return not candidate.taken_off and (at_guide or candidate.method in OTHER_PEERS)
 
 
 def label_of(candidate: Candidate) -> str:
     """The candidate in Chinese words."""
     layers = [] if reads_attention(candidate.method) else [LAYER_LABELS[candidate.layers]]
-    words = [*layers, *words_of(candidate.method, candidate.similarity, candidate.subtract)]
+    words = [*layers, *words_of(candidate.method, candidate.similarity, candidate.taken_off)]
     return f"{METHODS[candidate.method].label}（{'，'.join(words)}）"
 
 
-def words_of(method: str, similarity: str, subtract: bool) -> list[str]:
+def words_of(method: str, similarity: str, subtract) -> list[str]:
     """What is explained by a method that knows the text, in Chinese words; none of one that does not."""
     if not METHODS[method].knows_text:
         return []

@@ -13,7 +13,6 @@ from ..towers.similarity import softmax_probabilities
 from .methods import METHODS, check_method, check_similarity, reads_attention
 
 CONTRAST_GAMMA = 0.6
-OTHERS_SHARE = 0.3  # of the other texts' map, what is taken off a text's own where an encoder has no share of its own
 OTHERS_TEMPERATURE = 2.0  # the model's own temperature times this weighs the other texts
 LEAST_TEXTS = 3  # from so many on the default takes the others off: of two, the other is mostly "nothing there"
 
@@ -27,9 +26,19 @@ class Question(NamedTuple):
     contrast: float = 0.0  # gamma of `contrastive_directions`
     method: str | None = "gradcam"  # one of METHODS, or "all"; None for the encoder's default
     similarity: str | None = "cosine"  # or "dot": what is explained; None for the method's default
-    subtract_others: bool | None = False  # whether the other texts' map is taken off; None for the method's default
+    subtract_others: bool | None = False  # whether the other texts are taken off; None for the method's default
     faithfulness: bool = False  # whether each heatmap is tested by deletion and insertion
     img_size: int | None = None  # side of the model's input where the model does not say
+
+
+class Others(NamedTuple):
+    """How what the other texts hold is taken off a text: see `others_directions`."""
+
+    share: float  # how much of it
+    of_maps: bool = False  # from the text's map, by a backward pass more; else from the direction that is explained
+
+
+OFF_THE_DIRECTION, OFF_THE_MAP = Others(0.45), Others(1.0, of_maps=True)
 
 
 class Setting(NamedTuple):
@@ -38,14 +47,13 @@ class Setting(NamedTuple):
     method: str  # one of METHODS
     similarity: str = "cosine"
     layers: Sequence[torch.nn.Module] = ()  # whose maps are fused, or blocks; none: the method's own blocks
-    subtract_others: bool = False  # whether the other texts' map is taken off
+    others: Others | None = None  # how the other texts are taken off
     is_default: bool = False  # whether it is what the encoder is shown by where nothing is asked for
-    others_share: float = OTHERS_SHARE  # of the other texts' map, how much of it
 
     @property
     def subtracted(self) -> float:
-        """The share of the other texts' map that is taken off, 0 for none."""
-        return self.others_share if self.subtract_others else 0.0
+        """The share of what the other texts hold that is taken off, 0 for none."""
+        return self.others.share if self.others else 0.0
 
     @property
     def fused_layers(self) -> int:
@@ -53,11 +61,14 @@ class Setting(NamedTuple):
         return 1 if reads_attention(self.method) else len(self.layers)
 
 
-def with_choices(setting: Setting, question: Question) -> Setting:
-    """A setting with the similarity, and the taking off, that a question asks for; none where no text is known."""
-    similarity = question.similarity or setting.similarity
-    subtracts = setting.subtract_others if question.subtract_others is None else question.subtract_others
-    return setting._replace(similarity=similarity, subtract_others=subtracts and METHODS[setting.method].knows_text)
+def with_choices(setting: Setting, question: Question, others: Others) -> Setting:
+    """A setting with the similarity that a question asks for, and `others` taken off where it asks for that.
+
+    Nothing is taken off where a method knows no text.
+    """
+    subtracts = question.subtract_others if question.subtract_others is not None else setting.others is not None
+    taken_off = others if subtracts and METHODS[setting.method].knows_text else None
+    return setting._replace(similarity=question.similarity or setting.similarity, others=taken_off)
 
 
 def check_question(question: Question) -> None:

@@ -16,8 +16,8 @@ FOOTER_WORDS = {
         "Explained is the dot product before normalisation, not the cosine",
     ),
     "subtracted": (
-        "已减去其他文本的热力图（按模型认为的可能性加权）",
-        "The other texts' heatmap, weighted by how likely the model holds them, is taken off",
+        "已减去其他文本也支持的部分（按模型认为的可能性加权）",
+        "What the other texts hold too, weighted by how likely they are to the model, is taken off",
     ),
     "where only": (
         "这段文本的相似度靠后：热力图只说明若有会在哪里，颜色不说明有没有",

@@ -42,7 +42,7 @@ class ImageResult(NamedTuple):
     faithfulness: list | None = None  # T of models.explain.faithfulness.Faithfulness, None for an empty map
     independent: bool = False  # whether each text has a probability of its own (a sigmoid): they need not sum to 1
     fused_layers: int = 1  # how many layers' maps are fused
-    subtracted: float = 0.0  # the share of the other texts' map that is taken off
+    subtracted: float = 0.0  # the share of what the other texts hold that is taken off
     is_default: bool = False  # whether it is what the encoder is shown by where nothing is asked for
     tells_presence: bool = True  # whether the strength of the encoder's maps tells what is there from what is not
     also: tuple[str, ...] = ()  # labels of other methods whose map is the same

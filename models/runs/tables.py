@@ -145,7 +145,7 @@ COLUMNS = (
     "method",
     "explained",  # cosine or dot
     "contrast",  # gamma of the contrastive target, 0 for none
-    "subtracted",  # share of the other texts' map that is taken off, 0 for none
+    "subtracted",  # share of what the other texts hold that is taken off, 0 for none
     "image_encoder",
     "layer",
     "grid",  # rows x columns of the map at the layer

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 import train_judges
-from evaluate_truth import CANDIDATES, DEFAULTS, SPLITS, Candidate, Cases
+from evaluate_truth import CANDIDATES, DEFAULTS, MAPS, NOTHING, SPLITS, TAKEN_OFF, Candidate, Cases
 from judges.networks import EMBEDDING, JUDGES, build_judge, embed
 from results_file import read_results
 
+import clip_gradcam_visualization as script
 from models.demo.dataset import SEEDS
 from models.demo.findings import FINDINGS, KINDS
 from models.demo.protocol import double_jobs, single_jobs
@@ -166,18 +167,20 @@ def test_the_splits_share_no_phantom_with_training_choosing_places_or_each_other
 
 def test_a_candidate_has_a_key_of_its_own():
     assert Candidate("gradcam", "two", "dot").key == "gradcam/two/dot"
-    assert Candidate("gradcam", "two", "dot", True).key == "gradcam/two/dot/less others"
+    assert Candidate("gradcam", "two", "dot", MAPS).key == "gradcam/two/dot/less others"
     for kind, candidates in CANDIDATES.items():
         assert len({candidate.key for candidate in candidates}) == len(candidates)
-        assert DEFAULTS[kind] in candidates and DEFAULTS[kind]._replace(subtract=False) in candidates
+        assert DEFAULTS[kind] in candidates and DEFAULTS[kind]._replace(taken_off=NOTHING) in candidates
         assert evaluate_truth.GUIDE in candidates and evaluate_truth.PREVIOUS[kind] in candidates
         assert all(candidate.method in METHODS for candidate in candidates)
 
 
 @pytest.mark.parametrize("name", evaluate.ENCODERS)
 def test_the_defaults_are_those_of_the_other_program(name):
-    theirs = evaluate.ENCODERS[name].default_setting
-    assert DEFAULTS[name] == theirs._replace(layer={"both": "two"}.get(theirs.layer, theirs.layer))
+    theirs, ours = evaluate.ENCODERS[name].default_setting, DEFAULTS[name]
+    assert ours[:3] == (theirs.method, {"both": "two"}.get(theirs.layer, theirs.layer), theirs.similarity)
+    family = {"cnn": "starnet_s1", "vit": "clip-vit"}[name]
+    assert theirs.subtract and TAKEN_OFF[name][ours.taken_off] == script.ENCODERS[family].others
 
 
 def test_a_model_that_is_not_there_is_named(tmp_path):
@@ -222,8 +225,9 @@ def rows_of(table):
 
 def test_the_table_shows_the_default_its_rivals_and_their_numbers():
     cnn = {
-        "local-gradcam/two/dot/less others": {"point": [0.5, 0.4, 0.6], **numbers(0.8, wrong=0.1, iou=0.3)},
+        "local-gradcam/two/dot/less others' direction": {"point": [0.5, 0.4, 0.6], **numbers(0.8, wrong=0.1, iou=0.3)},
         "local-gradcam/two/dot": numbers(0.7),
+        "local-gradcam/two/dot/less others": numbers(0.75),
         "gradcam/two/cosine": numbers(0.99),
         "gradcam/last/cosine": numbers(0.3),
         "layercam/last/dot": numbers(0.4),
@@ -246,6 +250,7 @@ def test_the_table_shows_the_default_its_rivals_and_their_numbers():
             "**默认：Local Grad-CAM（两层，点积，减去其他文本）**",
         ],
         ["", "默认，不减：Local Grad-CAM（两层，点积）"],
+        ["", "默认，减去的是热力图：Local Grad-CAM（两层，点积，减去其他文本）"],
         ["", "以前的默认：Grad-CAM（两层，余弦）"],
         ["", "指南：Grad-CAM（目标层，余弦）"],
         ["", "最好的同类方法：LayerCAM（目标层，点积）"],

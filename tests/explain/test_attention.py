@@ -19,6 +19,7 @@ from clip_gradcam_visualization import CLIPGradCAM, get_target_layer_for_clip
 from models.errors import InputError
 from models.explain.attention import captured_attention
 from models.explain.methods import SIMILARITIES
+from models.explain.question import Others
 
 METHODS = ["legrad", "attention-gradient", "legrad-attention", "grad-eclip", "rollout"]
 ASKED = [("cosine", 0.0), ("dot", 0.0), ("cosine", 0.6)]
@@ -291,7 +292,7 @@ def test_a_share_of_the_other_texts_map_is_taken_off(family, method, similarity,
     model = tower(family)
     images, features = asked_of(family)[0], texts(4, asked_of(family)[1].shape[1])
     unit = F.normalize(features.double(), dim=1)
-    maps = CLIPGradCAM(model, None, method=method, similarity=similarity, subtract_others=True)
+    maps = CLIPGradCAM(model, None, method=method, similarity=similarity, others=Others(0.3, of_maps=True))
     maps = maps.text_maps(images, features, TARGETS).maps
     if family == "siglip":
         scale, bias = model.logit_scale.exp().item(), model.logit_bias.item()

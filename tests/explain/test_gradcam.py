@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from clip_gradcam_visualization import CLIPGradCAM, Explainer, get_target_layer_for_clip
 from models.errors import InputError
 from models.explain.heatmap import diagnose_flat_map, flatness, resize_map, text_specificity, to_heatmap
-from models.explain.question import Question
+from models.explain.question import Others, Question
 from models.loading.load import load_clip_checkpoint
 
 
@@ -466,13 +466,13 @@ def test_why_a_map_is_flat_where_the_other_texts_were_taken_off(cause, message):
 
 
 def test_a_text_that_another_is_held_for_more_everywhere_has_an_empty_map():
-    """Own = 0.2 F, others = F where the fifth number of an embedding is always zero: 0.2 [F]+ - 0.3 [F]+ < 0."""
+    """Own = 0.2 F, others = F where the fifth number of an embedding is always zero: 0.2 F - 0.3 F < 0 where F > 0."""
     net = PooledNet()
     net.embed = lambda images: net.projection(net.conv(images).mean((2, 3)))
     with torch.no_grad():
         net.projection.weight[4] = 0
     features = torch.tensor([[0.2, 0, 0, 0, 0.96**0.5], [1.0, 0, 0, 0, 0]])
-    cam = CLIPGradCAM(Clip(net), net.conv, similarity="dot", subtract_others=True)
+    cam = CLIPGradCAM(Clip(net), net.conv, similarity="dot", others=Others(0.3, of_maps=True))
     with pytest.warns(UserWarning, match="没有一处比其他文本更支持这段文本"):
         assert not cam(pictures(1), features, 0).any()
     plain = CLIPGradCAM(Clip(net), net.conv, similarity="dot")

@@ -19,6 +19,7 @@ from models.errors import InputError
 from models.explain import needs
 from models.explain.layers import fuse_layers
 from models.explain.methods import METHODS, SIMILARITIES, check_method, methods_for
+from models.explain.question import OFF_THE_DIRECTION, OFF_THE_MAP, Others
 
 LAYER_METHODS = ["gradcam", "hirescam", "local-gradcam", "gradcam++", "layercam", "xgradcam", "eigencam", "scorecam"]
 GRADIENT_METHODS = LAYER_METHODS[:6]
@@ -657,44 +658,59 @@ def along(encoder, similarity, directions):
 @pytest.mark.parametrize("places", [("layer4",), ("stage 4",), ("layer3", "layer4"), ("stage 2", "stage 4")])
 @pytest.mark.parametrize("similarity", SIMILARITIES)
 @pytest.mark.parametrize("method", ["gradcam", "layercam"])
-def test_a_share_of_the_other_texts_map_is_taken_off(method, similarity, places):
-    """[F(t_k)]+ - 0.3 [F(sum_j q_j t_j)]+, F of several layers the fused map."""
+@pytest.mark.parametrize("others", [Others(0.3), Others(0.3, of_maps=True)], ids=["direction", "map"])
+def test_a_share_of_the_other_texts_is_taken_off(others, method, similarity, places):
+    """F(t_k - 0.3 o) or [F(t_k)]+ - 0.3 [F(o)]+, with o = sum_j q_j t_j and F of several layers the fused map."""
     model, _, images, _ = setting(places[0])
     exact, _, exact_images, _ = setting(places[0], double=True)
     features = texts(4, 32)
     layers = [setting(place)[1] for place in places]
-    cam = CLIPGradCAM(model, layers, method=method, similarity=similarity, subtract_others=True)
+    cam = CLIPGradCAM(model, layers, method=method, similarity=similarity, others=others)
     maps = cam.text_maps(images, features, TARGETS).maps
+
+    def maps_along(directions):
+        """Of each image, the fused map of all places, or the one place's."""
+        y = along(exact.image_encoder, similarity, directions)
+        by_layer = [full_backward(setting(place, double=True)[1], y, exact_images) for place in places]
+        by_layer = [[tensor.numpy() for tensor in pair] for pair in by_layer]
+        by_image = [[FORMULAS[method](A[b], g[b]) for A, g in by_layer] for b in range(2)]
+        return [fused(layer_maps) if len(layer_maps) > 1 else layer_maps[0] for layer_maps in by_image]
+
     is_taken = []
     for column, targets in enumerate(TARGETS.T.tolist()):
-        parts = []
-        for directions in directions_written_out(exact, similarity, features.double(), exact_images, targets):
-            y = along(exact.image_encoder, similarity, directions)
-            by_layer = [full_backward(setting(place, double=True)[1], y, exact_images) for place in places]
-            by_layer = [[tensor.numpy() for tensor in pair] for pair in by_layer]
-            parts.append([[FORMULAS[method](A[b], g[b]) for A, g in by_layer] for b in range(2)])
-        for image, (own, others) in enumerate(zip(*parts)):
-            own, others = (np.maximum(fused(m) if len(m) > 1 else m[0], 0) for m in (own, others))
-            assert_close(maps[image, column], own - 0.3 * others)
-            is_taken.append(others.max() > 0.1 * own.max() > 0)
+        own, taken = directions_written_out(exact, similarity, features.double(), exact_images, targets)
+        plain, of_others = (np.maximum(maps_along(directions), 0) for directions in (own, taken))
+        expected = plain - 0.3 * of_others if others.of_maps else maps_along(own - 0.3 * taken)
+        for image in range(2):
+            assert_close(maps[image, column], expected[image])
+            is_taken.append(np.abs(expected[image] - plain[image]).max() > 0.03 * plain[image].max() > 0)
     assert any(is_taken)  # it makes a difference
 
 
-def test_what_is_taken_off_changes_nothing_else():
-    """The peaks are of the text's own gradient; what knows no text has nothing to take off."""
+@pytest.mark.parametrize("others", [OFF_THE_DIRECTION, OFF_THE_MAP])
+def test_what_is_taken_off_changes_nothing_else(others):
+    """What knows no text has nothing to take off."""
     model, layer, images, features = setting("layer4")
     plain, less = (
-        CLIPGradCAM(model, layer, subtract_others=subtract).text_maps(images, features, TARGETS)
-        for subtract in (False, True)
+        CLIPGradCAM(model, layer, others=taken).text_maps(images, features, TARGETS) for taken in (None, others)
     )
-    torch.testing.assert_close(less.gradient_peaks, plain.gradient_peaks)
     assert torch.equal(less.similarities, plain.similarities) and torch.equal(less.targets, plain.targets)
-    assert (less.maps <= plain.maps.relu() + 1e-9).all() and not torch.allclose(less.maps, plain.maps)
+    assert not torch.allclose(less.maps, plain.maps)
     free = [
-        CLIPGradCAM(model, layer, method="eigencam", subtract_others=subtract).text_maps(images, features, TARGETS).maps
-        for subtract in (False, True)
+        CLIPGradCAM(model, layer, method="eigencam", others=taken).text_maps(images, features, TARGETS).maps
+        for taken in (None, others)
     ]
     assert torch.equal(*free)
+
+
+def test_a_map_less_the_others_is_never_above_the_map():
+    """And the peaks are of the text's own gradient."""
+    model, layer, images, features = setting("layer4")
+    plain, less = (
+        CLIPGradCAM(model, layer, others=taken).text_maps(images, features, TARGETS) for taken in (None, OFF_THE_MAP)
+    )
+    torch.testing.assert_close(less.gradient_peaks, plain.gradient_peaks)
+    assert (less.maps <= plain.maps.relu() + 1e-9).all()
 
 
 def test_the_weights_are_the_models_own():
@@ -710,7 +726,7 @@ def test_the_weights_are_the_models_own():
         (1e4, lone[others].mean(0).expand(2, -1)),
     ):
         own.logits = lambda similarities, by=temperature: similarities / by
-        maps = CLIPGradCAM(own, layer, subtract_others=True).text_maps(images, lone, 0).maps[:, 0]
+        maps = CLIPGradCAM(own, layer, others=Others(0.3, of_maps=True)).text_maps(images, lone, 0).maps[:, 0]
         for image in range(2):
             length = direction[image].norm()
             pair = torch.stack([lone[0], direction[image]])
@@ -721,32 +737,32 @@ def test_the_weights_are_the_models_own():
 # -- several methods from one pass ------------------------------------------------------------
 
 
-@pytest.mark.parametrize("subtract", [False, True])
+@pytest.mark.parametrize("others", [None, OFF_THE_DIRECTION, OFF_THE_MAP])
 @pytest.mark.parametrize("places", [("layer4",), ("layer3", "layer4")])
-def test_methods_of_one_pass_are_each_as_alone(places, subtract, monkeypatch):
+def test_methods_of_one_pass_are_each_as_alone(places, others, monkeypatch):
     monkeypatch.setattr("models.explain.needs.SCORECAM_CHANNELS", 3)
     model, _, images, features = setting("layer4")
     layers, methods = [setting(place)[1] for place in places], [m for m in LAYER_METHODS if METHODS[m].knows_text]
-    cam = CLIPGradCAM(model, layers, subtract_others=subtract)
+    cam = CLIPGradCAM(model, layers, others=others)
     together = cam.maps_of_methods(methods, images, features, TARGETS, compare=True)
     all_texts = torch.arange(3).expand(2, -1)
     for method, answer in zip(methods, together, strict=True):
-        alone = CLIPGradCAM(model, layers, method=method, subtract_others=subtract)
+        alone = CLIPGradCAM(model, layers, method=method, others=others)
         assert_close(answer.maps, alone.text_maps(images, features, TARGETS).maps, 1e-5)
-        last = CLIPGradCAM(model, layers[-1], method=method, subtract_others=subtract)
+        last = CLIPGradCAM(model, layers[-1], method=method, others=others)
         assert_close(answer.compared, last.text_maps(images, features, all_texts).maps, 1e-5)
 
 
-@pytest.mark.parametrize("subtract, directions", [(False, 1), (True, 2)])
+@pytest.mark.parametrize("others, directions", [(None, 1), (OFF_THE_DIRECTION, 1), (OFF_THE_MAP, 2)])
 @pytest.mark.parametrize("compare", [False, True])
-def test_one_forward_pass_and_one_backward_pass_for_each_text(subtract, directions, compare, monkeypatch):
-    """And one for the text's others. To compare with all texts, all are asked once, the explained ones among them."""
+def test_one_forward_pass_and_one_backward_pass_for_each_text(others, directions, compare, monkeypatch):
+    """And one for what is taken off its map; to compare texts, all are asked once, the explained ones among them."""
     net, images, features = Pooled(channels=12), pictures(2), texts(4)
     encoder, backward = Counting(net), []
     genuine = needs.gradients_of
     monkeypatch.setattr(needs, "gradients_of", lambda *args: backward.append(1) or genuine(*args))
-    methods = ["gradcam", "hirescam", "gradcam++", "layercam", "xgradcam"] + ["eigencam"] * (not subtract)
-    cam = CLIPGradCAM(Clip(encoder), net.conv, subtract_others=subtract)
+    methods = ["gradcam", "hirescam", "gradcam++", "layercam", "xgradcam"] + ["eigencam"] * (others is None)
+    cam = CLIPGradCAM(Clip(encoder), net.conv, others=others)
     assert len(cam.maps_of_methods(methods, images, features, TARGETS, compare=compare)) == len(methods)
     assert encoder.batches == [2] and len(backward) == directions * (4 if compare else 2)
 

@@ -12,6 +12,8 @@ from torch.nn import functional as F
 from clip_gradcam_visualization import CLIPGradCAM, explain
 from models.errors import InputError
 from models.explain.question import (
+    OFF_THE_DIRECTION,
+    Others,
     Question,
     Setting,
     TargetScores,
@@ -44,7 +46,7 @@ def test_one_text_has_no_others():
         others_directions(texts(1), torch.zeros(1, 1), torch.tensor([[0]]))
     net = Pooled()
     with pytest.raises(InputError, match="--subtract-others.*至少需要两个"):
-        CLIPGradCAM(Clip(net), net.conv, subtract_others=True).text_maps(pictures(1), texts(1), 0)
+        CLIPGradCAM(Clip(net), net.conv, others=OFF_THE_DIRECTION).text_maps(pictures(1), texts(1), 0)
 
 
 def test_a_share_of_what_the_others_hold_is_taken_off_after_the_relu():
@@ -110,14 +112,19 @@ def test_explain_refuses_before_it_looks_at_the_image(clip):
         explain(clip, "nowhere.png", ["甲", "乙", "丙"], contrast=True, subtract_others=True)
 
 
-@pytest.mark.parametrize("default", [True, False])
-@pytest.mark.parametrize("asked, expected", [(None, None), (True, True), (False, False)])
-def test_a_choice_stands_before_the_default_and_no_text_is_taken_off_where_none_is_known(default, asked, expected):
-    setting = Setting("layercam", "dot", ["layer"], default)
-    changed = with_choices(setting, question(similarity=None, subtract_others=asked))
-    assert changed == setting._replace(subtract_others=default if expected is None else expected)
-    text_free = with_choices(setting._replace(method="eigencam"), question(similarity="cosine", subtract_others=asked))
-    assert text_free == Setting("eigencam", "cosine", ["layer"], False)
+@pytest.mark.parametrize("default", [Others(0.2), None])
+@pytest.mark.parametrize("asked", [None, True, False])
+def test_a_choice_stands_before_the_default_and_no_text_is_taken_off_where_none_is_known(default, asked):
+    setting, way = Setting("layercam", "dot", ["layer"], default), Others(0.2)
+    changed = with_choices(setting, question(similarity=None, subtract_others=asked), way)
+    assert changed == setting._replace(others={None: default, True: way, False: None}[asked])
+    text_free = setting._replace(method="eigencam")
+    text_free = with_choices(text_free, question(similarity="cosine", subtract_others=asked), way)
+    assert text_free == Setting("eigencam", "cosine", ["layer"])
+
+
+def test_what_is_taken_off_is_a_share_or_nothing():
+    assert Setting("gradcam").subtracted == 0 and Setting("gradcam", others=Others(0.2)).subtracted == 0.2
 
 
 def test_how_many_layers_are_fused():

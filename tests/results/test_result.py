@@ -102,7 +102,7 @@ def test_nothing_collides_where_most_is_said(lang, size):
 
 @pytest.mark.parametrize(
     "lang, said",
-    [("zh", "已减去其他文本的热力图"), ("en", "The other texts' heatmap, weighted by")],
+    [("zh", "已减去其他文本也支持的部分"), ("en", "What the other texts hold too, weighted by")],
 )
 def test_the_footer_says_what_is_taken_off(lang, said):
     for draw in (figure, grid):
@@ -116,7 +116,7 @@ def test_the_footer_of_a_grid_says_only_what_holds_for_all_its_tiles():
     same = Results([of_setting(result, "gradcam", "dot", True), of_setting(other, "layercam", "dot", True)])
     overlays = [result.pixels] * 2
     drawn = [words(draw_results(results, [(None, o) for o in overlays], "zh")) for results in (mixed, same)]
-    for said in ("未归一化的点积", "已减去其他文本的热力图"):
+    for said in ("未归一化的点积", "已减去其他文本也支持的部分"):
         assert said not in drawn[0] and drawn[1].count(said) == 1
 
 

@@ -16,13 +16,14 @@ from clip_gradcam_visualization import CLIPGradCAM, EncoderRow, Explainer, expla
 from models.explain import needs
 from models.explain.heatmap import text_specificity
 from models.explain.methods import METHODS, reads_attention
-from models.explain.question import Question, Setting
+from models.explain.question import OFF_THE_DIRECTION, Others, Question, Setting
 from models.images.preprocessing import square
 from models.images.reading import read_image
 
 TEXTS = ["正常", "松动", "感染"]
 LAYER_METHODS = [name for name in METHODS if not reads_attention(name)]
-FUSED = EncoderRow("last", "hirescam", "dot", ("early", "late"), True)
+TAKEN_OFF = Others(0.2)
+FUSED = EncoderRow("last", "hirescam", "dot", ("early", "late"), True, TAKEN_OFF)
 
 
 def question(count=3, **options):
@@ -53,8 +54,7 @@ def test_a_method_by_name_is_the_guides_whatever_the_default(encoder, method, ro
         monkeypatch.setitem(script.ENCODERS, encoder, default)
         for count in (1, 2, 9):
             (setting,) = settings_of(clip, encoder, question(count, method=method))
-            share = script.row_of(clip, encoder).others_share
-            assert setting == Setting(method, "cosine", [target_layer], False, False, share)
+            assert setting == Setting(method, "cosine", [target_layer])
             assert setting.fused_layers == 1
 
 
@@ -68,33 +68,32 @@ def test_an_encoders_default_is_its_row(encoder):
         of_encoder.method,
         of_encoder.similarity,
         layers,
-        of_encoder.subtract_others,
+        of_encoder.others if of_encoder.subtract_others else None,
         True,
-        of_encoder.others_share,
     )
     assert setting == expected and all(isinstance(layer, torch.nn.Module) for layer in setting.layers)
 
 
 BOTH, TAKEN = ["early", "late"], {"subtract_others": True}
 SETTINGS = {
-    "nothing": ({}, (), Setting("hirescam", "dot", BOTH, True, True)),
-    "many texts": ({"count": 30}, (), Setting("hirescam", "dot", BOTH, True, True)),
-    "two texts": ({"count": 2}, (), Setting("hirescam", "dot", BOTH, False, True)),
-    "one text": ({"count": 1}, (), Setting("hirescam", "dot", BOTH, False, True)),
-    "two texts, taken off": ({"count": 2, "subtract_others": True}, (), Setting("hirescam", "dot", BOTH, True)),
-    "contrast": ({"contrast": 0.6}, (), Setting("hirescam", "dot", BOTH, False)),
-    "not taken off": ({"subtract_others": False}, (), Setting("hirescam", "dot", BOTH, False)),
-    "what is the default": ({"subtract_others": True}, (), Setting("hirescam", "dot", BOTH, True, True)),
-    "cosine": ({"similarity": "cosine"}, (), Setting("hirescam", "cosine", BOTH, True)),
-    "a layer": ({}, ["own"], Setting("hirescam", "dot", ["own"], True)),
-    "a method": ({"method": "hirescam"}, (), Setting("hirescam", "cosine", ["last"], False)),
-    "a method's layers": ({"method": "layercam"}, ["a", "b"], Setting("layercam", "cosine", ["a", "b"], False)),
-    "a method and dot": ({"method": "gradcam", "similarity": "dot"}, (), Setting("gradcam", "dot", ["last"], False)),
-    "a method, taken off": ({"method": "gradcam", **TAKEN}, (), Setting("gradcam", "cosine", ["last"], True)),
-    "no text known": ({"method": "eigencam", **TAKEN}, (), Setting("eigencam", "cosine", ["last"], False)),
-    "attention": ({"method": "legrad", **TAKEN}, (), Setting("legrad", "cosine", [], True)),
-    "attention's blocks": ({"method": "legrad"}, ["block"], Setting("legrad", "cosine", ["block"], False)),
-    "no text known, attention": ({"method": "rollout", **TAKEN}, (), Setting("rollout", "cosine", [], False)),
+    "nothing": ({}, (), Setting("hirescam", "dot", BOTH, TAKEN_OFF, True)),
+    "many texts": ({"count": 30}, (), Setting("hirescam", "dot", BOTH, TAKEN_OFF, True)),
+    "two texts": ({"count": 2}, (), Setting("hirescam", "dot", BOTH, is_default=True)),
+    "one text": ({"count": 1}, (), Setting("hirescam", "dot", BOTH, is_default=True)),
+    "two texts, taken off": ({"count": 2, "subtract_others": True}, (), Setting("hirescam", "dot", BOTH, TAKEN_OFF)),
+    "contrast": ({"contrast": 0.6}, (), Setting("hirescam", "dot", BOTH)),
+    "not taken off": ({"subtract_others": False}, (), Setting("hirescam", "dot", BOTH)),
+    "what is the default": ({"subtract_others": True}, (), Setting("hirescam", "dot", BOTH, TAKEN_OFF, True)),
+    "cosine": ({"similarity": "cosine"}, (), Setting("hirescam", "cosine", BOTH, TAKEN_OFF)),
+    "a layer": ({}, ["own"], Setting("hirescam", "dot", ["own"], TAKEN_OFF)),
+    "a method": ({"method": "hirescam"}, (), Setting("hirescam", "cosine", ["last"])),
+    "a method's layers": ({"method": "layercam"}, ["a", "b"], Setting("layercam", "cosine", ["a", "b"])),
+    "a method and dot": ({"method": "gradcam", "similarity": "dot"}, (), Setting("gradcam", "dot", ["last"])),
+    "a method, taken off": ({"method": "gradcam", **TAKEN}, (), Setting("gradcam", "cosine", ["last"], TAKEN_OFF)),
+    "no text known": ({"method": "eigencam", **TAKEN}, (), Setting("eigencam", "cosine", ["last"])),
+    "attention": ({"method": "legrad", **TAKEN}, (), Setting("legrad", "cosine", [], TAKEN_OFF)),
+    "attention's blocks": ({"method": "legrad"}, ["block"], Setting("legrad", "cosine", ["block"])),
+    "no text known, attention": ({"method": "rollout", **TAKEN}, (), Setting("rollout", "cosine", [])),
 }  # fmt: skip
 
 
@@ -105,15 +104,15 @@ def test_what_is_asked_for_stands_before_the_default(asked, layers, expected, ro
 
 
 def test_a_default_that_reads_attention_gives_way_to_the_guides_where_layers_are_asked_for(row):
-    row(EncoderRow("last", "legrad", "cosine", subtract_others=True))
+    row(EncoderRow("last", "legrad", "cosine", subtract_others=True, others=TAKEN_OFF))
     vit = small_vit()
-    assert settings_of(vit, "net", question()) == [Setting("legrad", "cosine", [], True, True)]
-    assert settings_of(vit, "net", question(), ["own"]) == [Setting("gradcam", "cosine", ["own"], False)]
+    assert settings_of(vit, "net", question()) == [Setting("legrad", "cosine", [], TAKEN_OFF, True)]
+    assert settings_of(vit, "net", question(), ["own"]) == [Setting("gradcam", "cosine", ["own"])]
 
 
 def test_a_tower_that_lacks_what_the_default_needs_is_explained_by_the_guides(row, clip):
     """A caller's own: without attention that can be read, or without the embedding before its normalisation."""
-    guide = [Setting("gradcam", "cosine", ["last"], False, True)]
+    guide = [Setting("gradcam", "cosine", ["last"], is_default=True)]
     row(EncoderRow("last", "legrad", "dot", subtract_others=True))
     assert settings_of(clip, "net", question()) == guide
     row(FUSED)
@@ -122,7 +121,7 @@ def test_a_tower_that_lacks_what_the_default_needs_is_explained_by_the_guides(ro
 
 
 def test_an_encoder_without_a_row_is_explained_at_the_layers_that_are_asked_for(clip):
-    assert settings_of(clip, "odd", question(), ["own"]) == [Setting("gradcam", "cosine", ["own"], False)]
+    assert settings_of(clip, "odd", question(), ["own"]) == [Setting("gradcam", "cosine", ["own"])]
     methods = [setting.method for setting in settings_of(clip, "odd", question(method="all"), ["own"])]
     assert methods == LAYER_METHODS
 
@@ -136,8 +135,9 @@ def test_all_is_the_default_and_then_each_method_as_the_guide_has_it(asked, simi
     """What else is asked for changes the methods; the default stays."""
     row(FUSED)
     default, *others = settings_of(clip, "net", question(method="all", **asked))
-    assert default == Setting("hirescam", "dot", BOTH, True, True)
-    assert others == [Setting(m, similarity, ["last"], subtracts and METHODS[m].knows_text) for m in LAYER_METHODS]
+    assert default == Setting("hirescam", "dot", BOTH, TAKEN_OFF, True)
+    taken_off = {m: TAKEN_OFF if subtracts and METHODS[m].knows_text else None for m in LAYER_METHODS}
+    assert others == [Setting(m, similarity, ["last"], taken_off[m]) for m in LAYER_METHODS]
 
 
 # -- one text or all --------------------------------------------------------------------------
@@ -168,7 +168,7 @@ def test_the_specificity_is_of_the_coarsest_layer_alone_with_the_others_taken_of
     result = explained(clip, picture)
     assert (result.layer, result.method) == ("stages.2.8 + stages.3.3", "local-gradcam")
     images, every = square(192)(read_image(picture)), torch.arange(3)[None]
-    cam = CLIPGradCAM(clip, "stages.3.3", method="local-gradcam", similarity="dot", subtract_others=True)
+    cam = CLIPGradCAM(clip, "stages.3.3", method="local-gradcam", similarity="dot", others=OFF_THE_DIRECTION)
     maps = cam.text_maps(images, texts(3, 32, seed=6), every).maps[0].numpy()
     expected = [text_specificity(maps, k) for k in range(3)]
     assert result.specificities == pytest.approx(expected, abs=1e-4) and None not in expected
@@ -235,9 +235,9 @@ def test_methods_of_attention_have_a_pass_each(monkeypatch):
 
 
 def test_a_default_of_two_layers_takes_one_pass_forward_and_few_back(clip, monkeypatch):
-    """Of the text and its others at both layers; then of all texts and theirs at the last, where it costs less."""
+    """Of the text at both layers; then of all texts at the last, where it costs less."""
     batches, backward, _ = passes_of(clip, question(targets=[1]), monkeypatch)
-    assert batches == [1] and backward == 2 + 2 * 3
+    assert batches == [1] and backward == 1 + 3
     batches, backward, _ = passes_of(clip, question(targets=[1], method="gradcam"), monkeypatch)
     assert batches == [1] and backward == 3
 
@@ -264,9 +264,9 @@ def run(checkpoint, picture, tmp_path):
 @pytest.mark.parametrize(
     "flags, explained, subtracted, contrast",
     [
-        ([], "dot", 0.3, 0.0),
+        ([], "dot", 0.45, 0.0),
         (["--method", "gradcam"], "cosine", 0.0, 0.0),
-        (["--method", "gradcam", "--subtract-others"], "cosine", 0.3, 0.0),
+        (["--method", "gradcam", "--subtract-others"], "cosine", 0.45, 0.0),
         (["--method", "eigencam", "--subtract-others"], "cosine", 0.0, 0.0),
         (["--contrast"], "dot", 0.0, 0.6),
     ],
@@ -291,8 +291,8 @@ def test_all_methods_have_files_and_rows_of_their_own(run, flags):
     default, *others = rows
     assert (default["method"], default["layer"]) == ("local-gradcam", "stages.2.8 + stages.3.3")
     assert [(row["method"], row["layer"]) for row in others] == [(m, "stages.3.3") for m in LAYER_METHODS]
-    taken = [0.3 if "--subtract-others" in flags and METHODS[m].knows_text else 0.0 for m in LAYER_METHODS]
-    assert [row["subtracted"] for row in rows] == [0.0 if "--contrast" in flags else 0.3, *taken]
+    taken = [0.45 if "--subtract-others" in flags and METHODS[m].knows_text else 0.0 for m in LAYER_METHODS]
+    assert [row["subtracted"] for row in rows] == [0.0 if "--contrast" in flags else 0.45, *taken]
 
 
 def test_a_run_that_takes_others_off_is_not_resumed_by_one_that_does_not(run, capsys, checkpoint, tmp_path):
