@@ -10,7 +10,7 @@ writes a figure of four panels and the overlay alone. In Python:
 
 A folder of images goes to figures and tables in one command, on one process or under torchrun.
 
-Top to bottom: the flags, loading, target layers, CLIPGradCAM, one image, many images, main. One image goes
+Top to bottom: the flags, loading, CLIPGradCAM, one image, many images, main. One image goes
 
     path -> pixels -> model input -> maps at a layer -> heatmap on the image -> figure, overlay
 
@@ -30,7 +30,6 @@ import zlib
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -44,13 +43,20 @@ from models.errors import (
     check_at_most,
     check_text_indices,
     check_written,
-    closest_hint,
     print_error,
     reason,
     say,
     shortened,
 )
 from models.explain.capture import undisturbed
+from models.explain.defaults import (
+    OWN_ENCODERS,
+    default_layers,
+    encoders_hint,
+    get_target_layer_for_clip,
+    row_of,
+    settings_of,
+)
 from models.explain.faithfulness import measure_faithfulness
 from models.explain.heatmap import diagnose_flat_map, show_cam_on_image, text_specificity, to_heatmap
 from models.explain.layers import check_layers, layer_name, layers_name, list_spatial_layers
@@ -59,16 +65,12 @@ from models.explain.methods import (
     SIMILARITIES,
     check_method,
     check_similarity,
-    methods_for,
     reads_attention,
 )
 from models.explain.needs import ForwardPass, Maps
 from models.explain.passes import check_embeddings, model_input, placement, through, why_not_finite
 from models.explain.question import (
     CONTRAST_GAMMA,
-    LEAST_TEXTS,
-    OFF_THE_DIRECTION,
-    OFF_THE_MAP,
     ImageMaps,
     Others,
     Question,
@@ -83,9 +85,8 @@ from models.explain.question import (
     take_off,
     target_indices,
     target_texts,
-    with_choices,
 )
-from models.explain.subject import clip_of, unwrapped
+from models.explain.subject import clip_of
 from models.heavy import functional as F
 from models.heavy import torch
 from models.images.finding import find_images, is_single
@@ -213,7 +214,7 @@ def check_arguments(args) -> None:
     if missing:
         raise InputError(f"缺少必需的参数：{'、'.join(missing)}（--help 显示用法）")
     if args.image_encoder is not None and args.image_encoder not in OWN_ENCODERS:
-        raise InputError(f"未知的图像编码器 {args.image_encoder!r}；{_encoders_hint(args.image_encoder)}")
+        raise InputError(f"未知的图像编码器 {args.image_encoder!r}；{encoders_hint(args.image_encoder)}")
     for flag, value, least, most in (
         ("--img-size", args.img_size, 16, 4096),
         ("--embed-dim", args.embed_dim, 1, 65536),
@@ -273,148 +274,7 @@ def load_from_arguments(args, texts: list[str] | None = None, local_rank: int = 
 
 
 # ---------------------------------------------------------------------------------------------
-# 3. Target layers
-
-
-class EncoderRow(NamedTuple):
-    """What is explained of an image encoder. Layers are paths below image_encoder.backbone: -1 is the last member."""
-
-    target_layer: str  # the last spatial map before pooling, or the block that makes it: the users' guide's
-    method: str = "gradcam"  # where nothing is asked for, with the similarity and the layers that follow
-    similarity: str = "cosine"
-    layers: tuple[str, ...] = ()  # whose maps are fused; none: the target layer, or the method's blocks
-    subtract_others: bool = False  # whether the other texts are taken off, from LEAST_TEXTS texts on
-    others: Others = OFF_THE_DIRECTION  # how, there or where it is asked for
-    tells_presence: bool = True  # whether the map's strength tells what is there from what is not
-
-
-# The defaults of networks and of transformers, chosen by `tests/evaluate.py --truth validation` over models that never
-# saw a mask and two that did; a family without a model of its own has the setting that is best over all of its kind.
-# ViT: the patch tokens of the last block's OUTPUT no longer reach the class token; SigLIP pools all tokens: those that
-# its pool reads have a gradient.
-
-
-def _network(target_layer: str, *layers: str) -> EncoderRow:
-    """A convolutional network: the mean of its last two stages, the other texts taken off."""
-    return EncoderRow(target_layer, "local-gradcam", "dot", layers, subtract_others=True)
-
-
-def _transformer(target_layer: str) -> EncoderRow:
-    """A vision transformer: its attention, the other texts taken off; the strength of its maps tells no presence."""
-    return EncoderRow(
-        target_layer, "legrad-attention", "dot", subtract_others=True, others=OFF_THE_MAP, tells_presence=False
-    )
-
-
-_RESNET = _network("layer4.-1", "layer3.-1", "layer4.-1")
-_FAMILIES = (
-    (("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"), _RESNET),
-    (
-        ("starnet_s1", "starnet_s2", "starnet_s3", "starnet_s4"),
-        _network("stages.-1.-1", "stages.-2.-1", "stages.-1.-1"),
-    ),
-    (("starnet_dual_pyramid_rcf",), _network("norm", "local.blocks_list.-2", "norm")),
-    (
-        ("convnext-tiny", "convnext-small", "convnext-base", "convnext-large"),
-        _network("features.-1.-1", "features.-3.-1", "features.-1.-1"),
-    ),
-    (tuple(f"efficientnet-b{i}" for i in range(8)), _network("features.-1", "features.-4.-1", "features.-1")),
-    (("vit",), _transformer("layers.-1.layernorm_before")),
-    (("clip-vit",), _transformer("encoder.layers.-1.layer_norm1")),
-    (("siglip-vit", "siglip2-vit"), _transformer("post_layernorm")),
-    (("clip-resnet",), _RESNET),
-)
-ENCODERS = {encoder: row for encoders, row in _FAMILIES for encoder in encoders}
-PUBLISHED_ENCODERS = ("clip-vit", "siglip-vit", "siglip2-vit", "clip-resnet")  # of models that others have published
-OWN_ENCODERS = tuple(encoder for encoder in ENCODERS if encoder not in PUBLISHED_ENCODERS)
-
-
-def _encoders_hint(name) -> str:
-    """The encoders closest to a name that is none of them, and all."""
-    return f"{closest_hint(name, OWN_ENCODERS, count=3, cutoff=0.5)}支持：{'、'.join(OWN_ENCODERS)}"
-
-
-def get_target_layer_for_clip(model, image_encoder_name: str | None = None) -> torch.nn.Module:
-    """Return the module whose output Grad-CAM explains by default; ValueError for an encoder without a row."""
-    model = clip_of(model)
-    name = image_encoder_name or getattr(model, "image_encoder_name", None)
-    if name is None:
-        raise InputError(
-            "模型没有说明图像编码器（image_encoder_name），没有默认的目标层；请给出 target_layer，或 image_encoder_name"
-        )
-    if name not in ENCODERS:
-        raise InputError(f"没有图像编码器 {name!r} 的默认目标层，请用 --target-layer 指定；{_encoders_hint(name)}")
-    return _module_at(model, ENCODERS[name].target_layer)
-
-
-def _module_at(model, path: str) -> torch.nn.Module:
-    """The module at a path of the tables, from the image encoder's backbone on."""
-    try:
-        module = model.image_encoder.backbone
-        for part in path.split("."):
-            if part == "layers" and not hasattr(module, part):
-                module, part = module.encoder, "layer"  # a ViT of an older transformers
-            module = unwrapped(module)[int(part)] if part.startswith("-") else getattr(module, part)
-    except (AttributeError, IndexError, TypeError) as error:
-        raise InputError(
-            f"图像编码器 {type(model.image_encoder).__name__} 中没有默认的目标层 backbone.{path}，"
-            "它与 image_encoder_name 不是同一种网络；请用 target_layer（--target-layer）给出层的名称"
-        ) from error
-    return module
-
-
-def row_of(model, encoder: str) -> EncoderRow:
-    """The encoder's row; of a caller's own tower that lacks what the default needs, the users' guide's Grad-CAM."""
-    row, tower = ENCODERS.get(encoder, EncoderRow("")), model.image_encoder
-    if hasattr(tower, "embed") and METHODS[row.method].needs.suits(tower):
-        return row
-    return EncoderRow(row.target_layer, others=row.others, tells_presence=row.tells_presence)
-
-
-def default_layers(model, encoder: str) -> list[torch.nn.Module]:
-    """The layers of an encoder's default: those that are fused, else the target layer; none of attention."""
-    row = row_of(model, encoder)
-    if reads_attention(row.method):
-        return []
-    return [_module_at(model, path) for path in row.layers] or [get_target_layer_for_clip(model, encoder)]
-
-
-def default_setting(model, encoder: str, question: Question, layers: Sequence = ()) -> Setting:
-    """The encoder's default, with what else is asked for; the others are taken off from LEAST_TEXTS texts on."""
-    row = row_of(model, encoder)
-    subtracts = row.subtract_others and len(question.texts) >= LEAST_TEXTS and not question.contrast
-    own = list(layers) or default_layers(model, encoder)
-    setting = Setting(row.method, row.similarity, own, row.others if subtracts else None)
-    changed = with_choices(setting, question, row.others)
-    return changed._replace(is_default=changed == setting and not layers and not question.contrast)
-
-
-def guide_setting(model, encoder: str, question: Question, method: str, layers: Sequence = ()) -> Setting:
-    """A method as the users' guide has its Grad-CAM: one target layer, the cosine, nothing taken off but on demand."""
-    if reads_attention(method):
-        own = list(layers) if question.method != "all" else []
-    else:
-        own = list(layers) or [get_target_layer_for_clip(model, encoder)]
-    return with_choices(Setting(method, "cosine", own), question, row_of(model, encoder).others)
-
-
-def settings_of(model, encoder: str, question: Question, layers: Sequence = ()) -> list[Setting]:
-    """The settings that a question stands for, in the order in which they are shown; `layers` as asked for, or none.
-
-    Layers without a method are explained by the default where it has layers, else by the guide's Grad-CAM.
-    """
-    if question.method is None and not (layers and reads_attention(row_of(model, encoder).method)):
-        return [default_setting(model, encoder, question, layers)]
-    methods = methods_for(model, question.method or "gradcam")
-    settings = [guide_setting(model, encoder, question, method, layers) for method in methods]
-    if question.method != "all" or encoder not in ENCODERS:
-        return settings
-    default = default_setting(model, encoder, question._replace(similarity=None, subtract_others=None))
-    return [default._replace(is_default=True), *settings]  # contrasted too: its files need a name of their own
-
-
-# ---------------------------------------------------------------------------------------------
-# 4. CLIPGradCAM: from images to the maps of texts at a layer
+# 3. CLIPGradCAM: from images to the maps of texts at a layer
 
 
 class CLIPGradCAM:
@@ -604,7 +464,7 @@ class CLIPGradCAM:
 
 
 # ---------------------------------------------------------------------------------------------
-# 5. One image
+# 4. One image
 
 
 class Explainer:
@@ -706,7 +566,7 @@ class Explainer:
             fused_layers=setting.fused_layers,
             subtracted=setting.subtracted,
             is_default=setting.is_default,
-            tells_presence=ENCODERS.get(self.encoder, EncoderRow("")).tells_presence,
+            tells_presence=row_of(self.model, self.encoder).tells_presence,
         )
 
     def _cautions(self, pixels: np.ndarray) -> list[str]:
@@ -850,7 +710,7 @@ def run_one(args, question: Question) -> None:
 
 
 # ---------------------------------------------------------------------------------------------
-# 6. Many images
+# 5. Many images
 
 
 def run_many(args, question: Question) -> int:
@@ -901,7 +761,7 @@ def run_settings(args, explainer: Explainer, root: str, run_columns: Mapping) ->
 
 
 # ---------------------------------------------------------------------------------------------
-# 7. main
+# 6. main
 
 
 def print_layers(model) -> None:

@@ -16,7 +16,7 @@ from PIL import Image
 from reference.reference_weights import read_layout
 from tiny import gradient_picture, text_tower_state, tiny_clip
 
-import clip_gradcam_visualization as script
+from models.explain import defaults
 
 torch.set_num_threads(1)
 os.environ.setdefault("MPLCONFIGDIR", matplotlib.get_cachedir())  # its list of fonts stays where it is; see user_cache
@@ -47,8 +47,8 @@ def user_cache(monkeypatch, tmp_path_factory):
 @pytest.fixture
 def single_layer(monkeypatch):
     """The guide's Grad-CAM as every encoder's default: for tests that expect the map of one layer."""
-    rows = {name: script.EncoderRow(row.target_layer) for name, row in script.ENCODERS.items()}
-    monkeypatch.setattr("clip_gradcam_visualization.ENCODERS", rows)
+    rows = {name: defaults.EncoderRow(row.target_layer) for name, row in defaults.ENCODERS.items()}
+    monkeypatch.setattr(defaults, "ENCODERS", rows)
 
 
 @pytest.fixture(scope="session")

@@ -45,13 +45,13 @@ from evaluate_demo import GRID, as_the_model_sees, baseline_maps, correlation, e
 from evaluate_truth import words_of
 from results_file import read_results, save_results
 
-from clip_gradcam_visualization import ENCODERS as ENCODER_ROWS
 from clip_gradcam_visualization import CLIPGradCAM
 from models.demo import cnn as demo
 from models.demo.dataset import SEEDS
 from models.demo.findings import FINDINGS, KINDS
 from models.demo.protocol import dilate, double_jobs, draw_cases, peaks_in, single_jobs
 from models.demo.sentences import class_texts, short_name
+from models.explain.defaults import ENCODERS as ENCODER_ROWS
 from models.explain.faithfulness import measure_faithfulness
 from models.explain.heatmap import blend, is_flat, text_specificity, to_heatmap
 from models.explain.layers import as_maps, layers_name, token_grid_of

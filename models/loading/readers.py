@@ -3,8 +3,8 @@
 A reader is a module with `recognises(content) -> bool` and `load(content, request, cached) -> model`; `folder` takes
 every folder, so one for folders of another kind stands before it. The model is a `TwoTowers`: an `image_encoder` that
 offers `embed`, `token_grid`, `patch_size` and `transformer` as `towers.image.ImageEncoder` does, a `text_encoder`,
-`logits` and `probabilities`, an `image_encoder_name` that the script's ENCODERS has, and `img_size` or a
-`preprocessing` of its own.
+`logits` and `probabilities`, an `image_encoder_name` that ENCODERS of `models.explain.defaults` has, and `img_size`
+or a `preprocessing` of its own.
 """
 
 from typing import TYPE_CHECKING

@@ -12,11 +12,11 @@ from evaluate import Cases, Setting, Subject
 from results_file import read_results, save_results
 from tiny_pretrained import save_pretrained
 
-from clip_gradcam_visualization import ENCODERS as script_encoders
 from clip_gradcam_visualization import CLIPGradCAM
 from models.demo import cnn as demo
 from models.demo.dataset import SEEDS
 from models.demo.findings import FINDINGS, KINDS
+from models.explain.defaults import ENCODERS as ENCODER_ROWS
 from models.explain.methods import METHODS
 from models.explain.needs import Attention
 
@@ -177,7 +177,7 @@ def test_one_pass_for_many_formulas_gives_each_methods_own_map(subject):
         together = subject.maps(group, cases)
         for setting in group:
             modules = subject.modules(setting.layer, setting.method)
-            others = script_encoders[subject.model.image_encoder_name].others if setting.subtract else None
+            others = ENCODER_ROWS[subject.model.image_encoder_name].others if setting.subtract else None
             cam = CLIPGradCAM(subject.model, modules, False, setting.method, setting.similarity, others)
             all_texts = torch.arange(len(KINDS)).expand(len(cases.images), -1)
             alone = cam.text_maps(subject.pixels(cases.images), subject.texts, all_texts).maps.numpy()
@@ -195,7 +195,7 @@ def test_the_others_are_taken_off_where_the_setting_says_so(cnn):
     cases, plain = some_cases(cnn), Setting("gradcam", "last", "cosine")
     taken = plain._replace(subtract=True)
     maps = {setting: cnn.maps([setting], cases)[setting] for setting in (plain, taken)}
-    cam = CLIPGradCAM(cnn.model, cnn.modules("last", "gradcam"), False, others=script_encoders["starnet_s1"].others)
+    cam = CLIPGradCAM(cnn.model, cnn.modules("last", "gradcam"), False, others=ENCODER_ROWS["starnet_s1"].others)
     all_texts = torch.arange(len(KINDS)).expand(len(cases.images), -1)
     expected = cam.text_maps(cnn.pixels(cases.images), cnn.texts, all_texts).maps.numpy()
     assert np.array_equal(maps[taken], expected) and not np.array_equal(maps[plain], expected)
@@ -309,7 +309,7 @@ def test_the_guides_row_is_what_the_demo_publishes():
 def test_the_defaults_of_the_tool_are_those_of_the_table():
     """What is marked as the default is what the script explains where nothing is asked for."""
     for encoder, family in ((evaluate.ENCODERS["cnn"], "starnet_s1"), (evaluate.ENCODERS["vit"], "clip-vit")):
-        setting, default = encoder.default_setting, script_encoders[family]
+        setting, default = encoder.default_setting, ENCODER_ROWS[family]
         assert encoder.default == setting.key
         assert (default.method, default.similarity, default.subtract_others) == (setting.method, *setting[2:])
         assert default.layers == encoder.layers.get(setting.layer, ())

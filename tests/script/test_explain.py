@@ -13,6 +13,7 @@ from tiny import Clip, PooledNet, gradient_picture, tiny_clip, tiny_result, vit_
 import clip_gradcam_visualization as script
 from clip_gradcam_visualization import CLIPGradCAM, explain, get_target_layer_for_clip, main
 from models.errors import InputError, InputWarning
+from models.explain import defaults
 from models.explain.heatmap import text_specificity
 from models.explain.methods import METHODS
 from models.explain.needs import Attention
@@ -132,7 +133,7 @@ def test_all_methods_of_a_convolutional_net_and_of_a_transformer(clip, vit_clip,
         results = small(model, picture, TEXTS, method="all")
         default, *others = results
         assert isinstance(results, Results) and [r.method for r in others] == methods
-        assert default.method == script.ENCODERS[model.image_encoder_name].method
+        assert default.method == defaults.ENCODERS[model.image_encoder_name].method
         assert [r.is_default for r in results] == [True] + [False] * len(methods)
         assert {r.targets[0] for r in results} == {int(results[0].similarities.argmax())}
         assert all(isinstance(r, ImageResult) and r.maps.shape == (1, side, side) for r in others)
@@ -193,8 +194,8 @@ def test_a_tower_without_raw_embeddings_has_no_dot_product():
 
 
 def test_the_defaults_of_a_family_are_its_row(monkeypatch, clip, picture):
-    row = script.ENCODERS["starnet_s1"]._replace(method="layercam", similarity="dot", layers=("stages.1.1",))
-    monkeypatch.setitem(script.ENCODERS, "starnet_s1", row)
+    row = defaults.ENCODERS["starnet_s1"]._replace(method="layercam", similarity="dot", layers=("stages.1.1",))
+    monkeypatch.setitem(defaults.ENCODERS, "starnet_s1", row)
     asked = {"method": "gradcam", "similarity": "cosine"}
     for options, row in (({}, ("layercam", "dot", "stages.1.1")), (asked, ("gradcam", "cosine", "stages.3.3"))):
         result = small(clip, picture, TEXTS, **options)

@@ -16,7 +16,8 @@ from evaluate_demo import markdown
 from PIL import Image
 from project import PROJECT
 
-from clip_gradcam_visualization import ENCODERS, FLAGS, main
+from clip_gradcam_visualization import FLAGS, main
+from models.explain.defaults import ENCODERS
 from models.explain.methods import METHODS
 
 README = (PROJECT / "README.md").read_text(encoding="utf-8")

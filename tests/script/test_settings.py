@@ -11,9 +11,9 @@ from test_methods import small_vit
 from test_models import on_meta
 from tiny import assert_same_map
 
-import clip_gradcam_visualization as script
-from clip_gradcam_visualization import CLIPGradCAM, EncoderRow, Explainer, explain, main, settings_of
-from models.explain import needs
+from clip_gradcam_visualization import CLIPGradCAM, Explainer, explain, main
+from models.explain import defaults, needs
+from models.explain.defaults import EncoderRow, settings_of
 from models.explain.heatmap import text_specificity
 from models.explain.methods import METHODS, reads_attention
 from models.explain.question import OFF_THE_DIRECTION, Others, Question, Setting
@@ -34,10 +34,10 @@ def question(count=3, **options):
 @pytest.fixture
 def row(monkeypatch):
     """A function that gives the encoder "net" a row; its layers are the row's words."""
-    monkeypatch.setattr(script, "_module_at", lambda model, path: path)
+    monkeypatch.setattr(defaults, "_module_at", lambda model, path: path)
 
     def give(encoder_row):
-        monkeypatch.setitem(script.ENCODERS, "net", encoder_row)
+        monkeypatch.setitem(defaults.ENCODERS, "net", encoder_row)
 
     return give
 
@@ -45,25 +45,25 @@ def row(monkeypatch):
 # -- which setting ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("encoder", script.ENCODERS)
+@pytest.mark.parametrize("encoder", defaults.ENCODERS)
 @pytest.mark.parametrize("method", ["gradcam", "layercam", "eigencam"])
 def test_a_method_by_name_is_the_guides_whatever_the_default(encoder, method, row, clip, monkeypatch):
     """One layer, the cosine, nothing taken off."""
-    target_layer = script.ENCODERS[encoder].target_layer
-    for default in (script.ENCODERS[encoder], FUSED._replace(target_layer=target_layer)):
-        monkeypatch.setitem(script.ENCODERS, encoder, default)
+    target_layer = defaults.ENCODERS[encoder].target_layer
+    for default in (defaults.ENCODERS[encoder], FUSED._replace(target_layer=target_layer)):
+        monkeypatch.setitem(defaults.ENCODERS, encoder, default)
         for count in (1, 2, 9):
             (setting,) = settings_of(clip, encoder, question(count, method=method))
             assert setting == Setting(method, "cosine", [target_layer])
             assert setting.fused_layers == 1
 
 
-@pytest.mark.parametrize("encoder", script.OWN_ENCODERS)
+@pytest.mark.parametrize("encoder", defaults.OWN_ENCODERS)
 def test_an_encoders_default_is_its_row(encoder):
-    model, of_encoder = on_meta(encoder), script.ENCODERS[encoder]
+    model, of_encoder = on_meta(encoder), defaults.ENCODERS[encoder]
     (setting,) = settings_of(model, encoder, question(3))
     paths = of_encoder.layers or (of_encoder.target_layer,)
-    layers = [] if reads_attention(of_encoder.method) else [script._module_at(model, path) for path in paths]
+    layers = [] if reads_attention(of_encoder.method) else [defaults._module_at(model, path) for path in paths]
     expected = Setting(
         of_encoder.method,
         of_encoder.similarity,
@@ -178,7 +178,7 @@ def test_the_specificity_is_of_the_coarsest_layer_alone_with_the_others_taken_of
 
 
 def test_the_default_takes_the_others_off_from_three_texts_on(clip, picture):
-    row = script.ENCODERS["starnet_s1"]
+    row = defaults.ENCODERS["starnet_s1"]
     options = {"method": row.method, "similarity": row.similarity, "target_layer": ["stages.2.8", "stages.3.3"]}
     for count, taken in ((1, False), (2, False), (3, True)):
         result = explain(clip, picture, TEXTS[:count], img_size=64, target_text_idx=0)
