@@ -54,8 +54,8 @@ from models.explain.defaults import (
     default_layers,
     encoders_hint,
     get_target_layer_for_clip,
-    row_of,
     settings_of,
+    tells_presence,
 )
 from models.explain.faithfulness import measure_faithfulness
 from models.explain.heatmap import diagnose_flat_map, show_cam_on_image, text_specificity, to_heatmap
@@ -132,7 +132,11 @@ FLAGS = (
     ("--target-text-idx", INT | SEVERAL, "目标文本索引，从 0 开始，可以多个（默认：最相似的文本）"),
     ("--all-texts", SWITCH, "解释全部文本（与 --target-text-idx 二选一）"),
     ("--contrast", SWITCH, "对比：解释支持该文本而不支持其他文本的方向（两三个文本时常常更差）"),
-    ("--subtract-others", SWITCH, "减去其他文本也支持的部分（与 --contrast 二选一；默认方法从三个文本起已经减去）"),
+    (
+        "--subtract-others",
+        SWITCH,
+        "减去其他文本也支持的部分（与 --contrast 二选一；默认方法从三个文本起已经减去，两个文本时常常更差）",
+    ),
     ("--image-encoder", NAME, "图像编码器名称（如果无法从检查点获取）"),
     ("--text-encoder", NAME, "文本编码器名称或本地文件夹（默认：bert-base-chinese）"),
     ("--download", SWITCH, "允许从模型库下载参数中写的名称和 CLIP 的词表（默认不联网；也可把名称写成 hub:owner/name）"),
@@ -504,9 +508,9 @@ class Explainer:
     def _groups(self) -> list[list[int]]:
         """The settings' indices by what they need of a pass: those of one group share it."""
         groups = {}
-        for index, (cam, setting) in enumerate(zip(self.cams, self.settings)):
+        for index, cam in enumerate(self.cams):
             kind = cam.method if reads_attention(cam.method) else "layers"
-            key = kind, tuple(map(id, cam.modules)), cam.similarity, setting.subtracted
+            key = kind, tuple(map(id, cam.modules)), cam.similarity, cam.others
             groups.setdefault(key, []).append(index)
         return list(groups.values())
 
@@ -566,7 +570,7 @@ class Explainer:
             fused_layers=setting.fused_layers,
             subtracted=setting.subtracted,
             is_default=setting.is_default,
-            tells_presence=row_of(self.model, self.encoder).tells_presence,
+            tells_presence=tells_presence(self.encoder, setting),
         )
 
     def _cautions(self, pixels: np.ndarray) -> list[str]:
@@ -620,7 +624,7 @@ def explain(
     {short name: description}. `target_text_idx`: None explains the most similar text, several or "all" more than
     one. `target_layer`: a module or a dotted path, or a list of them to fuse; None for the encoder's own.
     `img_size` counts where the model names none, 224 where neither does. `method`, `similarity`: of METHODS and
-    SIMILARITIES, None for the encoder's default; method "all" gives Results, a tuple of one result per method.
+    SIMILARITIES, None for the encoder's default; method "all" gives Results: the default's and one per method.
     `contrast`: what speaks for a text rather than for the others. `subtract_others`: whether the other texts are
     taken off (`others_directions`), None for the method's default. `faithfulness`: test each heatmap by deletion and
     insertion. `text_features` [K, D] spare embedding the texts again. `grey_range`: how more than 8 bits of grey become
@@ -661,9 +665,9 @@ def visualize_clip_gradcam(
 ) -> np.ndarray:
     """Explain one image against the class texts; returns the overlay, float32 RGB [H, W, 3] in [0, 1].
 
-    Everything as for `explain`, whose `method`, `similarity`, `faithfulness`, `text_features` and `grey_range` may
-    follow. Several texts, or "all", give overlays [T, H, W, 3] that share one colour scale; method "all" overlays
-    [M, H, W, 3], each on its own. With `save_path` the figure and the overlays are written.
+    Everything as for `explain`, whose other `options` may follow. Several texts, or "all", give overlays [T, H, W, 3]
+    that share one colour scale; method "all" the default's and one per method, each on its own. With `save_path` the
+    figure and the overlays are written.
     """
     answer = explain(
         model,
@@ -765,14 +769,15 @@ def run_settings(args, explainer: Explainer, root: str, run_columns: Mapping) ->
 
 
 def print_layers(model) -> None:
-    """Each layer that gives a spatial map, its size, and a mark at the default."""
+    """Each layer that gives a spatial map, its size, and a mark at the default; at the guide's where that has none."""
     fused = default_layers(model, model.image_encoder_name)
-    defaults = [layer_name(model, layer) for layer in fused or [get_target_layer_for_clip(model)]]
+    marked = [layer_name(model, layer) for layer in fused or [get_target_layer_for_clip(model)]]
+    mark = "  （默认）" if fused else "  （--method gradcam 的目标层）"
     img_size = getattr(model, "img_size", None) or DEFAULT_IMG_SIZE
     say(f"{model.image_encoder_name} 可作为目标层的层（输入 {img_size}×{img_size}；通道×行×列）：")
     for name, (channels, rows, columns) in list_spatial_layers(model, img_size):
         if rows * columns > 1:
-            say(f"  {name}  {channels}×{rows}×{columns}" + ("  （默认）" if name in defaults else ""))
+            say(f"  {name}  {channels}×{rows}×{columns}" + (mark if name in marked else ""))
 
 
 def run(args) -> int:

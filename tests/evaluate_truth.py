@@ -37,6 +37,7 @@ from models.demo.dataset import SEEDS
 from models.demo.findings import FINDINGS, KINDS
 from models.demo.protocol import dilate, double_jobs, draw_cases, peaks_in, single_jobs
 from models.demo.sentences import class_texts
+from models.explain.defaults import ENCODERS
 from models.explain.heatmap import is_flat, to_heatmap
 from models.explain.methods import METHODS, reads_attention
 from models.explain.question import LEAST_TEXTS, OFF_THE_DIRECTION, OFF_THE_MAP, Others
@@ -54,7 +55,7 @@ BATCH = 15
 
 
 NOTHING, MAPS, DIRECTION = "", "less others", "less others' direction"  # what is taken off, as a key says it
-TAKEN_OFF = {  # {kind: {what: how}}
+TAKEN_OFF = {  # {kind: {what: how}}; 0.3 is the share of maps that validation chose before the direction
     "cnn": {MAPS: Others(0.3, of_maps=True), DIRECTION: OFF_THE_DIRECTION},
     "vit": {MAPS: OFF_THE_MAP},
     "siglip": {MAPS: OFF_THE_MAP},
@@ -95,11 +96,17 @@ CANDIDATES = {
     ],
 }
 CANDIDATES["siglip"] = CANDIDATES["vit"]
-DEFAULTS = {
-    "cnn": Candidate("local-gradcam", "two", "dot", DIRECTION),
-    "vit": Candidate("legrad-attention", "own", "dot", MAPS),
-    "siglip": Candidate("legrad-attention", "own", "dot", MAPS),
-}
+ROWS = {"cnn": "starnet_s1", "vit": "clip-vit", "siglip": "siglip-vit"}  # of the tool's table, for each kind
+
+
+def _default(kind: str) -> Candidate:
+    """What the tool explains by default where there are texts enough."""
+    row = ENCODERS[ROWS[kind]]
+    (taken_off,) = (what for what, how in TAKEN_OFF[kind].items() if how == row.others)
+    return Candidate(row.method, "own" if reads_attention(row.method) else "two", row.similarity, taken_off)
+
+
+DEFAULTS = {kind: _default(kind) for kind in ROWS}
 LAYERS = {  # of each model's backbone: the guide's, and the two whose maps are fused
     "starnet-demo": ("stages.-1.-1", "stages.-2.-1"),
     "starnet": ("stages.-1.-1", "stages.-2.-1"),

@@ -298,7 +298,7 @@ def _peaks(gradients) -> torch.Tensor:
 
 
 def attention_gradient(transformer, trace, embeddings, score, prefix):
-    """sum_h a_hi (d_h . v_hi): what patch i gives to the score through the last attention, whose one query is read.
+    """sum_h a_hi (d_h . v_hi): what patch i gives to the score through the last attention, of which one query is read.
 
     a the attention of the class token (or of the pool's probe), v the values, d = ds/do in each head h; over all tokens
     it sums to d . o. (Attention x gradient: Barkan et al. 2021, arXiv 2204.11073; here the heads are summed before

@@ -157,6 +157,9 @@ class Activations(Gradients):
         return [Maps(maps[:, None].expand(-1, texts, -1, -1), maps.new_ones(len(maps), texts)) for maps in fused]
 
 
+TEXTS_AT_ONCE = 32  # whose gradients are taken together: B x tokens x D numbers each, of a block
+
+
 class Attention:
     """The attention of the last blocks, formula(transformer, trace, embeddings, score, prefix) -> maps [B, T, patches].
 
@@ -199,8 +202,13 @@ class Attention:
     def maps(self, formulas, forward, score):
         prefix, rows, columns = forward.tower.token_grid(*forward.images.shape[-2:])
         transformer = forward.tower.transformer()
-        made = [formula(transformer, forward.captured, forward.embeddings, score, prefix) for formula in formulas]
-        return [Maps(maps.unflatten(2, (rows, columns)), peaks) for maps, peaks in made]
+        made = []
+        for formula in formulas:
+            captured = transformer, forward.captured, forward.embeddings
+            parts = [formula(*captured, part, prefix) for part in score.parts(TEXTS_AT_ONCE)]
+            maps, peaks = (torch.cat(part, 1) for part in zip(*parts))
+            made.append(Maps(maps.unflatten(2, (rows, columns)), peaks))
+        return made
 
 
 def transformer_of(tower: torch.nn.Module, method: str) -> Transformer:

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..errors import InputError, check_text_indices
 from ..heavy import torch
-from ..towers.similarity import softmax_probabilities
+from ..towers.similarity import check_scale, softmax_probabilities
 from .methods import METHODS, check_method, check_similarity, reads_attention
 
 CONTRAST_GAMMA = 0.6
@@ -79,6 +79,8 @@ def check_question(question: Question) -> None:
         check_method(question.method)
     if question.similarity is not None:
         check_similarity(question.similarity)
+    if question.subtract_others not in (None, True, False):
+        raise InputError(f"subtract_others 应是 True、False 或 None，收到 {question.subtract_others!r}")
     if question.subtract_others and question.contrast:
         raise InputError("contrast（--contrast）与 subtract_others（--subtract-others）只能二选一")
     if question.subtract_others and len(question.texts) < 2:
@@ -151,6 +153,10 @@ class TargetScores(NamedTuple):
     scores: Callable  # (embeddings [n, D], directions [n, T, D]) -> [n, T]
     directions: torch.Tensor  # [B, T, D], of each image
 
+    def parts(self, texts: int) -> list[TargetScores]:
+        """The scores of so many directions at a time."""
+        return [self._replace(directions=part) for part in self.directions.split(texts, dim=1)]
+
     def __call__(self, embeddings: torch.Tensor, image: int | None = None) -> torch.Tensor:
         """Embeddings [B, D] -> y of each direction [B, T]; [n, D], all of variants of one image -> [n, T]."""
         of_image = self.directions if image is None else self.directions[image].expand(len(embeddings), -1, -1)
@@ -180,11 +186,14 @@ class ImageMaps(NamedTuple):
 
 
 def logits_of(model, similarities: torch.Tensor) -> torch.Tensor:
-    """Cosines [B, K] -> what the model compares, by its own rule, else its temperature, else 0.07."""
-    if hasattr(model, "logits"):
+    """Cosines [B, K] -> what the model compares, by its own rule, else its temperature, else 0.07.
+
+    InputError for a temperature that is not finite and positive.
+    """
+    if callable(getattr(model, "logits", None)) and hasattr(model, "probabilities"):
         return model.logits(similarities)
     temperature = getattr(model, "temperature", None)
-    return similarities / (0.07 if temperature is None else torch.as_tensor(temperature).to(similarities))
+    return similarities / (0.07 if temperature is None else check_scale("temperature", temperature).to(similarities))
 
 
 def probabilities_of(model, similarities: torch.Tensor) -> torch.Tensor:

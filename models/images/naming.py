@@ -21,7 +21,7 @@ class ImageFile(NamedTuple):
 
 
 # What ends the names of an image's results beside the figure's own: <name>_overlay_2, <name>_heatmap_layer, ...
-# What follows is a text's index, "layer", or the name of a method, whichever methods there are. Each part of such a
+# What follows is a text's index, "layer", "default", or the name of a method, whichever there are. Each part of such a
 # name begins with a letter, so that a name which ends in a number of its own (`-2`) is never a result's.
 _RESULT_ENDING = re.compile(r"_(overlay|heatmap)(_\d+|_(?!overlay|heatmap)[a-z][a-z0-9+]*(-[a-z][a-z0-9+]*)*)*$")
 LONGEST_NAME = 200  # bytes: file systems take 255, endings and suffixes of results need theirs

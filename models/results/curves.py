@@ -14,7 +14,7 @@ CURVE_WORDS = {
     "title": ("忠实度：删除与插入曲线", "Faithfulness: deletion and insertion"),
     "pixels": ("按热力图从高到低隐藏或显示的像素（%）", "Pixels hidden or shown, highest in the heatmap first (%)"),
     "cosine": ("余弦相似度", "Cosine similarity"),
-    "contrast": ("（减去其他文本）", " (less other texts')"),
+    "contrast": ("（对比）", " (contrasted)"),
     "deletion": ("删除（越低越好）", "Deletion (lower is better)"),
     "insertion": ("插入（越高越好）", "Insertion (higher is better)"),
     "random": ("随机图", "Random maps"),

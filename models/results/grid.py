@@ -45,6 +45,7 @@ GRID_WORDS = {
         "Deletion, insertion: area under the curve; in brackets by how much it beats random maps (positive is better)",
     ),
     "empty": ("热力图为空", "Empty heatmap"),
+    "no presence": ("靠后：颜色不说明有没有", "Ranks low: colours tell no presence"),
     "own specificity": ("文本特异性 {:.2f}", "Text specificity {:.2f}"),
     "unspecific": ("{} 个文本的热力图几乎不随文本变化", "{} of these heatmaps hardly depend on the text"),
     "unspecific methods": ("{} 种方法的热力图几乎不随文本变化", "{} of these heatmaps hardly depend on the text"),
@@ -191,16 +192,25 @@ def _method_caption(result, measured, width, words) -> list[Text]:
     """A method's name, the default's marked, what else it is called, and its numbers."""
     name = result.label + parts.in_brackets(result.details(words["lang"]), words)
     name = words["default"].format(name) if result.is_default else name
-    also = [words["also"].format(words["and"].join(result.also))] if result.also else []
-    also = wrap_text(also[0], width, 2, parts.measure(_caption_sizes(width)[1])) if also else []
+    also = []
+    if result.also:
+        names = words["and"].join(_name_beside(other, result, words) for other in result.also)
+        also = wrap_text(words["also"].format(names), width, 2, parts.measure(_caption_sizes(width)[1]))
     return _caption(name, [*also, *([] if result.knows_text else [words["text-free"]]), *measured], width)
 
 
+def _name_beside(other, result, words) -> str:
+    """The name of another method beside this one's: its details only where they are others."""
+    details = other.details(words["lang"])
+    return other.label if details == result.details(words["lang"]) else other.full_label(words["lang"])
+
+
 def _measured(pair, words) -> list[str]:
-    """What was measured of a map: its text specificity, and the areas under its curves."""
+    """What was measured of a map: its text specificity, and the areas under its curves; and that it says only where."""
     result, index = pair
     specificity, tested = parts.shown_specificities(result)[index], result.tested[index]
     lines = [words["own specificity"].format(specificity)] if specificity is not None else []
+    lines += [words["no presence"]] if len(result.targets) > 1 and result.only_where()[index] else []
     return lines + (_areas_of(tested, words) if tested is not None else [])
 
 

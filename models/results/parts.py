@@ -10,7 +10,8 @@ from .page import ASCENT, BLACK, DESCENT, WHITE, Box, Picture, Text, drawable, t
 
 LANGUAGES = ("zh", "en")
 FOOTER_WORDS = {
-    "source": ("图像编码器 {}　目标层 {}（{}×{}）", "Image encoder {}   target layer {} ({}×{})"),
+    "source": ("图像编码器 {}　目标层 {}", "Image encoder {}   target layer {}"),
+    "layer": ("{}（{}×{}）", "{} ({}×{})"),
     "dot product": (
         "解释的是未归一化的点积，不是余弦相似度",
         "Explained is the dot product before normalisation, not the cosine",
@@ -23,6 +24,10 @@ FOOTER_WORDS = {
         "这段文本的相似度靠后：热力图只说明若有会在哪里，颜色不说明有没有",
         "This text ranks low: the heatmap shows where it would be, its colours do not tell whether it is there",
     ),
+    "two layers": ("两层", "two layers"),
+    "layers": ("{} 层", "{} layers"),
+    "dot": ("点积", "dot product"),
+    "subtract": ("减去其他文本", "other texts taken off"),
     "lang": ("zh", "en"),
     "brackets": ("（{}）", " ({})"),
     "comma": ("，", ", "),
@@ -145,14 +150,14 @@ Note = tuple[str, str]  # a string of the footer and its colour
 def footer_notes(results: Sequence, words: dict) -> list[Note]:
     """Where the heatmaps of ImageResults come from and what else their reader must know, but for the specificity."""
     first = results[0]
-    encoder, _, rows, columns = first.source
-    layers = " / ".join(dict.fromkeys(result.layer for result in results))
-    notes = [words["source"].format(drawable(encoder), drawable(layers), rows, columns)]
+    layers = " / ".join(dict.fromkeys(words["layer"].format(*result.source[1:]) for result in results))
+    notes = [words["source"].format(drawable(first.source[0]), drawable(layers))]
     questions = [result.question for result in results]  # where they differ, each tile's name says it
     notes += [words["dot product"]] if all(question.similarity == "dot" for question in questions) else []
     notes += [words["subtracted"]] if all(question.subtract_others for question in questions) else []
     notes += [words["seen"].format(first.seen_percent)] if first.seen_percent < 100 else []
-    where_only = len(results) == 1 and any(first.only_where())
+    by_method = all(len(result.targets) == 1 for result in results)  # else each text's tile says it
+    where_only = by_method and any(result.only_where()[0] for result in results)
     return [(note, GREY) for note in notes] + ([(words["where only"], RED)] if where_only else [])
 
 

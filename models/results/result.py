@@ -1,7 +1,7 @@
 """What is known of one image: an ImageResult for each method, and Results of several over the same image."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,13 +15,7 @@ from .formats import thin
 from .grid import draw_grid
 from .parts import FOOTER_WORDS, in_language
 
-DETAIL_WORDS = {
-    "two layers": ("两层", "two layers"),
-    "layers": ("{} 层", "{} layers"),
-    "dot": ("点积", "dot product"),
-    "subtract": ("减去其他文本", "other texts taken off"),
-}
-WHERE_ONLY = "该文本与图像的相似度靠后，而这种图像编码器的热力图强弱不说明有没有：它只说明若有会在哪里，有没有请看概率"
+WHERE_ONLY = "该文本与图像的相似度靠后，热力图的颜色不说明有没有：它只说明若有会在哪里，有没有请看概率"
 TILE_SIDE = 640  # pixels: what a text's overlay is thinned to in the grid of several
 
 
@@ -44,8 +38,8 @@ class ImageResult(NamedTuple):
     fused_layers: int = 1  # how many layers' maps are fused
     subtracted: float = 0.0  # the share of what the other texts hold that is taken off
     is_default: bool = False  # whether it is what the encoder is shown by where nothing is asked for
-    tells_presence: bool = True  # whether the strength of the encoder's maps tells what is there from what is not
-    also: tuple[str, ...] = ()  # labels of other methods whose map is the same
+    tells_presence: bool = True  # whether the strength of such maps tells what is there from what is not
+    also: tuple = ()  # ImageResults of other methods whose map is the same
 
     def resized_maps(self) -> Iterator[np.ndarray]:
         """[H, W] float32 of each explained text, after the ReLU, in its own unit; NaN where the model saw nothing."""
@@ -61,19 +55,27 @@ class ImageResult(NamedTuple):
         return (to_heatmap(raw_map, size, scale, self.region) for raw_map in self.maps)
 
     def warnings(self) -> list[str | None]:
-        """What the reader of each explained text's map must know: the cautions; it is empty, or it ignores the text."""
+        """What the reader of each explained text's map must know: the cautions, and its own notes."""
+        return ["；".join([*self.cautions, *notes]) or None for notes in self.notes()]
+
+    def notes(self) -> list[list[str]]:
+        """What must be known of each explained text's map alone: it is empty, ignores the text, says only where."""
         own = (flaw or self._unspecific(value) for flaw, value in zip(self.flaws, self.specificities))
         where = (WHERE_ONLY if only else None for only in self.only_where())
-        return ["；".join(filter(None, [*self.cautions, *notes])) or None for notes in zip(own, where)]
+        return [list(filter(None, of_text)) for of_text in zip(own, where)]
 
     def rank(self, target: int) -> int:
         """Of a text by its similarity to the image, 1 the most similar."""
         return 1 + int((self.similarities > self.similarities[target]).sum())
 
     def only_where(self) -> list[bool]:
-        """T, whether the reader might take colour for presence: the text ranks low, and strength tells nothing."""
-        low = math.ceil(len(self.similarities) / 3)
-        return [not self.tells_presence and self.rank(target) > low for target in self.targets]
+        """T, whether the reader might take colour for presence: the text ranks low, and colour tells nothing of it.
+
+        One map alone has its own maximum for its strongest colour, whatever there is; several share one scale.
+        """
+        low, colour_tells = math.ceil(len(self.similarities) / 3), self.tells_presence and len(self.targets) > 1
+        shows = (self.knows_text and flaw is None and not colour_tells for flaw in self.flaws)
+        return [shown and self.rank(target) > low for target, shown in zip(self.targets, shows)]
 
     def _unspecific(self, value: float | None) -> str | None:
         if not self.knows_text:
@@ -85,13 +87,8 @@ class ImageResult(NamedTuple):
 
     def messages(self) -> list[str]:
         """The warnings, each once; with several texts, after the names of those it is about."""
-        about: dict[str, list[str]] = {}
-        for target, warning in zip(self.targets, self._replace(cautions=()).warnings()):
-            if warning:
-                about.setdefault(warning, []).append(self.question.names[target])
-        alone = len(self.targets) == 1
-        of_texts = (warning if alone else f"{'、'.join(names)}：{warning}" for warning, names in about.items())
-        return [*self.cautions, *of_texts]
+        named = ((self.question.names[target], notes) for target, notes in zip(self.targets, self.notes()))
+        return [*self.cautions, *_each_once(named, alone=len(self.targets) == 1)]
 
     # of the only, or the first, explained text
 
@@ -150,7 +147,7 @@ class ImageResult(NamedTuple):
 
     def details(self, lang: str = "zh") -> list[str]:
         """In what the heatmap differs from the method at one layer and of the cosine, as it is shown."""
-        words = in_language(DETAIL_WORDS, lang)
+        words = in_language(FOOTER_WORDS, lang)
         return [
             *([words["two layers"]] if self.fused_layers == 2 else []),
             *([words["layers"].format(self.fused_layers)] if self.fused_layers > 2 else []),
@@ -195,12 +192,17 @@ class Results(tuple):
     """What several methods, or one, say of one image: ImageResults over the same pixels and texts."""
 
     def messages(self) -> list[str]:
-        """The warnings of all, each once; with several methods, after the method's name."""
-        alone = len(self) == 1
-        warning = (result for result in self if alone or result.knows_text)
-        cautions = (caution for result in self for caution in result.cautions)
-        own = ((result.full_label(), m) for result in warning for m in result._replace(cautions=()).messages())
-        return list(dict.fromkeys([*cautions, *(m if alone else f"{label}：{m}" for label, m in own)]))
+        """The warnings of all, each once; with several methods, after the names of those that it is about.
+
+        That a text ranks low is about all of them. Of several methods, one that knows no text says so by its name.
+        """
+        if len(self) == 1:
+            return self[0].messages()
+        cautions = [caution for result in self for caution in result.cautions]
+        notes = [(result.full_label(), result.notes()[0]) for result in self if result.knows_text]
+        where = [WHERE_ONLY for _, of_method in notes if WHERE_ONLY in of_method]
+        own = ((label, [note for note in of_method if note != WHERE_ONLY]) for label, of_method in notes)
+        return list(dict.fromkeys([*cautions, *where, *_each_once(own)]))
 
     def pairs(self) -> list[tuple[ImageResult, int]]:
         """(result, index into its targets) of each explained text and method."""
@@ -213,6 +215,15 @@ class Results(tuple):
     def drawn(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """(heatmap [H, W], overlay uint8 [H, W, 3]) of each explained text and method."""
         return ((heatmap, blend(r.pixels, heatmap)) for r in self for heatmap in r.heatmaps())
+
+
+def _each_once(named: Iterable[tuple[str, list[str]]], alone: bool = False) -> list[str]:
+    """(name, notes) of each text or method -> each note once, unless `alone` after the names of those it is about."""
+    about: dict[str, list[str]] = {}
+    for name, notes in named:
+        for note in notes:
+            about.setdefault(note, []).append(name)
+    return [note if alone else f"{'、'.join(names)}：{note}" for note, names in about.items()]
 
 
 def for_figure(heatmap: np.ndarray, overlay: np.ndarray, alone: bool) -> tuple:
@@ -240,7 +251,7 @@ def each_once(results: Results) -> tuple[Results, list[int]]:
             once.append(result)
             indices.append(index)
         else:
-            once[same] = once[same]._replace(also=(*once[same].also, result.full_label()))
+            once[same] = once[same]._replace(also=(*once[same].also, result))
     return Results(once), indices
 
 

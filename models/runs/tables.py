@@ -44,6 +44,7 @@ def _row_of_result(result: ImageResult) -> dict:
         "height": height,
         "predicted": question.names[result.predicted],
         "method": result.method,
+        "setting": result.full_label(),
         "explained": question.similarity,
         "contrast": question.contrast,
         "subtracted": result.subtracted,
@@ -143,6 +144,7 @@ COLUMNS = (
     "deletion_margin",  # a random map's area minus deletion, positive is better than chance
     "insertion_margin",  # insertion minus a random map's area
     "method",
+    "setting",  # the heatmap's name, as figures have it: the method, layers, what is explained and taken off
     "explained",  # cosine or dot
     "contrast",  # gamma of the contrastive target, 0 for none
     "subtracted",  # share of what the other texts hold that is taken off, 0 for none

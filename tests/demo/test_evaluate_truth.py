@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import train_judges
-from evaluate_truth import CANDIDATES, DEFAULTS, MAPS, NOTHING, SPLITS, TAKEN_OFF, Candidate, Cases
+from evaluate_truth import CANDIDATES, DEFAULTS, MAPS, NOTHING, SPLITS, Candidate, Cases
 from judges.networks import EMBEDDING, JUDGES, build_judge, embed
 from results_file import read_results
 
@@ -179,8 +179,15 @@ def test_a_candidate_has_a_key_of_its_own():
 def test_the_defaults_are_those_of_the_other_program(name):
     theirs, ours = evaluate.ENCODERS[name].default_setting, DEFAULTS[name]
     assert ours[:3] == (theirs.method, {"both": "two"}.get(theirs.layer, theirs.layer), theirs.similarity)
-    family = {"cnn": "starnet_s1", "vit": "clip-vit"}[name]
-    assert theirs.subtract and TAKEN_OFF[name][ours.taken_off] == ENCODER_ROWS[family].others
+    assert theirs.subtract
+
+
+@pytest.mark.parametrize(
+    "model, encoder", [("starnet", "starnet_s1"), ("starnet-demo", "starnet_s1"), ("resnet18",) * 2]
+)
+def test_a_network_of_the_tool_is_measured_at_the_layers_of_its_row(model, encoder):
+    row = ENCODER_ROWS[encoder]
+    assert evaluate_truth.LAYERS[model] == (row.target_layer, row.layers[0]) and row.layers[1] == row.target_layer
 
 
 def test_a_model_that_is_not_there_is_named(tmp_path):

@@ -19,7 +19,7 @@ from clip_gradcam_visualization import CLIPGradCAM, get_target_layer_for_clip
 from models.errors import InputError
 from models.explain.attention import captured_attention
 from models.explain.methods import SIMILARITIES
-from models.explain.question import Others
+from models.explain.question import OFF_THE_MAP, Others
 
 METHODS = ["legrad", "attention-gradient", "legrad-attention", "grad-eclip", "rollout"]
 ASKED = [("cosine", 0.0), ("dot", 0.0), ("cosine", 0.6)]
@@ -342,6 +342,19 @@ def test_legrad_takes_the_last_blocks_by_default(tower):
     images, features = asked_of("vit")
     last = CLIPGradCAM(model, our_blocks(model)[-2:], method="legrad").text_maps(images, features, TARGETS)
     assert_close(CLIPGradCAM(model, None, method="legrad").text_maps(images, features, TARGETS).maps, last.maps, 1e-6)
+
+
+@pytest.mark.parametrize("method", ["legrad", "legrad-attention", "attention-gradient", "grad-eclip", "rollout"])
+@pytest.mark.parametrize("family", ["vit", "siglip"])
+def test_many_texts_are_the_same_a_few_at_a_time(family, method, tower, monkeypatch):
+    """How many gradients are held at once is bounded, for a list of a thousand texts too."""
+    images, features = asked_of(family)[0], texts(5, asked_of(family)[1].shape[1])
+    cam, all_texts = CLIPGradCAM(tower(family), None, method=method, others=OFF_THE_MAP), torch.arange(5).expand(2, 5)
+    together = cam.text_maps(images, features, all_texts)
+    monkeypatch.setattr("models.explain.needs.TEXTS_AT_ONCE", 2)
+    apart = cam.text_maps(images, features, all_texts)
+    assert_close(apart.maps, together.maps, 1e-5)
+    torch.testing.assert_close(apart.gradient_peaks, together.gradient_peaks)
 
 
 @pytest.mark.parametrize("family", ["vit", "siglip"])

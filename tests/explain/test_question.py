@@ -60,9 +60,19 @@ def test_logits_are_the_models_else_of_its_temperature_else_of_the_usual_one(cli
     torch.testing.assert_close(logits_of(net, similarities), similarities / 0.07)
     net.temperature = torch.tensor(0.5)
     torch.testing.assert_close(logits_of(net, similarities), similarities / 0.5)
-    net.logits = lambda cosines: 9 * cosines + 1
+    net.logits = None
+    torch.testing.assert_close(logits_of(net, similarities), similarities / 0.5)
+    net.logits, net.probabilities = lambda cosines: 9 * cosines + 1, lambda cosines: cosines
     torch.testing.assert_close(logits_of(net, similarities), 9 * similarities + 1)
     torch.testing.assert_close(logits_of(clip, similarities).detach(), similarities / clip.temperature.item())
+
+
+@pytest.mark.parametrize("temperature", [0.0, -0.1, math.nan, [0.1, 0.2]], ids=str)
+def test_a_temperature_that_says_nothing_is_named_before_it_weighs_texts(temperature):
+    net = Clip(Pooled())
+    net.temperature = torch.tensor(temperature)
+    with pytest.raises(InputError, match="temperature 是.*正数"):
+        CLIPGradCAM(net, net.image_encoder.conv, others=OFF_THE_DIRECTION).text_maps(pictures(1), texts(3), 0)
 
 
 def test_scores_of_directions_are_each_images_own():
@@ -93,6 +103,7 @@ def question(count=3, **options):
         ({"subtract_others": True, "count": 1}, "--subtract-others.*至少需要两个"),
         ({"method": "gradcan", "subtract_others": None}, "gradcan"),
         ({"method": None, "similarity": "l2"}, "cosine 或 dot"),
+        ({"subtract_others": "no"}, "subtract_others 应是 True、False 或 None"),
     ],
     ids=str,
 )

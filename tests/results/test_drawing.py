@@ -168,6 +168,7 @@ def figure_content(
     overlay = changes.pop("overlay", blend(gradient_picture(*size), heatmap))
     tested = changes.pop("faithfulness", None)
     changes |= {"flaws": [warning], "specificities": [specificity], "faithfulness": tested and [tested]}
+    changes.setdefault("similarities", np.roll(np.linspace(0.3, -0.2, len(names), dtype=np.float32), target))
     return image_result(names, size, region, [target], **changes), heatmap, overlay
 
 
@@ -549,7 +550,7 @@ def test_the_areas_stand_beside_the_name_and_the_colour_of_their_curve():
     assert "-0.000" not in words(figure(faithfulness=curves_of(0.4, 0.4 - 1e-6, 0.4)))
 
 
-@pytest.mark.parametrize("contrast, less", [(0.0, ""), (0.6, "（减去其他文本）")])
+@pytest.mark.parametrize("contrast, less", [(0.0, ""), (0.6, "（对比）")])
 @pytest.mark.parametrize("dot_product", [False, True])
 def test_the_axis_says_what_is_scored(dot_product, contrast, less):
     """The cosine, whatever is explained: curves of two settings can be compared."""

@@ -24,6 +24,7 @@ from tiny import tiny_result
 from clip_gradcam_visualization import explain, main
 from models.explain import defaults
 from models.explain.methods import METHODS, reads_attention
+from models.explain.question import Setting
 from models.results.figure import draw_figure
 from models.results.page import Picture
 from models.results.result import WHERE_ONLY, Results, draw_results, each_once, for_figure
@@ -92,10 +93,11 @@ def test_the_titles_name_what_differs_in_brackets(lang, setting, of_figure, of_g
 def test_nothing_collides_where_most_is_said(lang, size):
     crowd = {**FULL, "contrast": 1.0, "tells_presence": False, "independent": True, "size": SIZES[size]}
     names = [f"Loosening of the femoral stem with a radiolucent line, type {i}" for i in range(9)]
-    drawing = figure(lang, names=names, specificity=0.04, **crowd)
+    lowest = np.linspace(0, 1, 9, dtype=np.float32)
+    drawing = figure(lang, names=names, specificity=0.04, similarities=lowest, **crowd)
     assert_nothing_collides(drawing)
     assert {"zh": "颜色不说明有没有", "en": "do not tell whether it is there"}[lang] in words(drawing)
-    also = ("Grad-CAM", "Grad-CAM++", "LayerCAM", "XGrad-CAM", "Eigen-CAM", "Score-CAM")
+    also = tuple(of_setting(tiny_result([1]), method) for method in LAYER_METHODS)
     drawing = grid(lang, names=names, methods=["gradcam", "hirescam", "eigencam"], also=also, is_default=True)
     assert_nothing_collides(drawing)
 
@@ -141,7 +143,8 @@ def test_equal_maps_are_shown_once_by_the_first_that_has_them():
     turned, finer, empty = RAMP[::-1], np.kron(RAMP, np.ones((2, 2))), -RAMP
     once, indices = each_once(methods_of([RAMP, turned, 7 * RAMP, finer, empty, empty, 3 * turned, RAMP + 4e-3]))
     assert indices == [0, 1, 3, 4, 5] and isinstance(once, Results)
-    assert [result.also for result in once] == [("HiResCAM", "Eigen-CAM"), ("XGrad-CAM",), (), (), ()]
+    also = [[other.label for other in result.also] for result in once]
+    assert also == [["HiResCAM", "Eigen-CAM"], ["XGrad-CAM"], [], [], []]
 
 
 @pytest.mark.parametrize("off, same", [(0.9e-3, True), (1.5e-3, False)])
@@ -180,20 +183,20 @@ def test_a_grid_of_methods_that_all_have_one_map_is_still_one_of_methods():
 
 @pytest.mark.usefixtures("single_layer")
 def test_files_and_rows_stay_one_for_each_method(checkpoint, picture, tmp_path, monkeypatch):
-    """Before a global pool Grad-CAM, HiResCAM and XGrad-CAM are one; and here the default is Grad-CAM."""
+    """Before a global pool Grad-CAM, HiResCAM and XGrad-CAM are one; and here the default is the guide's Grad-CAM."""
     drawings = []
     monkeypatch.setattr("models.results.saving.encode_figure", lambda drawing, suffix: drawings.append(drawing) or b"x")
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "a.png").write_bytes(picture.read_bytes())
     fixed = ["--model-path", checkpoint, "--image-path", tmp_path / "data", "--output-dir", tmp_path / "out"]
     assert main([*map(str, fixed), "--num-workers", "0", "--method", "all", "--class-texts", *TEXTS]) == 0
-    marks = ["default", *LAYER_METHODS]
+    marks = ["default", *LAYER_METHODS[1:]]
     assert {p.name for p in (tmp_path / "out").glob("*overlay*")} == {f"clip_gradcam_a_overlay_{m}.png" for m in marks}
     assert len((tmp_path / "out" / "results.jsonl").read_text(encoding="utf-8").splitlines()) == len(marks)
     (drawing,) = drawings
     captions = ["".join(caption_of(drawing, tile)) for tile in tiles_of(drawing)[1:]]
-    assert captions[0].startswith("默认：Grad-CAM与 Grad-CAM、HiResCAM、Local Grad-CAM、XGrad-CAM 相同")
-    assert len(captions) == len(marks) - 4 and not any(caption.startswith("HiResCAM") for caption in captions)
+    assert captions[0].startswith("默认：Grad-CAM与 HiResCAM、Local Grad-CAM、XGrad-CAM 相同")
+    assert len(captions) == len(marks) - 3 and not any(caption.startswith("HiResCAM") for caption in captions)
 
 
 # -- summary and table ------------------------------------------------------------------------
@@ -263,38 +266,58 @@ def test_each_row_measures_its_own_texts_map():
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 6, 7, 9, 10])
 def test_a_low_rank_is_beyond_the_first_third(count):
-    """Of encoders whose maps' strength does not tell what is there."""
-    names = [f"文本{i}" for i in range(count)]
-    result = tiny_result(range(count), names)._replace(similarities=np.linspace(1, 0, count, dtype=np.float32))
-    assert not any(result.only_where())
-    silent = result._replace(tells_presence=False)
-    assert silent.only_where() == [rank > math.ceil(count / 3) for rank in range(1, count + 1)]
-    assert [WHERE_ONLY in (warning or "") for warning in silent.warnings()] == silent.only_where()
+    """Of maps whose strength does not tell what is there."""
+    names, similarities = [f"文本{i}" for i in range(count)], np.linspace(1, 0, count, dtype=np.float32)
+    result = tiny_result(range(count), names)._replace(similarities=similarities, tells_presence=False)
+    assert result.only_where() == [rank > math.ceil(count / 3) for rank in range(1, count + 1)]
+    assert [WHERE_ONLY in (warning or "") for warning in result.warnings()] == result.only_where()
 
 
-def test_the_note_follows_what_else_the_reader_must_know():
-    result = tiny_result([0])._replace(tells_presence=False, cautions=["小心"], flaws=["空"])
-    assert result.warnings() == [f"小心；空；{WHERE_ONLY}"] == [row["warning"] for row in rows_of(result)]
-    assert rows_of(result._replace(tells_presence=True))[0]["warning"] == "小心；空"
+def test_strength_tells_presence_on_one_scale_only():
+    """A map alone has its own maximum for its strongest colour: there the colour tells nothing, whatever the model."""
+    assert tiny_result([0, 2]).only_where() == [False, False]
+    assert tiny_result([0]).only_where() == [True] and tiny_result([2]).only_where() == [False]
+
+
+def test_the_note_is_of_maps_that_show_something_and_know_the_text():
+    result = tiny_result([0])._replace(cautions=["小心"], specificities=[0.01])
+    (warning,) = result.warnings()
+    assert warning.startswith("小心；热力图几乎不随文本变化") and warning.endswith(f"；{WHERE_ONLY}")
+    assert [row["warning"] for row in rows_of(result)] == [warning]
+    assert rows_of(result._replace(flaws=["空"]))[0]["warning"] == "小心；空"
+    assert not of_setting(result, "eigencam").only_where()[0]
+
+
+def test_of_several_methods_the_note_is_said_once_and_a_flaw_after_their_names():
+    low = tiny_result([0])
+    empty = [of_setting(low, method)._replace(flaws=["空"], cautions=["小心"]) for method in ("layercam", "xgradcam")]
+    results = Results([low, *empty, of_setting(low, "hirescam"), of_setting(low, "eigencam")])
+    assert results.messages() == ["小心", WHERE_ONLY, "LayerCAM、XGrad-CAM：空"]
+
+
+@pytest.mark.parametrize(
+    "lang, said", [("zh", "靠后：颜色不说明有没有"), ("en", "Ranks low: colours tell no presence")]
+)
+def test_a_tile_of_several_texts_says_it_itself(lang, said):
+    """Text 0 is the least similar of three; where the strength on one scale tells presence, nothing is said."""
+    for silent in (True, False):
+        drawing = grid(lang, tells_presence=not silent)
+        captions = ["".join(caption_of(drawing, tile)) for tile in tiles_of(drawing)[1:]]
+        assert [said in caption for caption in captions] == [silent, silent, False]
 
 
 @pytest.mark.parametrize("lang, said", [("zh", "热力图只说明若有会在哪里"), ("en", "shows where it would be")])
 def test_the_footer_of_a_figure_says_it_in_red(lang, said):
-    for target, silent in ((0, True), (0, False), (2, True), (2, False)):  # text 2 is the most similar
-        result = tiny_result([target])._replace(tells_presence=not silent)
-        drawing = draw_figure(result, result.heatmap, result.pixels, lang)
-        assert (said in words(drawing)) == (silent and target == 0)
-        if said in words(drawing):
-            assert text_with(drawing, said).colour == RED
+    low, best = (tiny_result([target]) for target in (0, 2))
+    drawn = [draw_figure(result, result.heatmap, result.pixels, lang) for result in (low, best)]
+    assert text_with(drawn[0], said).colour == RED and said not in words(drawn[1])
+    methods = Results([low, of_setting(low, "eigencam")])
+    assert words(draw_results(methods, [(None, low.pixels)] * 2, lang)).count(said) == 1
 
 
-def test_an_encoders_row_says_whether_its_maps_tell_presence(clip, picture, monkeypatch):
-    lowest = int(explain(clip, picture, TEXTS, img_size=64).similarities.argmin())
-    for tells in (True, False):
-        row = defaults.ENCODERS["starnet_s1"]._replace(tells_presence=tells)
-        monkeypatch.setitem(defaults.ENCODERS, "starnet_s1", row)
-        result = explain(clip, picture, TEXTS, target_text_idx=lowest, img_size=64)
-        assert result.tells_presence == tells and result.only_where() == [not tells]
-    monkeypatch.undo()
-    silent = {name for name, row in defaults.ENCODERS.items() if not row.tells_presence}
+def test_strength_tells_presence_where_a_networks_dot_product_is_explained(clip, picture):
+    for asked, tells in (({}, True), ({"method": "gradcam"}, False), ({"similarity": "cosine"}, False)):
+        assert explain(clip, picture, TEXTS, img_size=64, **asked).tells_presence == tells
+    silent = {name for name in defaults.ENCODERS if not defaults.tells_presence(name, Setting("gradcam", "dot"))}
     assert silent == {"vit", "clip-vit", "siglip-vit", "siglip2-vit"}
+    assert not defaults.tells_presence("unheard of", Setting("gradcam", "dot"))

@@ -15,6 +15,7 @@ from clip_gradcam_visualization import CLIPGradCAM, Explainer, explain, main
 from models.explain import defaults, needs
 from models.explain.defaults import EncoderRow, settings_of
 from models.explain.heatmap import text_specificity
+from models.explain.layers import layer_name
 from models.explain.methods import METHODS, reads_attention
 from models.explain.question import OFF_THE_DIRECTION, Others, Question, Setting
 from models.images.preprocessing import square
@@ -74,6 +75,30 @@ def test_an_encoders_default_is_its_row(encoder):
     assert setting == expected and all(isinstance(layer, torch.nn.Module) for layer in setting.layers)
 
 
+FUSED_LAYERS = {  # the ends of the stages whose maps are fused, of a network of each kind
+    "resnet18": ("layer3.1", "layer4.1"),
+    "resnet50": ("layer3.5", "layer4.2"),
+    "starnet_s1": ("stages.2.8", "stages.3.3"),
+    "starnet_dual_pyramid_rcf": ("local.blocks_list.2", "norm"),
+    "convnext-tiny": ("features.5.8", "features.7.2"),
+    "efficientnet-b0": ("features.5.2", "features.8"),
+}
+
+
+@pytest.mark.parametrize("encoder, names", FUSED_LAYERS.items(), ids=FUSED_LAYERS)
+def test_a_network_is_explained_by_the_ends_of_two_stages(encoder, names):
+    model = on_meta(encoder)
+    (setting,) = settings_of(model, encoder, question(3))
+    assert tuple(layer_name(model, layer) for layer in setting.layers) == names
+    assert setting[:2] == ("local-gradcam", "dot") and setting.others == Others(0.45)
+
+
+@pytest.mark.parametrize("encoder", ["vit", "clip-vit", "siglip-vit", "siglip2-vit"])
+def test_a_transformer_is_explained_by_its_attention(encoder):
+    row = defaults.ENCODERS[encoder]
+    assert row[1:] == ("legrad-attention", "dot", (), True, Others(1.0, of_maps=True), False)
+
+
 BOTH, TAKEN = ["early", "late"], {"subtract_others": True}
 SETTINGS = {
     "nothing": ({}, (), Setting("hirescam", "dot", BOTH, TAKEN_OFF, True)),
@@ -118,6 +143,23 @@ def test_a_tower_that_lacks_what_the_default_needs_is_explained_by_the_guides(ro
     row(FUSED)
     bare = SimpleNamespace(image_encoder=torch.nn.Identity())
     assert settings_of(bare, "net", question()) == guide
+
+
+def test_a_tower_without_the_layers_of_its_row_is_explained_by_the_guides(clip):
+    """A caller's own, under a name that the table has."""
+    for method, count in ((None, 1), ("all", len(LAYER_METHODS))):
+        settings = settings_of(clip, "resnet18", question(method=method), ["own"])
+        assert settings[0] == Setting("gradcam", "cosine", ["own"], is_default=False) and len(settings) == count
+
+
+@pytest.mark.parametrize(
+    "asked, layers, marked", [({}, (), True), ({"similarity": "dot"}, (), False), ({}, ["own"], False)], ids=str
+)
+def test_all_has_the_guides_once_where_it_is_the_default(asked, layers, marked, row, clip):
+    row(EncoderRow("last"))
+    settings = settings_of(clip, "net", question(method="all", **asked), layers)
+    assert [setting.method for setting in settings] == LAYER_METHODS
+    assert [setting.is_default for setting in settings] == [marked] + [False] * (len(settings) - 1)
 
 
 def test_an_encoder_without_a_row_is_explained_at_the_layers_that_are_asked_for(clip):
