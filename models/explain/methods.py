@@ -39,10 +39,13 @@ def local_gradcam(A, g):
     """
     spread = LOCAL_SPREAD * min(A.shape[2:])
     rows, columns = (_gaussian_means(length, spread, A) for length in A.shape[2:])
-    if A.shape[2:].numel() <= 256:  # a small map costs a sixth in one product
-        return hirescam(A, F.linear(g.flatten(2), torch.kron(rows, columns)).view_as(A))
-    over_columns = F.linear(g, columns).transpose(2, 3).contiguous()  # one product each, not one a channel
-    return hirescam(A, F.linear(over_columns, rows).transpose(2, 3))
+    if A.shape[2:].numel() > 256:
+        over_columns = F.linear(g, columns).transpose(2, 3).contiguous()  # one product each, not one a channel
+        return hirescam(A, F.linear(over_columns, rows).transpose(2, 3))
+    means, positions = torch.kron(rows, columns), g.flatten(2)  # a small map costs a sixth in one product
+    if g.is_contiguous():
+        return hirescam(A, F.linear(positions, means).view_as(g))
+    return hirescam(A, (means @ positions.transpose(1, 2)).transpose(1, 2).unflatten(2, g.shape[2:]))  # channels last
 
 
 def _gaussian_means(length: int, spread: float, like) -> torch.Tensor:
