@@ -95,7 +95,9 @@ def test_any_weight_changes_the_fingerprint_and_nothing_else_does(tmp_path, save
     for other in (*(changed(state, key) for key in state), {**swapped, **rest}, {**renamed, **rest}):
         save(other, path)
         os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-        assert (path.stat().st_size, path.stat().st_mtime_ns) == (status.st_size, status.st_mtime_ns)
+        assert path.stat().st_mtime_ns == status.st_mtime_ns
+        if save is not save_legacy:  # which names storages by their addresses, of any length
+            assert path.stat().st_size == status.st_size
         assert checkpoint_fingerprint(path) != fingerprint, other
     save(state, path)
     assert checkpoint_fingerprint(path) == fingerprint
