@@ -60,13 +60,7 @@ from models.explain.defaults import (
 from models.explain.faithfulness import measure_faithfulness
 from models.explain.heatmap import diagnose_flat_map, show_cam_on_image, text_specificity, to_heatmap
 from models.explain.layers import check_layers, layer_name, layers_name, list_spatial_layers
-from models.explain.methods import (
-    METHODS,
-    SIMILARITIES,
-    check_method,
-    check_similarity,
-    reads_attention,
-)
+from models.explain.methods import METHODS, SIMILARITIES, check_method, check_similarity, reads_attention
 from models.explain.needs import ForwardPass, Maps
 from models.explain.passes import check_embeddings, model_input, placement, through, why_not_finite
 from models.explain.question import (
@@ -381,10 +375,10 @@ class CLIPGradCAM:
             )
             make = partial(self._make_maps, texts=texts, similarities=similarities, contrast=contrast)
             if compare:
-                made, compared = self._compared_maps(make, methods, forward, targets, len(texts))
+                by_method, compared = self._compared_maps(make, methods, forward, targets, len(texts))
             else:
-                made, compared = make(methods, forward, targets=targets), [None] * len(methods)
-        return [TextMaps(maps, peaks, similarities, targets, of_all) for (maps, peaks), of_all in zip(made, compared)]
+                by_method, compared = make(methods, forward, targets=targets), [None] * len(methods)
+        return [TextMaps(*maps, similarities, targets, of_all) for maps, of_all in zip(by_method, compared)]
 
     @staticmethod
     def _compared_maps(make, methods, forward, targets, count) -> tuple[list[Maps], list[torch.Tensor]]:
@@ -395,31 +389,29 @@ class CLIPGradCAM:
         of_all_texts = make(comparing, last, targets=all_texts)
         if last is forward and comparing == methods:  # the explained texts are some of all
             rows = torch.arange(len(targets), device=targets.device)[:, None]
-            made = [Maps(maps[rows, targets], peaks[rows, targets]) for maps, peaks in of_all_texts]
+            by_method = [Maps(maps[rows, targets], peaks[rows, targets]) for maps, peaks in of_all_texts]
         else:
-            made = make(methods, forward, targets=targets)
-        return made, [maps for maps, _ in of_all_texts]
+            by_method = make(methods, forward, targets=targets)
+        return by_method, [maps for maps, _ in of_all_texts]
 
     def _make_maps(self, methods, forward, texts, similarities, targets, contrast) -> list[Maps]:
         """Of each method, maps of the targets [B, T]; InputError where one is not finite."""
-        directions = self._directions(texts, similarities, targets, contrast)
-        scores = TargetScores(self._scores, directions)
+        scores = TargetScores(self._scores, self._directions(texts, similarities, targets, contrast))
         rows = [METHODS[method] for method in methods]
         try:
-            needs = list(dict.fromkeys(row.needs for row in rows))
-            made = {
-                kind: iter(kind.maps([row.formula for row in rows if row.needs is kind], forward, scores))
-                for kind in needs
+            by_needs = {
+                needs: iter(needs.maps([row.formula for row in rows if row.needs is needs], forward, scores))
+                for needs in dict.fromkeys(row.needs for row in rows)
             }
-            made = [next(made[row.needs]) for row in rows]
+            by_method = [next(by_needs[row.needs]) for row in rows]
         except torch.linalg.LinAlgError:  # Eigen-CAM of activations that are not finite
-            made = [Maps(*[forward.images.new_tensor(torch.nan)] * 2)]
-        if not all(torch.isfinite(maps).all() for maps, _ in made):
+            by_method = [Maps(*[forward.images.new_tensor(torch.nan)] * 2)]
+        if not all(torch.isfinite(maps).all() for maps, _ in by_method):
             raise InputError(f"热力图中出现 NaN 或无穷大：{why_not_finite(forward.tower, forward.images)}")
         if not (self.others and self.others.of_maps):
-            return made
+            return by_method
         share = self.others.share
-        return [Maps(take_off(*maps.chunk(2, 1), share), peaks.chunk(2, 1)[0]) for maps, peaks in made]
+        return [Maps(take_off(*maps.chunk(2, 1), share), peaks.chunk(2, 1)[0]) for maps, peaks in by_method]
 
     def _directions(self, texts, similarities, targets, contrast) -> torch.Tensor:
         """What is explained of each image [B, T, D]; followed by what is taken off its maps, [B, 2 T, D]."""
@@ -498,8 +490,7 @@ class Explainer:
         """Model input [B, 3, h, w] -> for each image the maps of each setting."""
         maps_by_setting = {}
         for members in self.groups:
-            made = self._image_maps([self.cams[member] for member in members], images)
-            maps_by_setting.update(zip(members, made))
+            maps_by_setting.update(zip(members, self._image_maps([self.cams[member] for member in members], images)))
         maps_by_image = [list(maps) for maps in zip(*(maps_by_setting[i] for i in range(len(self.cams))))]
         if self.question.faithfulness:
             return [self._measured(image[None], maps) for image, maps in zip(images, maps_by_image)]
@@ -519,10 +510,10 @@ class Explainer:
         targets = self.question.targets
         targets = None if targets is None else torch.tensor(targets, device="cpu").expand(len(images), -1)
         methods = [cam.method for cam in cams]
-        made = cams[0].maps_of_methods(
+        by_method = cams[0].maps_of_methods(
             methods, images, self.text_features, targets, self.question.contrast, compare=True
         )
-        return [self._by_image(text_maps) for text_maps in made]
+        return [self._by_image(text_maps) for text_maps in by_method]
 
     def _by_image(self, text_maps: TextMaps) -> list[ImageMaps]:
         probabilities = probabilities_of(self.model, text_maps.similarities)

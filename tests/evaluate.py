@@ -225,8 +225,8 @@ class Subject:
         model, (method, layer, similarity, subtract) = model or self.model, group[0]
         others = ENCODER_ROWS[model.image_encoder_name].others if subtract else None
         cam = CLIPGradCAM(model, self.modules(layer, method, model), False, method, similarity, others)
-        made = cam.maps_of_methods([setting.method for setting in group], pixels, self.texts, targets)
-        return {setting: text_maps.maps.cpu().numpy() for setting, text_maps in zip(group, made)}
+        by_setting = cam.maps_of_methods([setting.method for setting in group], pixels, self.texts, targets)
+        return {setting: text_maps.maps.cpu().numpy() for setting, text_maps in zip(group, by_setting)}
 
     def modules(self, layer: str, method: str, model=None) -> list | None:
         paths = (self.encoder.blocks if method == "legrad" else self.encoder.layers).get(layer)

@@ -155,8 +155,8 @@ class Subject:
         layers, methods = self.layers(first.layers), [candidate.method for candidate in candidates]
         others = TAKEN_OFF[self.kind].get(first.taken_off)
         cam = CLIPGradCAM(self.model, layers, False, first.method, first.similarity, others)
-        made = cam.maps_of_methods(methods, pixels, texts, targets)
-        return [text_maps.maps.numpy() for text_maps in made], made[0].similarities.numpy()
+        by_method = cam.maps_of_methods(methods, pixels, texts, targets)
+        return [text_maps.maps.numpy() for text_maps in by_method], by_method[0].similarities.numpy()
 
 
 class Cases(NamedTuple):
@@ -277,7 +277,7 @@ def measure_candidates(subject: Subject, candidates: list[Candidate], cases: Cas
     for start in range(0, len(cases.images), BATCH):
         pixels = subject.pixels(cases.images[start : start + BATCH])
         targets = torch.tensor(numbers).expand(len(pixels), -1)
-        made, cosines = subject.explain(candidates, pixels, subject.texts, targets)
+        by_candidate, cosines = subject.explain(candidates, pixels, subject.texts, targets)
         for i, present in enumerate(cases.kinds[start : start + BATCH]):
             if present[0] not in FINDINGS:
                 continue
@@ -285,7 +285,7 @@ def measure_candidates(subject: Subject, candidates: list[Candidate], cases: Cas
             own_first = [FINDINGS.index(present[0]), *(j for j, kind in enumerate(FINDINGS) if kind != present[0])]
             if len(present) == 1:
                 scores.append(cosines[i][numbers][own_first])
-            for candidate, maps in zip(candidates, made):
+            for candidate, maps in zip(candidates, by_candidate):
                 rows[candidate.key].append(measure_image(dict(zip(FINDINGS, maps[i])), present, *truth))
                 if len(present) == 1:
                     strengths[candidate.key].append(np.maximum(maps[i].max((1, 2)), 0)[own_first])

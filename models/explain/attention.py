@@ -240,8 +240,8 @@ def legrad(transformer, trace, embeddings, score, prefix):
     maps, peaks = [], []
     for _, value, gradients in _of_blocks(transformer, trace, score):
         maps.append(_legrad_map(gradients, value))
-        peaks.append(gradients)
-    return _without_least(_mean(maps), prefix), _peaks(peaks)
+        peaks.append(_peaks(gradients))
+    return _without_least(_mean(maps), prefix), torch.stack(peaks).amax(0)
 
 
 def legrad_attention(transformer, trace, embeddings, score, prefix):
@@ -254,9 +254,9 @@ def legrad_attention(transformer, trace, embeddings, score, prefix):
     for attention, value, gradients in _of_blocks(transformer, trace, score):
         plain.append(_legrad_map(gradients, value))
         weighted.append(_legrad_map(gradients, value, attention()))
-        peaks.append(gradients)
+        peaks.append(_peaks(gradients))
     parts = _without_least(_mean(plain), prefix), _mean(weighted)[..., prefix:]
-    return mean_of_shares(parts), _peaks(peaks)
+    return mean_of_shares(parts), torch.stack(peaks).amax(0)
 
 
 def _of_blocks(transformer, trace, score) -> Iterator[tuple[Callable, torch.Tensor, torch.Tensor]]:
@@ -293,8 +293,8 @@ def _without_least(maps, prefix) -> torch.Tensor:
 
 
 def _peaks(gradients) -> torch.Tensor:
-    """The largest |gradient| of any block, [B, T], of [T, B, heads, Q, d] each."""
-    return torch.stack([of_block.abs().amax((2, 3, 4)).T for of_block in gradients]).amax(0)
+    """The largest |gradient| of a block, [B, T], of [T, B, heads, Q, d]."""
+    return gradients.abs().amax((2, 3, 4)).T
 
 
 def attention_gradient(transformer, trace, embeddings, score, prefix):

@@ -107,7 +107,7 @@ def row_of(model, encoder: str) -> EncoderRow:
     row, tower = ENCODERS.get(encoder, EncoderRow("")), model.image_encoder
     if hasattr(tower, "embed") and METHODS[row.method].needs.suits(tower) and _has_layers(model, row):
         return row
-    return EncoderRow(row.target_layer, others=row.others, tells_presence=row.tells_presence)
+    return EncoderRow(row.target_layer, others=row.others)
 
 
 def _has_layers(model, row: EncoderRow) -> bool:
@@ -141,8 +141,8 @@ def default_setting(model, encoder: str, question: Question, layers: Sequence = 
     """The encoder's default, with what else is asked for; the others are taken off from LEAST_TEXTS texts on."""
     row = row_of(model, encoder)
     subtracts = row.subtract_others and len(question.texts) >= LEAST_TEXTS and not question.contrast
-    own = list(layers) or default_layers(model, encoder)
-    setting = Setting(row.method, row.similarity, own, row.others if subtracts else None)
+    explained = list(layers) or default_layers(model, encoder)
+    setting = Setting(row.method, row.similarity, explained, row.others if subtracts else None)
     changed = with_choices(setting, question, row.others)
     return changed._replace(is_default=changed == setting and not layers and not question.contrast)
 
@@ -150,10 +150,10 @@ def default_setting(model, encoder: str, question: Question, layers: Sequence = 
 def guide_setting(model, encoder: str, question: Question, method: str, layers: Sequence = ()) -> Setting:
     """A method as the users' guide has its Grad-CAM: one target layer, the cosine, nothing taken off but on demand."""
     if reads_attention(method):
-        own = list(layers) if question.method != "all" else []
+        explained = list(layers) if question.method != "all" else []
     else:
-        own = list(layers) or [get_target_layer_for_clip(model, encoder)]
-    return with_choices(Setting(method, "cosine", own), question, row_of(model, encoder).others)
+        explained = list(layers) or [get_target_layer_for_clip(model, encoder)]
+    return with_choices(Setting(method, "cosine", explained), question, row_of(model, encoder).others)
 
 
 def settings_of(model, encoder: str, question: Question, layers: Sequence = ()) -> list[Setting]:

@@ -87,13 +87,13 @@ class Gradients:
         activations = [forward.to_maps(tensor.detach()).float() for tensor in forward.captured]
         with torch.enable_grad():
             totals = score(forward.embeddings).sum(0).unbind()  # over the images, whose gradients do not meet
-        weights, made = self.weights(forward, score, activations, totals), [[] for _ in formulas]
+        weights, by_formula = self.weights(forward, score, activations, totals), [[] for _ in formulas]
         for text, total in enumerate(totals):  # one after the other: all texts' gradients at once may be large
             gradients = self.gradients(forward, total)
             activations = [_ordered_as(g, A) for g, A in zip(gradients, activations)]
-            for formula, maps in zip(formulas, made):
+            for formula, maps in zip(formulas, by_formula):
                 maps.append(self._fused(formula, activations, weights[text] if weights else gradients, gradients))
-        return [Maps(*(torch.stack(part, 1) for part in zip(*maps))) for maps in made]
+        return [Maps(*(torch.stack(part, 1) for part in zip(*maps))) for maps in by_formula]
 
     @staticmethod
     def _fused(formula, activations, weights, gradients) -> tuple[torch.Tensor, torch.Tensor]:
@@ -210,13 +210,12 @@ class Attention:
     def maps(self, formulas, forward, score):
         prefix, rows, columns = forward.tower.token_grid(*forward.images.shape[-2:])
         transformer = forward.tower.transformer()
-        made = []
+        captured, by_formula = (transformer, forward.captured, forward.embeddings), []
         for formula in formulas:
-            captured = transformer, forward.captured, forward.embeddings
-            parts = [formula(*captured, part, prefix) for part in score.parts(TEXTS_AT_ONCE)]
+            parts = [formula(*captured, some, prefix) for some in score.parts(TEXTS_AT_ONCE)]
             maps, peaks = (torch.cat(part, 1) for part in zip(*parts))
-            made.append(Maps(maps.unflatten(2, (rows, columns)), peaks))
-        return made
+            by_formula.append(Maps(maps.unflatten(2, (rows, columns)), peaks))
+        return by_formula
 
 
 def transformer_of(tower: torch.nn.Module, method: str) -> Transformer:

@@ -110,7 +110,7 @@ def _heatmap_panel(left, top, panel_height, result, heatmap, words) -> list:
     target = drawable(text if name == text else f"{name}（{text}）")
     target = words["contrast" if result.question.contrast > 0 else "target"].format(target)
     heading = words["heatmap"].format(result.label)
-    heading += parts.in_brackets(result.details(words["lang"]), words)
+    heading += parts.in_brackets(result.details(words), words)
     heading += "" if result.knows_text else words["text-free"]
     heading = wrap_text(heading, PANEL_WIDTH - 20, 2, parts.measure(HEADING))
     title = [*heading, *wrap_text(target, PANEL_WIDTH - 20, 2, parts.measure(HEADING))]

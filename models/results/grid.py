@@ -135,7 +135,7 @@ def _grid_title(results, words) -> str:
         name, text = first.names[first.target], first.texts[first.target]
         title = words["methods"].format(drawable(text if name == text else f"{name}（{text}）"))
     else:
-        title = words["heatmap"].format(first.label) + parts.in_brackets(first.details(words["lang"]), words)
+        title = words["heatmap"].format(first.label) + parts.in_brackets(first.details(words), words)
     return title + (words["contrast"] if first.question.contrast > 0 else "")
 
 
@@ -190,7 +190,7 @@ def _tile_caption(results, pair, width, words) -> list:
 
 def _method_caption(result, measured, width, words) -> list[Text]:
     """A method's name, the default's marked, what else it is called, and its numbers."""
-    name = result.label + parts.in_brackets(result.details(words["lang"]), words)
+    name = result.label + parts.in_brackets(result.details(words), words)
     name = words["default"].format(name) if result.is_default else name
     also = []
     if result.also:
@@ -201,8 +201,8 @@ def _method_caption(result, measured, width, words) -> list[Text]:
 
 def _name_beside(other, result, words) -> str:
     """The name of another method beside this one's: its details only where they are others."""
-    details = other.details(words["lang"])
-    return other.label if details == result.details(words["lang"]) else other.full_label(words["lang"])
+    details = other.details(words)
+    return words["comma"].join([other.label, *([] if details == result.details(words) else details)])
 
 
 def _measured(pair, words) -> list[str]:

@@ -28,7 +28,6 @@ FOOTER_WORDS = {
     "layers": ("{} 层", "{} layers"),
     "dot": ("点积", "dot product"),
     "subtract": ("减去其他文本", "other texts taken off"),
-    "lang": ("zh", "en"),
     "brackets": ("（{}）", " ({})"),
     "comma": ("，", ", "),
     "independent": (

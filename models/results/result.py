@@ -143,11 +143,10 @@ class ImageResult(NamedTuple):
     @property
     def is_guide(self) -> bool:
         """Whether it is the users' guide's Grad-CAM of one layer and the cosine."""
-        return self.method == "gradcam" and not self.details()
+        return self.method == "gradcam" and self.full_label() == self.label
 
-    def details(self, lang: str = "zh") -> list[str]:
-        """In what the heatmap differs from the method at one layer and of the cosine, as it is shown."""
-        words = in_language(FOOTER_WORDS, lang)
+    def details(self, words: dict) -> list[str]:
+        """In what the heatmap differs from the method at one layer and of the cosine; `words`: of one language."""
         return [
             *([words["two layers"]] if self.fused_layers == 2 else []),
             *([words["layers"].format(self.fused_layers)] if self.fused_layers > 2 else []),
@@ -157,7 +156,8 @@ class ImageResult(NamedTuple):
 
     def full_label(self, lang: str = "zh") -> str:
         """The heatmap's name: the method and in what it differs from it at one layer, of the cosine."""
-        return in_language(FOOTER_WORDS, lang)["comma"].join([self.label, *self.details(lang)])
+        words = in_language(FOOTER_WORDS, lang)
+        return words["comma"].join([self.label, *self.details(words)])
 
     @property
     def knows_text(self) -> bool:
