@@ -81,7 +81,7 @@ class Setting(NamedTuple):
 
     @property
     def key(self) -> str:
-        return "/".join([*self[:3], *(["less others"] if self.subtract else [])])
+        return "/".join([*self[:3], *(["others off"] if self.subtract else [])])
 
 
 GUIDE = Setting("gradcam", "last", "cosine")

@@ -52,8 +52,6 @@ SPLITS = {
 }
 FEW_TEXTS = (1, 2, 3, 5)
 BATCH = 15
-
-
 NOTHING, MAPS, DIRECTION = "", "less others", "less others' direction"  # what is taken off, as a key says it
 TAKEN_OFF = {  # {kind: {what: how}}; 0.3 is the share of maps that validation chose before the direction
     "cnn": {MAPS: Others(0.3, of_maps=True), DIRECTION: OFF_THE_DIRECTION},

@@ -267,7 +267,7 @@ def test_shown_are_the_guides_and_the_chosen_settings():
     assert evaluate.shown_settings(settings, chosen) == [settings[0], settings[3], settings[4]]
     assert evaluate.shown_settings(settings, {}) == [settings[0], settings[4]]
     taken = Setting("gradcam", "both", "dot", True)
-    assert taken.key == "gradcam/both/dot/less others"
+    assert taken.key == "gradcam/both/dot/others off"
     assert evaluate.shown_settings([*settings, taken], {}, taken.key) == [settings[0], settings[4], taken]
 
 
