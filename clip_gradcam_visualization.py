@@ -94,7 +94,7 @@ from models.loading.load import choose_device, embed_texts, load_clip_checkpoint
 from models.results.formats import OVERLAY_FORMATS, check_output_name
 from models.results.parts import LANGUAGES
 from models.results.result import ImageResult, Results
-from models.results.saving import OutputChoice, encode_outputs, save_results, summary
+from models.results.saving import HEATMAP_SIZES, OutputChoice, encode_outputs, save_results, summary
 from models.runs.run import Run, finish_run, one_thread
 from models.runs.sharing import Ranks, chunk_size
 from models.runs.state import RunState
@@ -161,7 +161,11 @@ FLAGS = (
     ("--faithfulness", SWITCH, "检验热力图：按它删除和插入像素，给出曲线下面积与随机图之差"),
     ("--list-layers", SWITCH, "列出可作为目标层的层后退出，只需要 --model-path"),
     ("--lang", {"choices": LANGUAGES, "default": "zh"}, "图中文字的语言：zh 中文（默认），en 英文"),
-    ("--save-heatmap", SWITCH, "另存未归一化的热力图（.npy，float32）：原图大小和目标层大小各一份"),
+    (
+        "--save-heatmap",
+        {"nargs": "?", "const": "all", "choices": tuple(HEATMAP_SIZES)},
+        "另存未归一化的热力图（.npy，float32）：原图大小和目标层大小各一份；--save-heatmap layer 只存目标层大小的",
+    ),
     ("--no-figure", SWITCH, "不写可视化图"),
     ("--overlay-only", SWITCH, "只写叠加图像"),
     ("--overlay-format", {"choices": OVERLAY_FORMATS}, "叠加图像的格式（默认：与可视化图相同；jpg 写得最快）"),

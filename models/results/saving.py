@@ -13,11 +13,14 @@ from .parts import percent
 from .result import Results, draw_results, file_marks, for_figure
 
 
+HEATMAP_SIZES = {"all": ("heatmap", "heatmap_layer"), "layer": ("heatmap_layer",)}  # which arrays are saved
+
+
 class OutputChoice(NamedTuple):
     """Which files are written of an image."""
 
     figure: bool = True
-    heatmap: bool = False
+    heatmap: str | None = None  # one of HEATMAP_SIZES
     lang: str = "zh"
     overlay_format: str | None = None  # of OVERLAY_FORMATS; None: the figure's own
 
@@ -42,15 +45,15 @@ def encode_outputs(results: Results, save_path: str | os.PathLike, choice: Outpu
     for path, (heatmap, overlay) in zip(overlays, results.drawn()):
         files.contents[path] = encode_image(overlay, path.suffix)
         shown.append(for_figure(heatmap, overlay, alone=len(overlays) == 1))
-    if choice.heatmap:
-        arrays = (pair for result in results for pair in zip(result.resized_maps(), result.maps))
-        for mark, (resized, raw_map) in zip(marks, arrays):
-            for kind, paths, array in (
-                ("heatmap", files.heatmaps, resized),
-                ("heatmap_layer", files.layer_heatmaps, np.maximum(raw_map, 0)),
-            ):
-                paths.append(array_path(figure_path, kind, mark))
-                files.contents[paths[-1]] = encode_array(array)
+    arrays = {  # kind: (paths, maps)
+        "heatmap": (files.heatmaps, (resized for result in results for resized in result.resized_maps())),
+        "heatmap_layer": (files.layer_heatmaps, (np.maximum(raw, 0) for result in results for raw in result.maps)),
+    }
+    for kind in HEATMAP_SIZES.get(choice.heatmap, ()):
+        paths, maps = arrays[kind]
+        for mark, array in zip(marks, maps):
+            paths.append(array_path(figure_path, kind, mark))
+            files.contents[paths[-1]] = encode_array(array)
     if not choice.figure:
         return files
     drawn = {figure_path: encode_figure(draw_results(results, shown, choice.lang), figure_path.suffix)}

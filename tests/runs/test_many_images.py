@@ -257,6 +257,7 @@ def test_the_heatmap_as_an_array(run, clip, images):
         (["--overlay-only"], "_overlay.png"),
         (["--no-figure"], "_overlay.png"),
         (["--no-figure", "--save-heatmap"], "_heatmap.npy _heatmap_layer.npy _overlay.png"),
+        (["--no-figure", "--save-heatmap", "layer"], "_heatmap_layer.npy _overlay.png"),
         (["--all-texts"], ".png _overlay_0.png _overlay_1.png _overlay_2.png"),
         (["--save-heatmap", "--target-text-idx", "0", "1"],
          ".png _heatmap_0.npy _heatmap_1.npy _heatmap_layer_0.npy _heatmap_layer_1.npy _overlay_0.png _overlay_1.png"),
