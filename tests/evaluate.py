@@ -41,7 +41,7 @@ import evaluate_truth
 import numpy as np
 import project  # noqa: F401
 import torch
-from evaluate_demo import GRID, as_the_model_sees, baseline_maps, correlation, energy, interval, module_at, percent
+from evaluate_demo import GRID_SIZE, as_the_model_sees, baseline_maps, correlation, interval, module_at, percent
 from evaluate_truth import words_of
 from results_file import read_results, save_results
 
@@ -51,6 +51,7 @@ from models.demo.dataset import SEEDS
 from models.demo.findings import FINDINGS, KINDS
 from models.demo.protocol import dilate, double_jobs, draw_cases, peaks_in, single_jobs
 from models.demo.sentences import class_texts, short_name
+from models.evaluation.measures import energy, iou
 from models.explain.defaults import ENCODERS as ENCODER_ROWS
 from models.explain.faithfulness import measure_faithfulness
 from models.explain.heatmap import blend, is_flat, text_specificity, to_heatmap
@@ -247,7 +248,7 @@ class Subject:
 
 def overlap(shown, mask) -> float:
     """Intersection over union of bool maps, of the foreground and of the background, averaged."""
-    return float(np.mean([(a & b).sum() / max((a | b).sum(), 1) for a, b in ((shown, mask), (~shown, ~mask))]))
+    return float(np.mean([iou(shown, mask), iou(~shown, ~mask)]))
 
 
 def measure_map(heatmap, mask, near) -> dict:
@@ -268,7 +269,7 @@ def measure_texts(maps: np.ndarray, own: int, near=None) -> dict:
     if specificity is not None:
         measures["text_specificity"] = specificity
     if near is not None:
-        others = [to_heatmap(raw, GRID) for t, raw in enumerate(maps) if t != own]
+        others = [to_heatmap(raw, GRID_SIZE) for t, raw in enumerate(maps) if t != own]
         measures["wrong_text_hits"] = np.mean([peaks_in(heatmap, near) for heatmap in others])
     return measures
 
@@ -289,7 +290,7 @@ def measure_singles(maps: np.ndarray, cases: Cases) -> dict[str, list]:
         own = KINDS.index(kind) if len(raw) > 1 else 0
         rows.append(measure_texts(raw, own, near.get(kind)) if len(raw) > 1 else {})
         if kind in FINDINGS:
-            rows[-1] |= measure_map(to_heatmap(raw[own], GRID), mask[kind], near[kind])
+            rows[-1] |= measure_map(to_heatmap(raw[own], GRID_SIZE), mask[kind], near[kind])
     return gather(rows)
 
 
@@ -297,7 +298,7 @@ def measure_doubles(maps: np.ndarray, cases: Cases) -> dict[str, list]:
     """Two findings in one image; maps [N, 2, h, w] of the two texts, each asked in turn."""
     rows = []
     for raw, pair, near in zip(maps, cases.asked, cases.near, strict=True):
-        heatmaps = [to_heatmap(of_text, GRID) for of_text in raw]
+        heatmaps = [to_heatmap(of_text, GRID_SIZE) for of_text in raw]
         hits = [peaks_in(heatmap, near[kind]) for heatmap, kind in zip(heatmaps, pair, strict=True)]
         swapped = [peaks_in(heatmap, near[kind]) for heatmap, kind in zip(heatmaps, pair[::-1], strict=True)]
         rows.append({"both": all(hits), "each": np.mean(hits), "swapped_texts": np.mean(swapped)})
@@ -589,8 +590,8 @@ def part_libraries(subject: Subject, sizes) -> Iterator[dict]:
         mine = subject.maps([ours], cases, cases.own)[ours]
         rows = []
         for a, b, (kind,), mask, near in zip(theirs, mine, *cases[1:], strict=True):
-            heatmap = to_heatmap(a[0], GRID)
-            likeness = correlation(heatmap, to_heatmap(b[0], GRID)) or 0.0
+            heatmap = to_heatmap(a[0], GRID_SIZE)
+            likeness = correlation(heatmap, to_heatmap(b[0], GRID_SIZE)) or 0.0
             rows.append(measure_map(heatmap, mask[kind], near[kind]) | {"likeness_to_ours": likeness})
         nine = ask(fewer, np.tile(np.arange(len(subject.texts)), (len(fewer.asked), 1)))
         for raw, (kind,), near in zip(nine, fewer.asked, fewer.near, strict=True):
@@ -857,7 +858,7 @@ def _tile(subject: Subject, results: dict, method: str, kind: str, left: int, to
     raw = subject.maps([setting], case, np.array([[KINDS.index(kind)]]))[setting][0, 0]
     pixels = blend(pixels, to_heatmap(raw, (TILE, TILE)), 0.45)
     cv2.drawContours(pixels, outline, -1, (255, 255, 255), 1)
-    hit, colour = HIT[peaks_in(to_heatmap(raw, GRID), case.near[0][kind])]
+    hit, colour = HIT[peaks_in(to_heatmap(raw, GRID_SIZE), case.near[0][kind])]
     words = "，".join([hit, *words_of(method, setting.similarity, setting.subtract)])
     return [Picture(left, top, pixels), Text(left + TILE // 2, top + TILE + 15, words, 13, "m", colour)]
 

@@ -17,9 +17,7 @@ from models.demo.dataset import SEEDS, normalise
 from models.demo.findings import FINDINGS, KINDS
 from models.demo.protocol import (
     DISTAL,
-    POINTING_GRID,
     PROXIMAL,
-    TOLERANCE,
     dilate,
     double_jobs,
     draw_cases,
@@ -28,18 +26,15 @@ from models.demo.protocol import (
     squash_as_the_tool,
 )
 from models.demo.sentences import class_texts, short_name
+from models.evaluation.baselines import gaussian_map
+from models.evaluation.measures import GRID, TOLERANCE, energy
 from models.explain.heatmap import to_heatmap
 from models.loading.load import load_clip_checkpoint
 
-GRID = (POINTING_GRID,) * 2
+GRID_SIZE = (GRID, GRID)
 
 # ---------------------------------------------------------------------------------------------
 # 1. Measures
-
-
-def energy(heatmap, mask):
-    """Share of the heatmap inside the mask, in [0, 1]."""
-    return float(heatmap[mask].sum() / max(heatmap.sum(), 1e-9))
 
 
 def correlation(a, b):
@@ -95,12 +90,11 @@ def place_map(masks):
 
 def baseline_maps(places, kind, rng):
     """{name: heatmap [224, 224]} of four ways of pointing without looking."""
-    axis = (np.arange(POINTING_GRID) - POINTING_GRID / 2 + 0.5) / (POINTING_GRID / 4)
     return {
         "class_place": places[kind],
         "global_place": np.mean(list(places.values()), axis=0),
-        "random": cv2.resize(rng.random((8, 8)).astype(np.float32), GRID, interpolation=cv2.INTER_LINEAR),
-        "gaussian": np.exp(-0.5 * (axis[:, None] ** 2 + axis[None] ** 2)),
+        "random": cv2.resize(rng.random((8, 8)).astype(np.float32), GRID_SIZE, interpolation=cv2.INTER_LINEAR),
+        "gaussian": gaussian_map(),
     }
 
 
@@ -121,7 +115,7 @@ def ask_everything(model, texts, short, images, batch=20):
         explanation = cam.text_maps(pixels, texts, torch.arange(len(texts)).expand(len(pixels), -1))
         answers += explanation.similarities.argmax(-1).tolist()
         short_answers += (model.image_encoder(pixels) @ short.T).argmax(-1).tolist()
-        heatmaps += [[to_heatmap(raw, GRID) for raw in maps] for maps in explanation.maps]
+        heatmaps += [[to_heatmap(raw, GRID_SIZE) for raw in maps] for maps in explanation.maps]
     return answers, short_answers, np.array(heatmaps)
 
 
@@ -191,7 +185,7 @@ def evaluate(checkpoint=demo.CHECKPOINT, count=500, doubles=100):
     result["two_findings"] = evaluate_doubles(both, masks, maps, places, rng)
     result["setting"] = {
         "images": count, "two_finding_images": doubles, "img_size": size, "synthetic": True,
-        "tolerance": f"{TOLERANCE} px at {POINTING_GRID}", "interval": "95 % bootstrap over images",
+        "tolerance": f"{TOLERANCE} px at {GRID}", "interval": "95 % bootstrap over images",
     }  # fmt: skip
     return result
 

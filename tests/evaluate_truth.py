@@ -27,7 +27,7 @@ from typing import NamedTuple
 import numpy as np
 import project  # noqa: F401
 import torch
-from evaluate_demo import GRID, as_the_model_sees, energy, module_at, percent
+from evaluate_demo import GRID_SIZE, as_the_model_sees, module_at, percent
 from judges.networks import JUDGES, build_judge
 from results_file import save_results
 
@@ -37,6 +37,7 @@ from models.demo.dataset import SEEDS
 from models.demo.findings import FINDINGS, KINDS
 from models.demo.protocol import dilate, double_jobs, draw_cases, peaks_in, single_jobs
 from models.demo.sentences import class_texts
+from models.evaluation.measures import energy, iou
 from models.explain.defaults import ENCODERS
 from models.explain.heatmap import is_flat, to_heatmap
 from models.explain.methods import METHODS, reads_attention
@@ -187,10 +188,10 @@ def draw(split: str, prepare) -> Cases:
 
 def measure_image(maps: dict[str, np.ndarray], present: tuple[str, ...], mask: dict, near: dict) -> dict:
     """What the maps {finding asked: [h, w]} of one image say; `mask`, `near`: of the findings that are there."""
-    heatmaps = {kind: to_heatmap(raw, GRID) for kind, raw in maps.items()}
+    heatmaps = {kind: to_heatmap(raw, GRID_SIZE) for kind, raw in maps.items()}
     if len(present) == 2:
         a, b = (np.maximum(maps[kind], 0) for kind in present)
-        swapped = [to_heatmap(one, GRID) for one in (a - b, b - a)]
+        swapped = [to_heatmap(one, GRID_SIZE) for one in (a - b, b - a)]
         return {
             "both": all(peaks_in(heatmaps[kind], near[kind]) for kind in present),
             "swap": all(peaks_in(one, near[kind]) for one, kind in zip(swapped, present)),
@@ -199,11 +200,10 @@ def measure_image(maps: dict[str, np.ndarray], present: tuple[str, ...], mask: d
     measured = {}
     if own in heatmaps:
         shown = heatmaps[own] > heatmaps[own].mean()
-        overlaps = [(x & y).sum() / max((x | y).sum(), 1) for x, y in ((shown, mask[own]), (~shown, ~mask[own]))]
         measured = {
             "point": peaks_in(heatmaps[own], near[own]),
             "energy": energy(heatmaps[own], mask[own]),
-            "iou": float(np.mean(overlaps)),
+            "iou": float(np.mean([iou(shown, mask[own]), iou(~shown, ~mask[own])])),
         }
     absent = [kind for kind in maps if kind != own]
     if absent:

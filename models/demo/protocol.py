@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
+from ..evaluation.measures import GRID, TOLERANCE, peak
 from .dataset import normalise, random_size
 from .findings import FINDINGS, KINDS
 from .phantoms import draw_phantom
 
-POINTING_GRID, TOLERANCE = 224, 15  # a hit: the peak within 15 pixels of the mask, both at 224 x 224
 PROXIMAL, DISTAL = ("cup_loose", "wear", "dislocation"), ("stem_loose", "fracture", "infection")
 
 
@@ -32,7 +32,7 @@ def draw_case(job, resize=squash):
     cv2.setNumThreads(1)
     seed, findings, native, img_size = job
     phantom = draw_phantom(seed, findings, random_size(seed, 500, 900), native)
-    return resize(phantom.image, img_size), {name: shrink(mask, POINTING_GRID) for name, mask in phantom.masks.items()}
+    return resize(phantom.image, img_size), {name: shrink(mask, GRID) for name, mask in phantom.masks.items()}
 
 
 def shrink(mask, size):
@@ -41,7 +41,7 @@ def shrink(mask, size):
 
 
 def dilate(mask, pixels=TOLERANCE):
-    """bool [H, W] grown by a disk of `pixels`."""
+    """bool [H, W] grown by OpenCV's disk of `pixels`: its rows are rounded, so that some are half a pixel longer."""
     disk = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * pixels + 1,) * 2)
     return cv2.dilate(mask.astype(np.uint8), disk) > 0
 
@@ -69,12 +69,6 @@ def draw_cases(jobs, resize=squash):
     return np.stack(images), masks
 
 
-def peak(heatmap):
-    """(row, column) of the maximum; the middle of the plateau that bilinear resizing leaves at the border."""
-    rows, columns = np.nonzero(heatmap >= heatmap.max() - 1e-6)
-    return round(rows.mean()), round(columns.mean())
-
-
 def is_hit(heatmap, mask):
     """Whether the heatmap's peak lies within TOLERANCE of the mask; a flat map never hits."""
     return peaks_in(heatmap, dilate(mask))
@@ -95,7 +89,7 @@ def quick_validation(ask, singles, doubles, batch=32):
     for kinds, (images, masks) in (singles, doubles):
         for i in range(0, len(kinds), batch):
             similarities, maps = ask(normalise(torch.from_numpy(images[i : i + batch])[:, None].float() / 255))
-            maps = F.interpolate(maps, size=(POINTING_GRID,) * 2, mode="bilinear").numpy()
+            maps = F.interpolate(maps, size=(GRID,) * 2, mode="bilinear").numpy()
             answers += similarities.argmax(-1).tolist()
             hits += [
                 {name: is_hit(maps[j][KINDS.index(name)], mask) for name, mask in masks[i + j].items()}

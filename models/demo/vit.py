@@ -30,12 +30,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ..evaluation.measures import GRID
 from ..images.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from . import cnn as demo
 from .dataset import SEEDS, augment, draw_dataset, normalise, sample_batch
 from .findings import KINDS
 from .protocol import (
-    POINTING_GRID,
     double_jobs,
     draw_cases,
     print_validation,
@@ -301,8 +301,8 @@ def save_folder(model, recipe, validation, folder):
 
 def draw_validation():
     """(singles, doubles) from the validation seeds, for `quick_validation`; resized with the tool's own filter."""
-    kinds, jobs = single_jobs(SEEDS["validation"], 270, POINTING_GRID)
-    both, double = double_jobs(SEEDS["validation"], 90, POINTING_GRID)
+    kinds, jobs = single_jobs(SEEDS["validation"], 270, GRID)
+    both, double = double_jobs(SEEDS["validation"], 90, GRID)
     return tuple((names, draw_cases(wanted, squash_as_the_tool)) for names, wanted in ((kinds, jobs), (both, double)))
 
 

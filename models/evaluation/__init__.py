@@ -1,0 +1,1 @@
+"""How well heatmaps agree with what experts drew: of one heatmap, and of all images of a list."""
