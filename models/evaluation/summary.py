@@ -182,10 +182,10 @@ def _numbered(keys: Iterable) -> list[int]:
     return [numbers.setdefault(key, len(numbers)) for key in keys]
 
 
-def _units(keys: Iterable[tuple[str, int]], of_image: Mapping[str, int], values) -> Units:
-    """Units by (id, text) with values [N] or [N, M]."""
+def _units(keys: Iterable[tuple[str, int]], of_image: Mapping[str, int], values, measures: int = 1) -> Units:
+    """Units by (id, text) with `measures` values of each."""
     images, texts = np.array([(of_image[image], text) for image, text in keys], int).reshape(-1, 2).T
-    return Units(images, texts, np.array(values, float).reshape(len(images), -1))
+    return Units(images, texts, np.array(values, float).reshape(-1, measures))
 
 
 def _accuracy(group: _Group, of_image: Mapping[str, int]) -> _Section:
@@ -200,9 +200,9 @@ def _localisation(group: _Group, of_image: Mapping[str, int], tolerance: float) 
     hit, strict_hit = values[:, 0] <= tolerance, values[:, 0] == 0
     right = np.array([group.images[image].is_right for image, _ in keys], bool)
     cases = np.column_stack([right & hit, right & ~hit, ~right & hit, ~right & ~hit]).astype(float)
-    cases[[not group.images[image].labels for image, _ in keys]] = np.nan
-    values = np.column_stack([hit, strict_hit, values[:, 1:], cases])
-    return _Section((*LOCALISATION, *CASES), _units(keys, of_image, values))
+    cases[np.array([not group.images[image].labels for image, _ in keys], bool)] = np.nan
+    values, measures = np.column_stack([hit, strict_hit, values[:, 1:], cases]), (*LOCALISATION, *CASES)
+    return _Section(measures, _units(keys, of_image, values, len(measures)))
 
 
 def _of_baselines(group: _Group, localisation: Units, baselines: Mapping) -> Units:
@@ -210,7 +210,9 @@ def _of_baselines(group: _Group, localisation: Units, baselines: Mapping) -> Uni
     values = np.array([baselines[key] for key in group.annotations], float)
     values = values.reshape(-1, len(BASELINES), len(LOCALISATION))
     missing = np.isnan(localisation.values[:, None, : len(LOCALISATION)])
-    return localisation._replace(values=np.where(missing, np.nan, values).reshape(len(values), -1))
+    return localisation._replace(
+        values=np.where(missing, np.nan, values).reshape(-1, len(BASELINES) * len(LOCALISATION))
+    )
 
 
 def _scores(group: _Group, of_image: Mapping[str, int], texts: int) -> Scores:

@@ -1,0 +1,164 @@
+"""The evaluation as rows of a table, and as lines at the end of a run."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from ..results.page import columns_of, drawable, wrap_text
+from .baselines import BASELINES
+from .summary import CASES, LINES
+
+HEADER = ("split", "method", "setting", "class", "measure", "n", "value", "low", "high", *BASELINES)
+LINE_NAMES = dict(zip(LINES, ("全部", "类平均")))
+
+
+def evaluation_rows(evaluation: Mapping, names: Sequence[str]) -> Iterator[tuple]:
+    """Cells under HEADER, a row for each number of `evaluate`: of each group, line and measure; None where none is."""
+    for group in evaluation["groups"]:
+        for line, measures in lines_of(group, names):
+            about = group["split"], group["method"], group["setting"], line
+            for measure, numbers in measures.items():
+                yield *about, measure, *(numbers.get(column) for column in HEADER[5:])
+
+
+def groups_by_split(evaluation: Mapping) -> list[list[Mapping]]:
+    """The groups of each split, in their order."""
+    splits: dict[str | None, list[Mapping]] = {}
+    for group in evaluation["groups"]:
+        splits.setdefault(group["split"], []).append(group)
+    return list(splits.values())
+
+
+def lines_of(group: Mapping, names: Sequence[str]) -> list[tuple[str, Mapping]]:
+    """(name, measures) of all images, of the classes' means and of each of `names` that has some."""
+    lines = [(LINE_NAMES[line], group[line]) for line in LINES]
+    return lines + [(name, group["classes"][name]) for name in names if name in group["classes"]]
+
+
+def largest_classes(group: Mapping, names: Sequence[str], most: int) -> list[str]:
+    """At most `most` of the classes that have a measure, those of most images, in the order of `names`."""
+    sizes = {name: size for name, size in zip(names, group["class_sizes"]) if name in group["classes"]}
+    sizes = {name: (size, _units(group["classes"][name])) for name, size in sizes.items()}
+    largest = set(sorted(sizes, key=sizes.get, reverse=True)[:most])
+    return [name for name in names if name in largest]
+
+
+def _units(measures: Mapping) -> int:
+    return max(numbers["n"] for numbers in measures.values())
+
+
+# -- at the end of a run
+
+MOST_LINES, MOST_SPLITS = 20, 5  # classes in all, and splits
+CASE_NAMES = dict(zip(CASES, ("对且在内", "对但在外", "错但在内", "错且在外")))
+NAME_WIDTH = 36  # columns of type
+# heading, measure, number: as `shown` has it
+COLUMNS = (
+    ("图像", "accuracy", "n"),
+    ("准确率", "accuracy", "value"),
+    ("AUC", "auc", "value"),
+    ("标注", "pointing", "n"),
+    ("命中（容差）", "pointing", "interval"),
+    ("随机", "pointing", "chance"),
+    ("该类平均位置", "pointing", "class_place"),
+    ("命中（严格）", "pointing_strict", "value"),
+    ("IoU（半高）", "iou_half", "value"),
+    ("IoU（Otsu）", "iou_otsu", "value"),
+    ("能量", "energy", "value"),
+    ("CNR", "contrast_to_noise", "value"),
+)
+
+
+def terminal_lines(evaluation: Mapping, names: Sequence[str]) -> list[str]:
+    """The evaluation for a terminal, about 40 lines: of each split the first setting, then a line for each setting."""
+    splits = groups_by_split(evaluation)
+    first = splits[:MOST_SPLITS]
+    lines = []
+    for groups in first:
+        lines += _split_lines(groups, names, MOST_LINES // len(first))
+    if len(splits) > len(first):
+        lines.append(f"另有 {len(splits) - len(first)} 个划分，见表格")
+    return lines + _notes([group for groups in first for group in groups], evaluation)
+
+
+def _split_lines(groups: Sequence[Mapping], names: Sequence[str], most: int) -> list[str]:
+    first = groups[0]
+    lines = [_title(first)]
+    annotations = sum(first["cases"].values())
+    if annotations:
+        cases = (f"{CASE_NAMES[case]} {count}（{count / annotations:.1%}）" for case, count in first["cases"].items())
+        lines.append("  预测与热力图的峰：" + "　".join(cases))
+    classes = largest_classes(first, names, most)
+    first = {**first, "macro": without_counts(first["macro"])}
+    lines += _aligned("类别", [(name, line) for name, line in lines_of(first, classes) if line])
+    more = len(first["classes"]) - len(classes)
+    lines += [f"  另有 {more} 类，见表格"] if more else []
+    if len(groups) > 1:
+        lines += _aligned("设置（全部图像）", [(group["setting"], group["overall"]) for group in groups])
+    return lines
+
+
+def without_counts(line: Mapping) -> dict:
+    """The line of the classes' means, whose counts are of classes: beside counts of images they would mislead."""
+    return {
+        measure: {name: number for name, number in numbers.items() if name != "n"} for measure, numbers in line.items()
+    }
+
+
+def _title(group: Mapping) -> str:
+    split = "" if group["split"] is None else f"（划分 {drawable(group['split'])}）"
+    patients = "" if group["patients"] is None else f"，{group['patients']} 名患者"
+    counts = f"有标签 {group['labelled']} 张，有标注 {group['annotated']} 张"
+    return f"评估{split}：{group['images']} 张图像{patients}，{counts}；{drawable(group['setting'])}"
+
+
+def _aligned(heading: str, lines: Sequence[tuple[str, Mapping]]) -> list[str]:
+    """A table of COLUMNS, without those in which nothing stands; its columns meet where a Chinese character is two."""
+    columns = [column for column in COLUMNS if any(shown(line, *column[1:]) for _, line in lines)]
+    if not columns:
+        return []
+    table = [[heading, *(title for title, _, _ in columns)]]
+    for name, line in lines:
+        (name,) = wrap_text(drawable(name), NAME_WIDTH, 1)
+        table.append([name, *(shown(line, *column[1:]) or "—" for column in columns)])
+    widths = [max(columns_of(cell) for cell in column) for column in zip(*table)]
+    return ["  " + "  ".join(_padded(row, widths)) for row in table]
+
+
+def _padded(row: Sequence[str], widths: Sequence[int]) -> list[str]:
+    """The first cell to the left, numbers to the right."""
+    blanks = [" " * (width - columns_of(cell)) for cell, width in zip(row, widths)]
+    return [row[0] + blanks[0], *(blank + cell for cell, blank in zip(row[1:], blanks[1:]))]
+
+
+def shown(line: Mapping, measure: str, kind: str, brackets: str = "（{}）") -> str:
+    """A number of a line as text, "" where there is none; `kind`: its name, or "interval" for the value with its own."""
+    numbers = line.get(measure, {})
+    if kind == "interval":
+        return _with_interval(numbers, brackets) if numbers else ""
+    if kind not in numbers:
+        return ""
+    return str(numbers["n"]) if kind == "n" else two_decimals(numbers[kind])
+
+
+def two_decimals(value: float) -> str:
+    """A measure as it is shown; no minus before a zero."""
+    return f"{round(value, 2) + 0.0:.2f}"
+
+
+def _with_interval(numbers: Mapping, brackets: str) -> str:
+    """A measure and its interval, which one of a class that was never drawn lacks."""
+    value = two_decimals(numbers["value"])
+    if "low" not in numbers:
+        return value
+    return value + brackets.format(f"{two_decimals(numbers['low'])}–{two_decimals(numbers['high'])}")
+
+
+def _notes(groups: Sequence[Mapping], evaluation: Mapping) -> list[str]:
+    """What the hits and their intervals mean, where there are some."""
+    if not any(group["annotated"] for group in groups):
+        return []
+    over = dict.fromkeys("图像" if group["patients"] is None else "患者" for group in groups)
+    grid, tolerance = evaluation["grid"], evaluation["tolerance"]
+    return [
+        f"命中（容差）：峰离标注不超过 {tolerance:g} 像素（图像缩到 {grid}×{grid}）；严格：峰在标注内",
+        f"括号内是 95% 区间：按{'、'.join(over)}重抽 {evaluation['draws']} 次",
+    ]
