@@ -1,0 +1,92 @@
+"""Files of strangers: whole within a limit, as text, as JSON; and read once where many cases share one."""
+
+import codecs
+import json
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+
+from ..errors import InputError, reason
+from ..inputs import check_regular_file
+
+LARGEST_JSON = 256 << 20  # bytes: LabelMe may put the image into its file
+MOST_BRACKETS, MOST_COMMAS = 4_000_000, 30_000_000  # of a JSON file: each list, object and number takes memory
+_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+def read_within(path: str | os.PathLike, what: str, limit: int) -> bytes:
+    """The bytes of a regular file; InputError where it is none, cannot be read or has more than `limit` bytes.
+
+    `what` it should be, in Chinese.
+    """
+    check_regular_file(path, what)
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > limit:
+                raise InputError(f"{what} {path} 超过 {limit >> 20} MB，请分成几个文件")
+            return file.read(size)
+    except (OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"无法读取{what} {path}：{reason(error)}") from error
+
+
+def as_text(data: bytes) -> str:
+    """Bytes as UTF-16 where a mark says so, else UTF-8 with or without one, else GB18030; InputError for others."""
+    encodings = ("utf-16",) if data.startswith(_UTF_16) else ("utf-8-sig", "gb18030")
+    for encoding in encodings:
+        try:
+            return data.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+    raise InputError("编码不是 UTF-8、带 BOM 的 UTF-16 或 GB18030，请另存为 UTF-8")
+
+
+def parse_json(data: bytes):
+    """What a JSON file holds; InputError where it is no JSON, or holds more than there should be memory for."""
+    if data.count(b"[") + data.count(b"{") > MOST_BRACKETS or data.count(b",") > MOST_COMMAS:
+        raise InputError(f"内容过多（列表和对象至多 {MOST_BRACKETS} 个，逗号至多 {MOST_COMMAS} 个），请分成几个文件")
+    try:
+        return json.loads(as_text(data))
+    except InputError:
+        raise
+    except json.JSONDecodeError as error:
+        raise InputError(f"不是合法的 JSON：第 {error.lineno} 行第 {error.colno} 列，{error.msg}") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits; brackets thousands deep
+        raise InputError(f"不是合法的 JSON：{reason(error)}") from error
+
+
+class ReadOnce:
+    """A function of a path whose answers, errors too, are kept for the last few paths while these do not change.
+
+    Threads wait for one reading. A folder changes as it gains or loses an entry of its own.
+    """
+
+    def __init__(self, read: Callable[[str], object], most: int = 4):
+        self._read, self._most = read, most
+        self._lock, self._answers = threading.Lock(), OrderedDict()
+
+    def __call__(self, path: str):
+        try:
+            status = os.stat(path)
+        except (OSError, ValueError) as error:
+            raise InputError(reason(error)) from error
+        key = path, status.st_mtime_ns, status.st_size
+        with self._lock:
+            if key not in self._answers:
+                self._answers[key] = self._answer(path)
+            self._answers.move_to_end(key)
+            while len(self._answers) > self._most:
+                self._answers.popitem(last=False)
+            content, message = self._answers[key]
+        if message is not None:
+            raise InputError(message)
+        return content
+
+    def _answer(self, path: str) -> tuple[object, str | None]:
+        try:
+            return self._read(path), None
+        except InputError as error:
+            return None, str(error)

@@ -1,0 +1,123 @@
+"""A list as rows of cells: a CSV with a header, or a text file of paths."""
+
+import csv
+import os
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from ..errors import InputError, closest_hint, shortened
+from .files import as_text, read_within
+
+LARGEST_LIST = 200 << 20  # bytes
+MOST_ROWS = 1_000_000
+LONGEST_LINE = 1 << 20  # characters
+TABLE_SUFFIXES = (".csv", ".tsv")
+DELIMITERS = ",\t;"
+COLUMNS = {
+    "image": ("图像", "影像", "图片", "文件"),
+    "label": ("标签", "类别"),
+    "annotation": ("标注", "掩膜"),
+    "patient": ("患者", "病人", "患者编号"),
+    "split": ("划分", "数据集"),
+    "id": ("编号",),
+}
+_COLUMNS_BY_NAME = {name: column for column, aliases in COLUMNS.items() for name in (column, *aliases)}
+_LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
+
+
+class Table(NamedTuple):
+    """`header`: for each cell of a row one of COLUMNS or the name as written, "" for a column without one."""
+
+    header: list[str]
+    rows: list[tuple[int, list[str]]]  # (line of the file in which the row begins, from 1; cells)
+
+
+def read_table(path: str | os.PathLike) -> Table:
+    """The rows of a list that are not blank, of a text file of paths with `image` as their only column.
+
+    The delimiter is the one that parts the header. Raises InputError where the file is no list, too large, empty, in an
+    encoding that is not known, has no column of images or one column twice.
+    """
+    data = read_within(path, "列表", LARGEST_LIST)
+    try:
+        table = _parse(as_text(data), os.path.splitext(path)[1].lower() in TABLE_SUFFIXES)
+    except InputError as error:
+        raise InputError(f"列表 {path} {error}") from error
+    if not table.rows:
+        raise InputError(f"列表 {path} 中没有图像")
+    return table
+
+
+def _parse(text: str, is_table: bool) -> Table:
+    if "\0" in text:
+        raise InputError(f"第 {text[: text.index(chr(0))].count(chr(10)) + 1} 行含有空字符，请另存为 UTF-8 的文本")
+    headers = {delimiter: _header(text, delimiter) for delimiter in DELIMITERS}
+    fitting = [delimiter for delimiter in DELIMITERS if "image" in headers[delimiter]]
+    if not fitting and not is_table:
+        lines = ((number, [line.strip()]) for number, line in enumerate(_lines(text), 1))
+        return Table(["image"], _at_most(row for row in lines if row[1][0]))
+    delimiter = max(fitting or DELIMITERS, key=lambda delimiter: len(headers[delimiter]))
+    header = headers[delimiter]
+    rows = _rows(text, delimiter)
+    next(rows, None)
+    if header and not fitting:
+        raise InputError(_no_images(header))
+    _check_once(header)
+    return Table(header, _at_most(rows))
+
+
+def _header(text: str, delimiter: str) -> list[str]:
+    """The columns by the first row; none where it cannot be parted so."""
+    try:
+        cells = next(_rows(text, delimiter), (1, []))[1]
+    except InputError:
+        return []
+    names = [cell.strip() for cell in cells]
+    return [_COLUMNS_BY_NAME.get(name.lower(), name) for name in names]
+
+
+def _no_images(header: list[str]) -> str:
+    names = "、".join(shortened(name, 40) for name in header[:30] if name)
+    hint = closest_hint("image", [name.lower() for name in header])
+    return f"没有 image（图像）列，有的列是 {names}；{hint}请把图像路径的一列命名为 image"
+
+
+def _check_once(header: list[str]) -> None:
+    """InputError where a column stands twice; upper and lower case are one, columns without a name are none."""
+    columns = set()
+    for name in filter(None, header):
+        if name.lower() in columns:
+            aliases = f"（{'、'.join(COLUMNS[name])} 也是它）" if name in COLUMNS else ""
+            raise InputError(f"中 {shortened(name, 60)} 列{aliases}出现了两次，请改名或删去一列")
+        columns.add(name.lower())
+
+
+def _lines(text: str) -> Iterator[str]:
+    """The lines as they stand, with their ends; InputError for one that is longer than any list's."""
+    for number, match in enumerate(_LINE.finditer(text), 1):
+        if match.end() - match.start() > LONGEST_LINE:
+            raise InputError(f"第 {number} 行超过 {LONGEST_LINE} 个字符：这不像是图像的列表")
+        yield match[0]
+
+
+def _rows(text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """(line in which it begins, cells) of each row that is not blank; InputError for quotes that do not fit."""
+    reader = csv.reader(_lines(text), delimiter=delimiter, strict=True, skipinitialspace=True)
+    line = 1
+    try:
+        for cells in reader:
+            if any(cell and not cell.isspace() for cell in cells):
+                yield line, cells
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise InputError(f"从第 {line} 行起不是合法的 CSV（{error}）：请检查引号是否成对，并另存为 CSV") from error
+
+
+def _at_most(rows: Iterator[tuple[int, list[str]]]) -> list[tuple[int, list[str]]]:
+    kept = []
+    for row in rows:
+        if len(kept) == MOST_ROWS:
+            raise InputError(f"超过 {MOST_ROWS} 行，请分成几个列表")
+        kept.append(row)
+    return kept

@@ -1,0 +1,39 @@
+"""From what a file calls a finding to the text it is."""
+
+import re
+from collections.abc import Sequence
+
+from ..errors import closest_hint, shortened
+
+_INDEX = re.compile(r"([0-9]{1,9})(\.0+)?")  # 3, or 3.0 as tables write whole numbers of a column with gaps
+
+
+class TextLookup:
+    """Texts by their short names, by the texts themselves where these are given, and by their indices, in this order.
+
+    Names are compared exactly, blanks around them aside; of two equal ones the first counts.
+    """
+
+    def __init__(self, names: Sequence[str], texts: Sequence[str] = ()):
+        self.names = list(names)
+        self._indices: dict[str, int] = {}
+        for written in (names, texts):
+            for index, text in enumerate(written):
+                self._indices.setdefault(text.strip(), index)
+
+    def find(self, label: str) -> int | None:
+        """The index of a label's text, None where it is no text."""
+        label = label.strip()
+        if label in self._indices:
+            return self._indices[label]
+        number = _INDEX.fullmatch(label)
+        index = int(number[1]) if number else len(self.names)
+        return index if index < len(self.names) else None
+
+    def hint(self, label: str) -> str:
+        """What to try for a label that is no text: the closest names, or how many texts there are."""
+        return closest_hint(label, self.names) or f"可用短名，或索引 0 到 {len(self.names) - 1}；"
+
+
+def quoted(label: str) -> str:
+    return f"'{shortened(label, 60)}'"
