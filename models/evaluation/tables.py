@@ -130,7 +130,7 @@ def _padded(row: Sequence[str], widths: Sequence[int]) -> list[str]:
 
 
 def shown(line: Mapping, measure: str, kind: str, brackets: str = "（{}）") -> str:
-    """A number of a line as text, "" where there is none; `kind`: its name, or "interval" for the value with its own."""
+    """A number of a line as text, "" where there is none; `kind`: its name, or "interval": the value with its own."""
     numbers = line.get(measure, {})
     if kind == "interval":
         return _with_interval(numbers, brackets) if numbers else ""

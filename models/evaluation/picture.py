@@ -1,0 +1,364 @@
+"""The evaluation as a page: tables of measures, pointing by class, the confusion matrix, predictions against peaks.
+
+Laid out like the figures of `results`: each part starts at a corner and says where it ends.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+from ..results import parts
+from ..results.page import BLACK, WHITE, Box, Drawing, Line, Text, drawable, text_length, wrap_text
+from ..results.parts import BODY, GREY, HEADING, MARGIN, RED, TICK, TICK_LENGTH, TITLE
+from .summary import CASES, LINES
+from .tables import groups_by_split, largest_classes, shown, without_counts
+
+EVALUATION_WORDS = {
+    "title": ("分类与热力图的评估", "Evaluation of classification and heatmaps"),
+    "split": ("划分 {}", "Split {}"),
+    "images": ("图像 {}", "Images {}"),
+    "patients": ("患者 {}", "Patients {}"),
+    "labelled": ("有标签的 {}", "With labels {}"),
+    "annotated": ("有标注的 {}", "With annotations {}"),
+    "brackets": ("（{}）", " ({})"),
+    "class": ("类别", "Class"),
+    "setting": ("设置", "Setting"),
+    "overall": ("全部", "All"),
+    "macro": ("类平均", "Mean of classes"),
+    "n images": ("图像", "Images"),
+    "n annotations": ("标注", "Annotations"),
+    "accuracy": ("准确率", "Accuracy"),
+    "auc": ("AUC", "AUC"),
+    "pointing": ("命中（容差）", "Hit (tolerance)"),
+    "pointing_strict": ("命中（严格）", "Hit (strict)"),
+    "iou_half": ("IoU（半高）", "IoU (half)"),
+    "iou_otsu": ("IoU（Otsu）", "IoU (Otsu)"),
+    "energy": ("能量占比", "Energy"),
+    "contrast_to_noise": ("对比噪声比", "CNR"),
+    "text_specificity": ("文本特异性", "Text specificity"),
+    "chance": ("随机", "Chance"),
+    "class_place": ("该类平均位置", "Class's place"),
+    "gaussian": ("居中高斯", "Gaussian"),
+    "classes": ("各类的指标", "Measures of each class"),
+    "settings": ("各设置的指标（全部图像）", "Measures of each setting (all images)"),
+    "more": ("另有 {} 类，见表格文件", "{} more classes: see the table"),
+    "forest": ("命中（容差）与不看图像的猜法", "Hit (tolerance) and pointing without looking"),
+    "heatmap": ("热力图，95% 区间", "Heatmap, 95% interval"),
+    "confusion": (
+        "混淆矩阵（图像数，深浅为占真实类别的比例）",
+        "Confusion matrix (images; shade: share of the true class)",
+    ),
+    "true": ("真实类别", "True class"),
+    "predicted": ("预测类别", "Predicted class"),
+    "others": ("其余", "Others"),
+    "cases": ("预测与热力图的峰（标注数）", "Prediction and the heatmap's peak (annotations)"),
+    "inside": ("峰在标注内（容差）", "Peak inside (tolerance)"),
+    "outside": ("峰在标注外", "Peak outside"),
+    "right": ("预测正确", "Prediction right"),
+    "wrong": ("预测错误", "Prediction wrong"),
+    "tolerance": (
+        "命中：热力图的峰在标注内（严格），或离它不超过 {0:g} 像素（容差；图像缩到 {1}×{1}）",
+        "Hit: the heatmap's peak lies in the annotation (strict), or within {0:g} pixels of it at {1}×{1} (tolerance)",
+    ),
+    "areas": (
+        "IoU：热力图高于最大值一半处、Otsu 阈值分割与标注的交并比；能量：热力图落在标注内的比例",
+        "IoU: of the annotation with the heatmap above half of its maximum, or cut at Otsu's threshold; "
+        "energy: the heatmap's share inside the annotation",
+    ),
+    "noise": (
+        "对比噪声比：标注内外热力图均值之差除以两者方差之和的平方根",
+        "CNR: difference of the heatmap's means in and outside of the annotation over the root of the variances' sum",
+    ),
+    "blind": (
+        "该类平均位置：该类其他图像（不含同一患者）标注的平均；居中高斯：σ 为边长的四分之一",
+        "Class's place: mean annotation of the class's other images, without those of the same patient; "
+        "Gaussian: in the middle, sigma a quarter of the side",
+    ),
+    "auc note": (
+        "AUC：该类对其余各类，全部为各类的平均；多标签图像的真实类别：预测在标签中则为预测，否则为第一个标签",
+        "AUC: a class against the rest, of all: the classes' mean; true class of an image with several labels: "
+        "the predicted one where it is among them, else the first",
+    ),
+    "interval": (
+        "括号内：95% 区间，自助法（百分位数），按{}重抽 {} 次",
+        "In brackets: 95% interval, percentile bootstrap over {}, {} draws",
+    ),
+    "of patients": ("患者", "patients"),
+    "of images": ("图像", "images"),
+}
+PAGE_WIDTH, MOST_CLASSES = 1960, 20
+LEFT_WIDTH, APART = 820, 48  # of the left column, and between parts
+NAME_ROOM, ROW = 250, 30  # pixels: for a class's name, and from one row to the next
+RULE, BLUE, GREEN, ORANGE = "#e5e7e9", "#2471a3", "#1e8449", "#e67e22"
+
+Part = tuple[list, int]  # what is drawn, and where it ends
+
+
+class Column(NamedTuple):
+    """Of a table: its heading (a key of the words), what `shown` takes, and pixels."""
+
+    heading: str
+    measure: str
+    kind: str
+    width: int
+
+
+_MEASURES = ("pointing_strict", "iou_half", "iou_otsu", "energy", "contrast_to_noise", "text_specificity")
+COLUMNS = (
+    Column("n images", "accuracy", "n", 72),
+    Column("accuracy", "accuracy", "interval", 140),
+    Column("auc", "auc", "interval", 140),
+    Column("n annotations", "pointing", "n", 96),
+    Column("pointing", "pointing", "interval", 140),
+    *(Column(name, "pointing", name, 100) for name in ("chance", "class_place", "gaussian")),
+    *(Column(name, name, "interval", 140) for name in _MEASURES),
+)
+
+
+def draw_evaluation(evaluation: Mapping, names: Sequence[str], lang: str = "zh") -> Drawing:
+    """Lay out `evaluate`'s dict: for each split the first setting, and a table of the settings where there are several.
+
+    `names`: K short names; of more than MOST_CLASSES those of most images are drawn. `lang`: "zh" or "en"; names and
+    settings stay as they are.
+    """
+    words = parts.in_language(EVALUATION_WORDS, lang)
+    items, bottom = parts.lines_down([words["title"]], PAGE_WIDTH // 2, 48, TITLE), 60
+    for groups in groups_by_split(evaluation):
+        of_split, bottom = _split(groups, names, bottom, words)
+        items += of_split
+    notes = [note for note in _notes(evaluation, words)]
+    lines = [line for note in notes for line in wrap_text(note, PAGE_WIDTH - 2 * MARGIN, 3, parts.measure(BODY))]
+    items += parts.lines_down(lines, MARGIN, bottom + APART, BODY, "l", GREY)
+    return Drawing(PAGE_WIDTH, bottom + APART + len(lines) * parts.leading(BODY), items)
+
+
+def _split(groups: Sequence[Mapping], names: Sequence[str], top: int, words: Mapping) -> Part:
+    first, room = groups[0], PAGE_WIDTH - 2 * MARGIN
+    heading = wrap_text(_about(first, words), room, 2, parts.measure(HEADING))
+    items, bottom = parts.lines_down(heading, MARGIN, top + 40, HEADING, "l"), top + 40
+    bottom += (len(heading) - 1) * parts.leading(HEADING)
+    classes = largest_classes(first, names, MOST_CLASSES)
+    line_of = {**first, "macro": without_counts(first["macro"])}
+    lines = [(words[line], line_of[line]) for line in LINES]
+    lines += [(drawable(name), first["classes"][name]) for name in classes]
+    more = len(first["classes"]) - len(classes)
+    stacked = [lambda top: _table(lines, "class", words["classes"], top, words, more)]
+    if len(groups) > 1:
+        of_settings = [(drawable(group["setting"]), group["overall"]) for group in groups]
+        stacked.append(lambda top: _table(of_settings, "setting", words["settings"], top, words))
+    for part in stacked:
+        drawn, bottom = part(bottom + APART)
+        items += drawn
+    drawn, bottom = _columns_of_parts(first, lines, names, bottom + APART, words)
+    return items + drawn, bottom
+
+
+def _about(group: Mapping, words: Mapping) -> str:
+    """What was evaluated: split, setting and counts."""
+    counts = [
+        words[name].format(group[name]) for name in ("images", "patients", "labelled", "annotated") if group[name]
+    ]
+    split = [] if group["split"] is None else [words["split"].format(drawable(group["split"]))]
+    return "　".join([*split, drawable(group["setting"]), *counts])
+
+
+def _notes(evaluation: Mapping, words: Mapping) -> list[str]:
+    """What was measured how, of what there is."""
+    groups = evaluation["groups"]
+    over = ("of images" if group["patients"] is None else "of patients" for group in groups)
+    over = words["brackets"][:0].join(" / ".join(dict.fromkeys(words[unit] for unit in over)))
+    annotated, labelled = (any(group[kind] for group in groups) for kind in ("annotated", "labelled"))
+    notes = [words["tolerance"].format(evaluation["tolerance"], evaluation["grid"])] if annotated else []
+    notes += [words[note] for note in ("areas", "noise", "blind")] if annotated else []
+    notes += [words["auc note"]] if labelled else []
+    return [*notes, words["interval"].format(over, evaluation["draws"])]
+
+
+# -- tables
+
+
+def _table(
+    lines: Sequence[tuple[str, Mapping]], first: str, title: str, top: int, words: Mapping, more: int = 0
+) -> Part:
+    """A row for each (name, measures), a column for each of COLUMNS in which something stands."""
+    columns = [column for column in COLUMNS if any(shown(line, *column[1:3]) for _, line in lines)]
+    rights, right = [], PAGE_WIDTH - MARGIN - sum(column.width for column in COLUMNS) + 0
+    right = max(right, MARGIN + NAME_ROOM)
+    for column in columns:
+        right += column.width
+        rights.append(right)
+    head = top + HEADING + 34
+    items = [Text(MARGIN, top + HEADING, title, HEADING), Text(MARGIN, head, words[first], BODY, "l", GREY)]
+    items += [Text(edge, head, words[column.heading], BODY, "r", GREY) for column, edge in zip(columns, rights)]
+    items.append(Box(MARGIN, head + 10, right, head + 11, GREY))
+    baseline = head
+    for name, line in lines:
+        baseline += ROW
+        (name,) = wrap_text(name, NAME_ROOM - 16, 1, parts.measure(BODY))
+        items.append(Text(MARGIN, baseline, name, BODY))
+        for column, edge in zip(columns, rights):
+            cell = shown(line, column.measure, column.kind, words["brackets"])
+            items.append(Text(edge, baseline, cell or "—", BODY, "r", BLACK if cell else GREY))
+        items.append(Box(MARGIN, baseline + 10, right, baseline + 11, RULE))
+    if more:
+        baseline += ROW
+        items.append(Text(MARGIN, baseline, words["more"].format(more), BODY, "l", GREY))
+    return items, baseline + 12
+
+
+# -- parts side by side
+
+
+def _columns_of_parts(group: Mapping, lines, names: Sequence[str], top: int, words: Mapping) -> Part:
+    """Pointing and the table of four in the left column, the confusion matrix in the right; what there is of them."""
+    left: list[Callable[[int, int], Part]] = []
+    right: list[Callable[[int, int], Part]] = []
+    if "pointing" in group["overall"]:
+        left.append(lambda x, y: _forest(lines, x, y, words))
+    if sum(group["cases"].values()):
+        left.append(lambda x, y: _cases(group["cases"], x, y, words))
+    if group["labelled"]:
+        right.append(lambda x, y: _confusion(group, names, x, y, words))
+    items, deepest = [], top
+    for x, stack in zip((MARGIN, MARGIN + (LEFT_WIDTH + 40 if left else 0)), (left, right)):
+        bottom = top - APART
+        for part in stack:
+            drawn, bottom = part(x, bottom + APART)
+            items += drawn
+        deepest = max(deepest, bottom)
+    return items, deepest
+
+
+def _cases(cases: Mapping[str, int], left: int, top: int, words: Mapping) -> Part:
+    """How many annotations: prediction right or wrong, peak inside or outside."""
+    total, edges = sum(cases.values()), (left + 340, left + 560)
+    head = top + HEADING + 34
+    items = [Text(left, top + HEADING, words["cases"], HEADING)]
+    items += [Text(edge, head, words[word], BODY, "r", GREY) for edge, word in zip(edges, ("inside", "outside"))]
+    items.append(Box(left, head + 10, edges[1], head + 11, GREY))
+    for row, word in enumerate(("right", "wrong")):
+        baseline = head + (row + 1) * ROW
+        items.append(Text(left, baseline, words[word], BODY))
+        for edge, case in zip(edges, CASES[2 * row :]):
+            cell = f"{cases[case]}{words['brackets'].format(f'{cases[case] / total:.1%}')}"
+            items.append(Text(edge, baseline, cell, BODY, "r"))
+        items.append(Box(left, baseline + 10, edges[1], baseline + 11, RULE))
+    return items, head + 2 * ROW + 12
+
+
+# -- pointing by class
+
+
+MARKS = {"chance": GREY, "class_place": ORANGE, "gaussian": GREEN}
+
+
+def _mark(kind: str, x: float, y: float) -> list[Line]:
+    """The mark of a baseline around (x, y): a stroke, a diamond, a triangle."""
+    outline = {
+        "chance": [(0, -6), (0, 6)],
+        "class_place": [(0, -6), (6, 0), (0, 6), (-6, 0), (0, -6)],
+        "gaussian": [(0, -6), (6, 5), (-6, 5), (0, -6)],
+    }[kind]
+    return [Line([(x + right, y + down) for right, down in outline], MARKS[kind], 2)]
+
+
+def _interval(numbers: Mapping, x: Callable[[float], float], y: float) -> list:
+    """A whisker from low to high and a dot at the value."""
+    low, high = (x(numbers.get(end, numbers["value"])) for end in ("low", "high"))
+    centre = round(x(numbers["value"]))
+    dot = Box(centre - 5, round(y) - 5, centre + 5, round(y) + 5, BLUE)
+    return [Line([(low, y), (high, y)], BLUE, 2)] * (high > low) + [dot]
+
+
+def _forest(lines, left: int, top: int, words: Mapping) -> Part:
+    """For each line with annotations: share of hits with its interval above, what the baselines get below."""
+    lines = [(name, line["pointing"]) for name, line in lines if "pointing" in line]
+    start, end = left + NAME_ROOM, left + LEFT_WIDTH - 30
+    legend, first, pitch = top + HEADING + 32, top + HEADING + 52, 36
+    bottom = first + len(lines) * pitch
+
+    def x(share: float) -> float:
+        return start + 0.5 + share * (end - start - 1)
+
+    items = [Text(left, top + HEADING, words["forest"], HEADING), *_legend(lines, left, legend, words)]
+    for tick in range(6):
+        at = math.floor(x(tick / 5))
+        items += [Box(at, first, at + 1, bottom, RULE), Box(at, bottom, at + 1, bottom + TICK_LENGTH, BLACK)]
+        items.append(Text(at, bottom + 20, f"{tick / 5:.1f}", TICK, "m"))
+    items += [Box(start, first, start + 1, bottom, BLACK), Box(start, bottom, end, bottom + 1, BLACK)]
+    for row, (name, numbers) in enumerate(lines):
+        centre = first + (row + 0.5) * pitch
+        (name,) = wrap_text(name, NAME_ROOM - 16, 1, parts.measure(BODY))
+        items.append(Text(start - 12, parts.middle_baseline(centre, BODY), name, BODY, "r"))
+        for kind in MARKS:
+            items += _mark(kind, x(numbers[kind]), centre + 8) if kind in numbers else []
+        items += _interval(numbers, x, centre - 8)
+    return items, bottom + 28
+
+
+def _legend(lines, left: int, baseline: int, words: Mapping) -> list:
+    """What the dot and the marks mean, those that are drawn."""
+    y, right = baseline - 5.5, left
+    items = []
+    for kind in ("heatmap", *(kind for kind in MARKS if any(kind in numbers for _, numbers in lines))):
+        if kind == "heatmap":
+            items += _interval({"value": 0.5, "low": 0.0, "high": 1.0}, lambda share, at=right: at + 24 * share, y)
+        else:
+            items += _mark(kind, right + 12, y)
+        items.append(Text(right + 32, baseline, words[kind], BODY))
+        right += 32 + round(text_length(words[kind], BODY)) + 28
+    return items
+
+
+# -- the confusion matrix
+
+
+def _confusion(group: Mapping, names: Sequence[str], left: int, top: int, words: Mapping) -> Part:
+    """Counts of images, a row for each true class; the classes beyond MOST_CLASSES are one."""
+    labels, counts = _condensed(group, names, words)
+    side = max(40, min(64, 900 // len(labels)))
+    labels = [wrap_text(label, 140, 1, parts.measure(TICK))[0] for label in labels]
+    above = round(max(text_length(label, TICK) for label in labels))
+    first = top + HEADING + 36 + above + 12  # the matrix' upper edge
+    start = left + 30 + round(max(text_length(label, TICK) for label in labels)) + 10
+    size = len(labels) * side
+    items = [
+        Text(left, top + HEADING, words["confusion"], HEADING),
+        Text(start + size // 2, top + HEADING + 26, words["predicted"], BODY, "m", GREY),
+        Text(left + 16, first + size // 2, words["true"], BODY, "m", GREY, vertical=True),
+    ]
+    for row, label in enumerate(labels):
+        centre = (row + 0.5) * side
+        items.append(Text(start - 8, parts.middle_baseline(first + centre, TICK), label, TICK, "r"))
+        across = round(start + centre + 0.35 * TICK)
+        items.append(Text(across, first - 8, label, TICK, "l", vertical=True))
+        total = sum(counts[row])
+        for column, count in enumerate(counts[row]):
+            items += _cell(count, total, start + column * side, first + row * side, side)
+    return items, first + size + 8
+
+
+def _cell(count: int, total: int, left: int, top: int, side: int) -> list:
+    share = count / total if total else 0.0
+    box = Box(left, top, left + side, top + side, _shade(share), RULE)
+    size = TICK if text_length(str(count), TICK) <= side - 4 else TICK - 4
+    colour = WHITE if share > 0.5 else BLACK if count else GREY
+    return [box, Text(left + side // 2, parts.middle_baseline(top + side / 2, size), str(count), size, "m", colour)]
+
+
+def _shade(share: float) -> str:
+    """White for 0, BLUE for 1."""
+    levels = (int(BLUE[at : at + 2], 16) for at in (1, 3, 5))
+    return "#" + "".join(f"{round(255 + share * (level - 255)):02x}" for level in levels)
+
+
+def _condensed(group: Mapping, names: Sequence[str], words: Mapping) -> tuple[list[str], list[list[int]]]:
+    """Labels and counts of the classes of most images, and of all others together where there are some."""
+    counts = group["confusion"]
+    sizes = [sum(row) + sum(column) for row, column in zip(counts, zip(*counts))]
+    order = sorted(range(len(names)), key=lambda index: -sizes[index])
+    chosen = sorted(order[:MOST_CLASSES])
+    others = [index for index in order[MOST_CLASSES:] if sizes[index]]
+    groups = [[index] for index in chosen] + ([others] if others else [])
+    labels = [drawable(names[index]) for index in chosen] + ([words["others"]] if others else [])
+    return labels, [[sum(counts[t][p] for t in true for p in predicted) for predicted in groups] for true in groups]
