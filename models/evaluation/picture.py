@@ -5,15 +5,17 @@ Laid out like the figures of `results`: each part starts at a corner and says wh
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 from ..results import parts
-from ..results.page import BLACK, WHITE, Box, Drawing, Line, Text, drawable, text_length, wrap_text
-from ..results.parts import BODY, GREY, HEADING, MARGIN, RED, TICK, TICK_LENGTH, TITLE
+from ..results.page import BLACK, WHITE, Box, Drawing, Line, Text, drawable, text_box, text_length, wrap_text
+from ..results.parts import BODY, GREY, HEADING, MARGIN, TICK, TICK_LENGTH, TITLE
 from .summary import CASES, LINES
 from .tables import groups_by_split, largest_classes, shown, without_counts
 
 EVALUATION_WORDS = {
+    "specificity": parts.FOOTER_WORDS["specificity"],
     "title": ("分类与热力图的评估", "Evaluation of classification and heatmaps"),
     "split": ("划分 {}", "Split {}"),
     "images": ("图像 {}", "Images {}"),
@@ -86,7 +88,8 @@ EVALUATION_WORDS = {
     "of patients": ("患者", "patients"),
     "of images": ("图像", "images"),
 }
-PAGE_WIDTH, MOST_CLASSES = 1960, 20
+LEAST_WIDTH, MOST_CLASSES = 900, 20
+HEADING_ROOM = 1500  # pixels, for what was evaluated
 LEFT_WIDTH, APART = 820, 48  # of the left column, and between parts
 NAME_ROOM, ROW = 250, 30  # pixels: for a class's name, and from one row to the next
 RULE, BLUE, GREEN, ORANGE = "#e5e7e9", "#2471a3", "#1e8449", "#e67e22"
@@ -122,19 +125,28 @@ def draw_evaluation(evaluation: Mapping, names: Sequence[str], lang: str = "zh")
     settings stay as they are.
     """
     words = parts.in_language(EVALUATION_WORDS, lang)
-    items, bottom = parts.lines_down([words["title"]], PAGE_WIDTH // 2, 48, TITLE), 60
+    items, bottom = [], 60
     for groups in groups_by_split(evaluation):
         of_split, bottom = _split(groups, names, bottom, words)
         items += of_split
-    notes = [note for note in _notes(evaluation, words)]
-    lines = [line for note in notes for line in wrap_text(note, PAGE_WIDTH - 2 * MARGIN, 3, parts.measure(BODY))]
-    items += parts.lines_down(lines, MARGIN, bottom + APART, BODY, "l", GREY)
-    return Drawing(PAGE_WIDTH, bottom + APART + len(lines) * parts.leading(BODY), items)
+    width = max([LEAST_WIDTH, *(_right(item) + MARGIN for item in items)])
+    room, measure = width - 2 * MARGIN, parts.measure(BODY)
+    notes = [line for note in _notes(evaluation, words) for line in wrap_text(note, room, 4, measure)]
+    items += parts.lines_down([words["title"]], width // 2, 48, TITLE)
+    items += parts.lines_down(notes, MARGIN, bottom + APART, BODY, "l", GREY)
+    return Drawing(width, bottom + APART + len(notes) * parts.leading(BODY) + 8, items)
+
+
+def _right(item: Text | Box | Line) -> int:
+    """Where an item ends."""
+    if isinstance(item, Text):
+        return math.ceil(text_box(item)[2])
+    return item.right if isinstance(item, Box) else math.ceil(max(x for x, _ in item.points))
 
 
 def _split(groups: Sequence[Mapping], names: Sequence[str], top: int, words: Mapping) -> Part:
-    first, room = groups[0], PAGE_WIDTH - 2 * MARGIN
-    heading = wrap_text(_about(first, words), room, 2, parts.measure(HEADING))
+    first = groups[0]
+    heading = wrap_text(_about(first, words), HEADING_ROOM, 3, parts.measure(HEADING))
     items, bottom = parts.lines_down(heading, MARGIN, top + 40, HEADING, "l"), top + 40
     bottom += (len(heading) - 1) * parts.leading(HEADING)
     classes = largest_classes(first, names, MOST_CLASSES)
@@ -166,11 +178,13 @@ def _notes(evaluation: Mapping, words: Mapping) -> list[str]:
     """What was measured how, of what there is."""
     groups = evaluation["groups"]
     over = ("of images" if group["patients"] is None else "of patients" for group in groups)
-    over = words["brackets"][:0].join(" / ".join(dict.fromkeys(words[unit] for unit in over)))
+    over = " / ".join(dict.fromkeys(words[unit] for unit in over))
     annotated, labelled = (any(group[kind] for group in groups) for kind in ("annotated", "labelled"))
     notes = [words["tolerance"].format(evaluation["tolerance"], evaluation["grid"])] if annotated else []
     notes += [words[note] for note in ("areas", "noise", "blind")] if annotated else []
     notes += [words["auc note"]] if labelled else []
+    specific = any("text_specificity" in group["overall"] for group in groups)
+    notes += [words["specificity"].format("")] if specific else []
     return [*notes, words["interval"].format(over, evaluation["draws"])]
 
 
@@ -182,20 +196,19 @@ def _table(
 ) -> Part:
     """A row for each (name, measures), a column for each of COLUMNS in which something stands."""
     columns = [column for column in COLUMNS if any(shown(line, *column[1:3]) for _, line in lines)]
-    rights, right = [], PAGE_WIDTH - MARGIN - sum(column.width for column in COLUMNS) + 0
-    right = max(right, MARGIN + NAME_ROOM)
-    for column in columns:
-        right += column.width
-        rights.append(right)
+    rights = list(accumulate((column.width for column in columns), initial=MARGIN + NAME_ROOM))[1:]
+    right = max(rights, default=MARGIN + NAME_ROOM)
     head = top + HEADING + 34
     items = [Text(MARGIN, top + HEADING, title, HEADING), Text(MARGIN, head, words[first], BODY, "l", GREY)]
     items += [Text(edge, head, words[column.heading], BODY, "r", GREY) for column, edge in zip(columns, rights)]
     items.append(Box(MARGIN, head + 10, right, head + 11, GREY))
     baseline = head
     for name, line in lines:
-        baseline += ROW
-        (name,) = wrap_text(name, NAME_ROOM - 16, 1, parts.measure(BODY))
-        items.append(Text(MARGIN, baseline, name, BODY))
+        name = parts.lines_down(
+            wrap_text(name, NAME_ROOM - 16, 2, parts.measure(BODY)), MARGIN, baseline + ROW, BODY, "l"
+        )
+        items += name
+        baseline = name[-1].y
         for column, edge in zip(columns, rights):
             cell = shown(line, column.measure, column.kind, words["brackets"])
             items.append(Text(edge, baseline, cell or "—", BODY, "r", BLACK if cell else GREY))
@@ -288,6 +301,7 @@ def _forest(lines, left: int, top: int, words: Mapping) -> Part:
     items += [Box(start, first, start + 1, bottom, BLACK), Box(start, bottom, end, bottom + 1, BLACK)]
     for row, (name, numbers) in enumerate(lines):
         centre = first + (row + 0.5) * pitch
+        items += [Box(start + 1, first + row * pitch, end, first + row * pitch + 1, RULE)]
         (name,) = wrap_text(name, NAME_ROOM - 16, 1, parts.measure(BODY))
         items.append(Text(start - 12, parts.middle_baseline(centre, BODY), name, BODY, "r"))
         for kind in MARKS:
