@@ -8,29 +8,22 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 from ..errors import InputError, reason
-from ..inputs import check_regular_file
 
 LARGEST_JSON = 256 << 20  # bytes: LabelMe may put the image into its file
 MOST_BRACKETS, MOST_COMMAS = 4_000_000, 30_000_000  # of a JSON file: each list, object and number takes memory
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
-def read_within(path: str | os.PathLike, what: str, limit: int) -> bytes:
-    """The bytes of a regular file; InputError where it is none, cannot be read or has more than `limit` bytes.
-
-    `what` it should be, in Chinese.
-    """
-    check_regular_file(path, what)
+def read_within(path: str | os.PathLike, limit: int) -> bytes:
+    """The bytes of a regular file; InputError, not naming it, where it cannot be read or has more than `limit`."""
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size > limit:
-                raise InputError(f"{what} {path} 超过 {limit >> 20} MB，请分成几个文件")
+                raise InputError(f"文件超过 {limit >> 20} MB，请分成几个文件")
             return file.read(size)
-    except (OSError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"无法读取{what} {path}：{reason(error)}") from error
+    except OSError as error:
+        raise InputError(f"无法读取（{reason(error)}）") from error
 
 
 def as_text(data: bytes) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from ..errors import InputError, closest_hint, shortened
+from ..inputs import check_regular_file
 from .files import as_text, read_within
 
 LARGEST_LIST = 200 << 20  # bytes
@@ -39,9 +40,10 @@ def read_table(path: str | os.PathLike) -> Table:
     The delimiter is the one that parts the header. Raises InputError where the file is no list, too large, empty, in an
     encoding that is not known, has no column of images or one column twice.
     """
-    data = read_within(path, "列表", LARGEST_LIST)
+    check_regular_file(path, "列表")
     try:
-        table = _parse(as_text(data), os.path.splitext(path)[1].lower() in TABLE_SUFFIXES)
+        text = as_text(read_within(path, LARGEST_LIST))
+        table = _parse(text, os.path.splitext(path)[1].lower() in TABLE_SUFFIXES)
     except InputError as error:
         raise InputError(f"列表 {path} {error}") from error
     if not table.rows:
