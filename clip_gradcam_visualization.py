@@ -35,19 +35,19 @@ import numpy as np
 
 from models import savings
 from models.chinese_argparse import ChineseArgumentParser
-from models.class_texts import names_and_texts, read_class_texts
+from models.class_texts import names_and_texts, read_class_texts, text_indices
 from models.errors import (
     InputError,
     InputWarning,
     check_at_least,
     check_at_most,
-    check_text_indices,
     check_written,
     print_error,
     reason,
     say,
     shortened,
 )
+from models.evaluation.measures import GRID, TOLERANCE
 from models.explain.capture import undisturbed
 from models.explain.defaults import (
     OWN_ENCODERS,
@@ -76,6 +76,7 @@ from models.explain.question import (
     logits_of,
     others_directions,
     probabilities_of,
+    rectangular,
     take_off,
     target_indices,
     target_texts,
@@ -83,7 +84,7 @@ from models.explain.question import (
 from models.explain.subject import clip_of
 from models.heavy import functional as F
 from models.heavy import torch
-from models.images.finding import find_images, is_single
+from models.images.finding import is_single
 from models.images.flatness import describe_flat_picture
 from models.images.grey import parse_grey_range
 from models.images.loader import ImageDataset
@@ -95,8 +96,10 @@ from models.results.formats import OVERLAY_FORMATS, check_output_name
 from models.results.parts import LANGUAGES
 from models.results.result import ImageResult, Results
 from models.results.saving import HEATMAP_SIZES, OutputChoice, encode_outputs, save_results, summary
-from models.runs.run import Run, finish_run, one_thread
-from models.runs.sharing import Ranks, chunk_size
+from models.runs.joining import join
+from models.runs.planning import Plan, Sources, plan_images
+from models.runs.run import CaseChoice, Run, finish_run, one_thread
+from models.runs.sharing import Ranks, chunk_size, parse_shard
 from models.runs.state import RunState
 from models.runs.tables import package_versions
 from models.towers.similarity import check_text_features
@@ -123,8 +126,17 @@ FLAGS = (
     ),
     ("--class-texts", TEXT | SEVERAL, "类别文本描述列表（与 --class-texts-file 二选一）"),
     ("--class-texts-file", PATH, "类别文本描述 JSON 文件（与 --class-texts 二选一）"),
-    ("--target-text-idx", INT | SEVERAL, "目标文本索引，从 0 开始，可以多个（默认：最相似的文本）"),
+    (
+        "--target-text-idx",
+        {"metavar": "INT"} | SEVERAL,
+        "目标文本的索引（从 0 开始）或短名，可以多个（默认：最相似的文本）",
+    ),
     ("--all-texts", SWITCH, "解释全部文本（与 --target-text-idx 二选一）"),
+    (
+        "--target",
+        {"choices": ("predicted", "label")},
+        "解释每张图像的预测 predicted（默认），还是列表中它自己的标签 label（与上两项三选一）",
+    ),
     ("--contrast", SWITCH, "对比：解释支持该文本而不支持其他文本的方向（两三个文本时常常更差）"),
     (
         "--subtract-others",
@@ -143,6 +155,15 @@ FLAGS = (
         {"metavar": "RANGE"} | SEVERAL,
         "超过 8 位的灰度怎样变成 8 位：auto（默认）、full、minmax、两个灰度值（0 4095）或两个百分位（p0.5 p99.5）",
     ),
+    (
+        "--cases",
+        PATH,
+        "病例列表：CSV（image 列，可有 label、annotation、patient、split 和别的列）或每行一个路径的文本；"
+        "代替或缩小 --image-path",
+    ),
+    ("--split", NAME | SEVERAL, "只用列表中 split 列是这些值的病例"),
+    ("--annotations", PATH, "没有写 annotation 的病例的标注：COCO 文件，或按文件名对应的 LabelMe、掩膜的文件夹"),
+    ("--tolerance", FLOAT | {"default": TOLERANCE}, "评估：峰离标注多近算命中，224×224 的像素（默认：15）"),
     ("--output-dir", PATH | {"default": "clip_gradcam_results"}, "输出目录（默认：clip_gradcam_results）"),
     ("--output-name", NAME, "输出文件名（默认：clip_gradcam_<图像名>.png；也可用 .pdf、.svg、.jpg）"),
     ("--target-layer", NAME, "目标层的名称，例如 layer4.1（默认：按图像编码器自动选择）"),
@@ -170,6 +191,8 @@ FLAGS = (
     ("--overlay-only", SWITCH, "只写叠加图像"),
     ("--overlay-format", {"choices": OVERLAY_FORMATS}, "叠加图像的格式（默认：与可视化图相同；jpg 写得最快）"),
     ("--resume", SWITCH, "接着上次没有做完的运行，只做缺少的图像"),
+    ("--shard", {"metavar": "I/N"}, "只做 N 份中的第 I 份（从 1 开始），各份可在不同的机器上同时运行"),
+    ("--join", SWITCH, "把各份合成结果表，或重新写表和评估；只需要 --output-dir"),
     ("--batch-size", INT, "多张图像时一次前向的图像数（默认：CPU 至多 8，GPU 至多 32）"),
     ("--num-workers", INT, "多张图像时读取图像的进程数（默认：核数的一半，至多 4；不足 4 核时为 0）"),
     ("--no-text-cache", SWITCH, "不使用文本特征缓存"),
@@ -178,7 +201,7 @@ FLAGS = (
 )
 EITHER = (
     ("--class-texts", "--class-texts-file"),
-    ("--target-text-idx", "--all-texts"),
+    ("--target-text-idx", "--all-texts", "--target"),
     ("--target-layer", "--layers"),
     ("--contrast", "--subtract-others"),
 )
@@ -194,9 +217,9 @@ def build_parser() -> ChineseArgumentParser:
         allow_abbrev=False,
     )
     group = parser.add_argument_group("参数")
-    either = {}  # one of each pair
-    for pair in EITHER:
-        either.update(dict.fromkeys(pair, group.add_mutually_exclusive_group()))
+    either = {}  # one of each
+    for flags in EITHER:
+        either.update(dict.fromkeys(flags, group.add_mutually_exclusive_group()))
     for flag, options, text in FLAGS:
         names = ("-h", flag) if flag == "--help" else (flag,)
         either.get(flag, group).add_argument(*names, **options, help=text)
@@ -208,9 +231,9 @@ def check_arguments(args) -> None:
     for flag, options, _ in FLAGS:
         if options.get("metavar") in ("PATH", "NAME"):
             check_written(flag, getattr(args, flag[2:].replace("-", "_")))
-    required = {"--model-path": args.model_path}
-    if not args.list_layers:
-        required["--image-path"] = args.image_path
+    required = {} if args.join else {"--model-path": args.model_path}
+    if not (args.list_layers or args.join):
+        required["--image-path 或 --cases"] = args.image_path or args.cases
         required["--class-texts 或 --class-texts-file"] = args.class_texts or args.class_texts_file
     missing = [flag for flag, value in required.items() if not value]
     if missing:
@@ -228,6 +251,11 @@ def check_arguments(args) -> None:
     if args.output_name is not None:
         check_output_name(args.output_name)
     parse_grey_range(args.grey_range)
+    if not 0 <= args.tolerance <= GRID:
+        raise InputError(f"--tolerance 应在 0 到 {GRID} 之间（224×224 的像素），收到 {args.tolerance}")
+    for flag, value in (("--split", args.split), ("--target label", args.target == "label")):
+        if value and not args.cases:
+            raise InputError(f"{flag} 需要病例列表 --cases")
     if args.overlay_only and args.save_heatmap:
         raise InputError("--overlay-only 与 --save-heatmap 只能二选一；只是不要可视化图请用 --no-figure")
 
@@ -237,10 +265,10 @@ def question_of(args) -> Question:
     names, texts = names_and_texts(
         read_class_texts(args.class_texts_file) if args.class_texts_file else args.class_texts
     )
-    check_text_indices(args.target_text_idx or (), len(names), "--target-text-idx")
+    indices = args.target_text_idx and text_indices(args.target_text_idx, names, "--target-text-idx")
     if args.contrast and len(names) < 2:
         raise InputError("--contrast 至少需要两个类别文本")
-    targets = target_texts("all" if args.all_texts else args.target_text_idx, len(names))
+    targets = target_texts("all" if args.all_texts else indices, len(names))
     gamma = CONTRAST_GAMMA if args.contrast else 0.0
     choices = args.method, args.similarity, args.subtract_others or None
     question = Question(names, texts, targets, gamma, *choices, args.faithfulness, args.img_size)
@@ -490,11 +518,17 @@ class Explainer:
         model, layers = copy.deepcopy([self.model, self.layers], shared)
         return Explainer(model, self.text_features, self.question, layers, self.encoder)
 
-    def __call__(self, images: torch.Tensor) -> list[list[ImageMaps]]:
-        """Model input [B, 3, h, w] -> for each image the maps of each setting."""
+    def __call__(self, images: torch.Tensor, targets: Sequence[Sequence[int]] | None = None) -> list[list[ImageMaps]]:
+        """Model input [B, 3, h, w] -> for each image the maps of each setting.
+
+        `targets`: of each image the texts that are explained, one or more; None for the question's.
+        """
+        if targets is None:
+            targets = self.question.targets and [self.question.targets] * len(images)
         maps_by_setting = {}
         for members in self.groups:
-            maps_by_setting.update(zip(members, self._image_maps([self.cams[member] for member in members], images)))
+            cams = [self.cams[member] for member in members]
+            maps_by_setting.update(zip(members, self._image_maps(cams, images, targets)))
         maps_by_image = [list(maps) for maps in zip(*(maps_by_setting[i] for i in range(len(self.cams))))]
         if self.question.faithfulness:
             return [self._measured(image[None], maps) for image, maps in zip(images, maps_by_image)]
@@ -509,19 +543,19 @@ class Explainer:
             groups.setdefault(key, []).append(index)
         return list(groups.values())
 
-    def _image_maps(self, cams: Sequence[CLIPGradCAM], images) -> list[list[ImageMaps]]:
+    def _image_maps(self, cams: Sequence[CLIPGradCAM], images, targets) -> list[list[ImageMaps]]:
         """For each of the settings of a group, the maps of each image."""
-        targets = self.question.targets
-        targets = None if targets is None else torch.tensor(targets, device="cpu").expand(len(images), -1)
         methods = [cam.method for cam in cams]
+        indices = None if targets is None else torch.tensor(rectangular(targets), device="cpu")
         by_method = cams[0].maps_of_methods(
-            methods, images, self.text_features, targets, self.question.contrast, compare=True
+            methods, images, self.text_features, indices, self.question.contrast, compare=True
         )
-        return [self._by_image(text_maps) for text_maps in by_method]
+        return [self._by_image(text_maps, targets) for text_maps in by_method]
 
-    def _by_image(self, text_maps: TextMaps) -> list[ImageMaps]:
+    def _by_image(self, text_maps: TextMaps, targets) -> list[ImageMaps]:
         probabilities = probabilities_of(self.model, text_maps.similarities)
-        return [ImageMaps(*image) for image in zip(*(part.cpu().numpy() for part in (*text_maps, probabilities)))]
+        maps = [ImageMaps(*image) for image in zip(*(part.cpu().numpy() for part in (*text_maps, probabilities)))]
+        return maps if targets is None else [of_image.first(len(own)) for of_image, own in zip(maps, targets)]
 
     def _measured(self, image, maps: list[ImageMaps]) -> list[ImageMaps]:
         """The maps of one image, each explained text's tested by deletion and insertion of its similarity."""
@@ -715,29 +749,41 @@ def run_one(args, question: Question) -> None:
 def run_many(args, question: Question) -> int:
     """Images of a list to files and tables, alone or as one of torchrun's ranks; returns the exit code."""
     savings.go_on_for_long()
-    ranks, state, threads = Ranks(), RunState(args.output_dir), torch.get_num_threads()
+    ranks, state, threads = Ranks(), RunState(args.output_dir, parse_shard(args.shard)), torch.get_num_threads()
     one_thread()
     with contextlib.ExitStack() as stack:
         if ranks.is_first:
             check_output_folder(state.folder)
-            listed = find_images(args.image_path, exclude=args.output_dir)
+            root, images = planned_images(args, question)
         else:
             warnings.simplefilter("ignore", InputWarning)  # the first rank says it
         model = load_from_arguments(args, question.texts, ranks.local_rank)
         explainer = explainer_of(args, model, question)
         run_columns = {"checkpoint": fingerprint(args.model_path), "packages": package_versions()}
+        on_cpu = explainer.text_features.device.type == "cpu"
+        chosen = {"batch": args.batch_size, "num_workers": args.num_workers}
+        chunks = partial(chunk_size, on_cpu=on_cpu, torch_threads=threads, ranks=ranks, **chosen)
         if ranks.is_first:
             stack.enter_context(state.lock())
-            settings = run_settings(args, explainer, listed.root, run_columns)
-            state.begin(settings, listed.images, resume=args.resume or ranks.attempt > 0)
+            settings = run_settings(args, explainer, root, run_columns)
+            state.begin(settings, images, args.resume or ranks.attempt > 0, chunks(len(images)).batch)
         ranks.announce("planned")
         ranks.wait_for("planned", [0])
-        plan = state.plan()
-        on_cpu = explainer.text_features.device.type == "cpu"
-        size = chunk_size(len(plan), on_cpu, threads, ranks, args.batch_size, args.num_workers)
+        plan = state.plan(len(question.names))
         dataset = ImageDataset(preprocessing_of(model, args.img_size), parse_grey_range(args.grey_range))
-        run = Run(explainer, dataset, state, output_choice(args), run_columns)
-        return finish_run(run, plan, size, ranks)
+        cases = CaseChoice(args.target == "label", args.annotations, args.tolerance)
+        run = Run(explainer, dataset, state, output_choice(args), run_columns, cases)
+        return finish_run(run, plan, chunks(len(plan)), ranks)
+
+
+def planned_images(args, question: Question) -> Plan:
+    """The images of the flags, in order, with what a list of cases says of each."""
+    sources = Sources(args.image_path, args.cases, args.split, args.annotations)
+    plan = plan_images(sources, args.output_dir, question.names, args.target == "label")
+    several = next((image for image in plan.images if len(image.labels) > 1), None)
+    if args.target == "label" and question.method == "all" and several:
+        raise InputError(f"--method all 一次只比较一个文本，而 {several.image} 有 {len(several.labels)} 个标签")
+    return plan
 
 
 def run_settings(args, explainer: Explainer, root: str, run_columns: Mapping) -> dict:
@@ -745,7 +791,7 @@ def run_settings(args, explainer: Explainer, root: str, run_columns: Mapping) ->
     question = explainer.question
     return {
         "texts": list(zip(question.names, question.texts)),
-        "targets": question.targets,
+        "targets": "label" if args.target == "label" else question.targets,
         "contrast": question.contrast,
         "layers": [(setting.method, layer) for setting, layer in zip(explainer.settings, explainer.layer_names)],
         "similarity": [setting.similarity for setting in explainer.settings],
@@ -775,14 +821,22 @@ def print_layers(model) -> None:
             say(f"  {name}  {channels}×{rows}×{columns}" + (mark if name in marked else ""))
 
 
+def is_one_image(args) -> bool:
+    """Whether the flags ask for the files of one image and no tables."""
+    asks_for_tables = args.cases or args.annotations or args.resume or args.shard or "RANK" in os.environ
+    return not asks_for_tables and is_single(args.image_path)
+
+
 def run(args) -> int:
     """One command, whole; returns the exit code. Cheap checks come first: a mistake is answered before the model."""
     check_arguments(args)
     if args.list_layers:
         print_layers(load_from_arguments(args))
         return 0
+    if args.join:
+        return join(args.output_dir, args.tolerance, args.lang)
     question = question_of(args)
-    if is_single(args.image_path) and not args.resume and "RANK" not in os.environ:
+    if is_one_image(args):
         run_one(args, question)
         return 0
     if args.output_name:

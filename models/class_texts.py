@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from .errors import InputError, reason, shortened
+from .errors import InputError, check_text_indices, closest_hint, reason, shortened
 from .inputs import check_regular_file
 
 LARGEST_FILE = 10 << 20  # bytes
@@ -88,3 +88,20 @@ def names_and_texts(class_texts: Mapping[str, str] | Sequence[str]) -> tuple[lis
         if re.search("[\ud800-\udfff]", text):
             raise InputError(f"类别文本 {_shown(text)} 含有无效的字符（残缺的编码），请检查终端或文件的编码")
     return list(names), list(texts)
+
+
+def text_indices(values: Sequence[str], names: Sequence[str], flag: str) -> list[int]:
+    """Indices of texts, each written as a number from 0 on or as a short name; InputError where one is neither."""
+    indices = []
+    for value in values:
+        if re.fullmatch(r"-?\d+", value, re.ASCII):
+            indices.append(int(value[:50]))  # of more digits: out of range as it is
+        elif value in names:
+            indices.append(names.index(value))
+        else:
+            hint = closest_hint(value, names)
+            raise InputError(
+                f"{flag} {_shown(value)} 不是索引，也不是类别的短名；{hint}可用 0 到 {len(names) - 1} 或短名"
+            )
+    check_text_indices(indices, len(names), flag)
+    return indices

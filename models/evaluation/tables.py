@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from ..results.page import columns_of, drawable, wrap_text
+from ..errors import escape_unprintable
+from ..results.page import columns_of, wrap_text
 from .baselines import BASELINES
 from .summary import CASES, LINES
 
@@ -104,10 +105,10 @@ def without_counts(line: Mapping) -> dict:
 
 
 def _title(group: Mapping) -> str:
-    split = "" if group["split"] is None else f"（划分 {drawable(group['split'])}）"
+    split = "" if group["split"] is None else f"（划分 {escape_unprintable(group['split'])}）"
     patients = "" if group["patients"] is None else f"，{group['patients']} 名患者"
     counts = f"有标签 {group['labelled']} 张，有标注 {group['annotated']} 张"
-    return f"评估{split}：{group['images']} 张图像{patients}，{counts}；{drawable(group['setting'])}"
+    return f"评估{split}：{group['images']} 张图像{patients}，{counts}；{escape_unprintable(group['setting'])}"
 
 
 def _aligned(heading: str, lines: Sequence[tuple[str, Mapping]]) -> list[str]:
@@ -117,14 +118,19 @@ def _aligned(heading: str, lines: Sequence[tuple[str, Mapping]]) -> list[str]:
         return []
     table = [[heading, *(title for title, _, _ in columns)]]
     for name, line in lines:
-        (name,) = wrap_text(drawable(name), NAME_WIDTH, 1)
+        (name,) = wrap_text(name, NAME_WIDTH, 1)
         table.append([name, *(shown(line, *column[1:]) or "—" for column in columns)])
-    widths = [max(columns_of(cell) for cell in column) for column in zip(*table)]
+    return aligned(table)
+
+
+def aligned(table: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of cells as lines: the first column to the left, numbers to the right, a Chinese character two wide."""
+    table = [[escape_unprintable(cell) for cell in row] for row in table]
+    widths = [max(map(columns_of, column)) for column in zip(*table)]
     return ["  " + "  ".join(_padded(row, widths)) for row in table]
 
 
 def _padded(row: Sequence[str], widths: Sequence[int]) -> list[str]:
-    """The first cell to the left, numbers to the right."""
     blanks = [" " * (width - columns_of(cell)) for cell, width in zip(row, widths)]
     return [row[0] + blanks[0], *(blank + cell for cell, blank in zip(row[1:], blanks[1:]))]
 

@@ -184,6 +184,16 @@ class ImageMaps(NamedTuple):
     probabilities: np.ndarray  # [K]
     faithfulness: list | None = None  # T, where the explained texts' maps were tested
 
+    def first(self, count: int) -> ImageMaps:
+        """The same of the first explained texts alone."""
+        return self._replace(**{name: getattr(self, name)[:count] for name in ("maps", "gradient_peaks", "targets")})
+
+
+def rectangular(targets: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Indices of one or more texts per image, as many of each: the last one is repeated."""
+    widest = max(map(len, targets))
+    return [[*of_image, *[of_image[-1]] * (widest - len(of_image))] for of_image in targets]
+
 
 def logits_of(model, similarities: torch.Tensor) -> torch.Tensor:
     """Cosines [B, K] -> what the model compares, by its own rule, else its temperature, else 0.07.

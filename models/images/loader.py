@@ -112,11 +112,14 @@ def _as_it_is(chunk: DecodedChunk) -> DecodedChunk:
 
 
 def _start_worker(worker_id: int) -> None:
-    """Ctrl-C is the consumer's to answer; torch gets one thread; the worker ends with its consumer.
+    """Ctrl-C and SIGTERM are the consumer's to answer; torch gets one thread; the worker ends with its consumer.
+
+    A queue sends SIGTERM to all processes; a second one, by which a consumer ends a worker that hangs, does so.
 
     OpenCV is left alone: told its number of threads in a fork, it waits forever for those of its parent.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
     torch.set_num_threads(1)
     if os.name == "posix":
         _end_with_parent()

@@ -16,6 +16,7 @@ from .grid import draw_grid
 from .parts import FOOTER_WORDS, in_language
 
 WHERE_ONLY = "该文本与图像的相似度靠后，热力图的颜色不说明有没有：它只说明若有会在哪里，有没有请看概率"
+TEXT_FREE = "{} 不看文本：无论问什么，热力图都一样"
 TILE_SIDE = 640  # pixels: what a text's overlay is thinned to in the grid of several
 
 
@@ -79,7 +80,7 @@ class ImageResult(NamedTuple):
 
     def _unspecific(self, value: float | None) -> str | None:
         if not self.knows_text:
-            return f"{self.label} 不看文本：无论问什么，热力图都一样"
+            return TEXT_FREE.format(self.label)
         if value is None or value > TEXT_UNSPECIFIC:
             return None
         how_much = f"文本特异性 {value:.2f}，0 表示完全不变"

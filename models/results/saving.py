@@ -12,7 +12,6 @@ from .formats import array_path, encode_array, encode_image, figure_file, overla
 from .parts import percent
 from .result import Results, draw_results, file_marks, for_figure
 
-
 HEATMAP_SIZES = {"all": ("heatmap", "heatmap_layer"), "layer": ("heatmap_layer",)}  # which arrays are saved
 
 

@@ -1,4 +1,4 @@
-"""The lines of a run's parts: what one must be to count. The folder may come from anywhere, and a crash tears lines.
+"""The lines of a run's files: what one must be to count. The folder may come from anywhere, and a crash tears lines.
 
 What is no such line is passed over: its image is done again.
 """
@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePath
+from typing import NamedTuple
 
 from ..errors import InputError
 from ..inputs import finite_number
@@ -14,6 +15,48 @@ from ..writing import check_no_link_between, check_own
 from .tables import COLUMNS
 
 LONGEST_LINE = 1 << 25  # bytes; of an image with 1000 texts, all of them explained: 12 MB
+
+
+class PlannedImage(NamedTuple):
+    """One image of a run: where it is, where its outputs go, whether it is to do, and what the list of cases says."""
+
+    path: str
+    name: str  # of its outputs, below the output folder
+    pending: bool | None  # None: another shard's
+    columns: dict[str, str | None]  # of its rows: "id" and "image", and what else the list of cases has
+    labels: list[int] = ()  # indices of the texts that are true of it
+    annotations: list[str] = ()  # paths
+    case: str | None = None  # a digest of what the list says: where it is another, the image is done again
+
+    @property
+    def image(self) -> str:
+        """Its path as it is shown."""
+        return self.columns["image"]
+
+
+def planned_image(line: bytes, texts: int) -> PlannedImage | None:
+    """What a line of a plan says of one image, None where it is no such line of a run with this number of texts."""
+    values = _read_json(line)
+    if not isinstance(values, list) or len(values) != len(PlannedImage._fields):
+        return None
+    image = PlannedImage(*values)
+    is_one = (
+        all(isinstance(value, str) for value in (image.path, image.name))
+        and isinstance(image.pending, (bool, type(None)))
+        and isinstance(image.columns, dict)
+        and {"id", "image"} <= set(image.columns)
+        and all(isinstance(value, (str, type(None))) for value in image.columns.values())
+        and are_indices(image.labels, texts)
+        and isinstance(image.annotations, list)
+        and all(isinstance(path, str) for path in image.annotations)
+        and isinstance(image.case, (str, type(None)))
+    )
+    return image if is_one else None
+
+
+def are_indices(values, texts: int) -> bool:
+    """Whether something is a list of indices of texts."""
+    return isinstance(values, list) and all(type(value) is int and 0 <= value < texts for value in values)
 
 
 def whole_lines(file) -> Iterator[tuple[int, bytes]]:
@@ -27,13 +70,18 @@ def whole_lines(file) -> Iterator[tuple[int, bytes]]:
 def record_of(line: bytes, texts: int) -> dict | None:
     """What a line says of one image: {"image": path, "files": {name: size}, "rows": [...]}, and "error" if it failed.
 
-    None where it is no such line of a run with this number of texts.
+    An image of a list of cases has "case" (as the plan has it), "labels" (indices) and "coverages" ({index: packed})
+    too. None where it is no such line of a run with this number of texts.
     """
+    record = _read_json(line)
+    return record if _is_record(record, texts) else None
+
+
+def _read_json(line: bytes):
     try:
-        record = json.loads(line, parse_constant=finite_number, parse_float=finite_number)
+        return json.loads(line, parse_constant=finite_number, parse_float=finite_number)
     except (ValueError, RecursionError):
         return None
-    return record if _is_record(record, texts) else None
 
 
 def _is_record(record, texts: int) -> bool:
@@ -47,6 +95,15 @@ def _is_record(record, texts: int) -> bool:
         and isinstance(files, dict)
         and all(type(size) is int for size in files.values())
         and (bool(files) if "error" not in record else isinstance(error, str))
+        and isinstance(record.get("case"), (str, type(None)))
+        and are_indices(record.get("labels", []), texts)
+        and _are_coverages(record.get("coverages", {}), texts)
+    )
+
+
+def _are_coverages(coverages, texts: int) -> bool:
+    return isinstance(coverages, dict) and all(
+        index.isdecimal() and int(index) < texts and isinstance(packed, str) for index, packed in coverages.items()
     )
 
 
@@ -61,6 +118,7 @@ def _is_row(row, image: str, texts: int) -> bool:
         and isinstance(probabilities, list)
         and len(probabilities) == texts
         and all(isinstance(value, _NUMBER) for value in probabilities)
+        and (row.get("annotated") is None or are_indices([row["annotated"]], texts))
     )
 
 

@@ -9,20 +9,35 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import sys
+import signal
 import threading
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
-from ..errors import LONGEST_MESSAGE, InputError, escape_unprintable, print_error, reason, say, shortened
+from ..cases.annotations import read_annotations
+from ..errors import InputError, print_error, reason, say
+from ..evaluation.measures import TOLERANCE
 from ..explain.question import ImageMaps
-from ..heavy import cv2, torch, tqdm
+from ..heavy import cv2, torch
 from ..images.loader import ImageDataset, is_lost_worker, make_loader
 from ..results.saving import OutputChoice, encode_outputs
 from ..writing import write_files
+from .evaluating import evaluate_run
+from .measuring import Truth
+from .progress import Progress
+from .records import PlannedImage
+from .report import print_problems, print_totals
 from .sharing import ChunkSize, Ranks, chunks_to_do, claimed, run_chunks
-from .state import Part, PlannedImage, RunState, Totals
+from .state import Part, RunState
 from .tables import name_below, table_rows
+
+
+class CaseChoice(NamedTuple):
+    """What is done with the list of cases."""
+
+    by_label: bool = False  # each image's labels are explained, not its most similar text
+    annotations: str | None = None  # a COCO file or a folder, for cases that name no annotation of their own
+    tolerance: float = TOLERANCE  # pixels of 224 x 224 within which a peak counts as a hit
 
 
 class Run:
@@ -32,9 +47,17 @@ class Run:
     `twin()` of it. `run_columns`: what stands in every row.
     """
 
-    def __init__(self, explainer, dataset: ImageDataset, state: RunState, choice: OutputChoice, run_columns: Mapping):
+    def __init__(
+        self,
+        explainer,
+        dataset: ImageDataset,
+        state: RunState,
+        choice: OutputChoice,
+        run_columns: Mapping,
+        cases: CaseChoice,
+    ):
         self.explainer, self.dataset, self.prepare, self.state = explainer, dataset, dataset.prepare, state
-        self.choice, self.run_columns = choice, run_columns
+        self.choice, self.run_columns, self.cases = choice, run_columns, cases
         self.device = next(explainer.model.parameters()).device
         if self.device.type == "cpu":  # as the chunks are: a twentieth faster
             explainer.model.image_encoder.to(memory_format=torch.channels_last)
@@ -50,8 +73,8 @@ class Run:
             return index, [(i, plan[i].path if pending[i] else None) for i in span]
 
         def start(decoded):
-            images = (plan[i] for i in range(decoded.index * size.batch, len(plan)))
-            return self.start(decoded, images)
+            first = decoded.index * size.batch
+            return self.start(decoded, plan[first : first + len(decoded.pixels)])
 
         def finish(task):
             record = self.record(*task)
@@ -71,58 +94,71 @@ class Run:
                     "读取图像的进程意外结束，多半是内存不足；可减小 --num-workers 或 --batch-size"
                 ) from error
 
-    def start(self, decoded, images) -> list[tuple]:
+    def start(self, decoded, images: Sequence[PlannedImage]) -> list[tuple]:
         """(image of the plan, pixels, maps) of each image of a chunk; a reason where there are no maps."""
         wanted = [i for i, pixels in enumerate(decoded.pixels) if pixels is not None]
-        maps = self.maps_of(decoded.resized, wanted) if wanted else {}
+        targets = [image.labels for image in images] if self.cases.by_label else None
+        maps = self.maps_of(decoded.resized, wanted, targets) if wanted else {}
         return [
             (image, pixels, error or maps[i])
             for i, (image, pixels, error) in enumerate(zip(images, decoded.pixels, decoded.errors))
             if error or pixels is not None
         ]
 
-    def maps_of(self, resized, wanted: Sequence[int]) -> dict:
-        """{index in the chunk: its maps}; one image at a time where sizes differ or the chunk fails as a whole."""
-        if not self.prepare.fixed_size:
-            return {i: self.maps_of_one(resized[i]) for i in wanted}
-        try:
-            maps = self.run_model(self.prepare.normalise(resized))
-            return {i: maps[i] for i in wanted}
-        except (InputError, MemoryError, RuntimeError):
-            return {i: self.maps_of_one(resized[i]) for i in wanted}
+    def maps_of(self, resized, wanted: Sequence[int], targets) -> dict:
+        """{index in the chunk: its maps}; one image at a time where sizes differ or the chunk fails as a whole.
 
-    def maps_of_one(self, resized) -> list[ImageMaps] | str:
+        `targets`: of each image the texts that are explained, None for the question's.
+        """
+        if self.prepare.fixed_size:
+            with contextlib.suppress(InputError, MemoryError, RuntimeError):
+                maps = self.run_model(self.prepare.normalise(resized), targets)
+                return {i: maps[i] for i in wanted}
+        return {i: self.maps_of_one(resized[i], targets and targets[i : i + 1]) for i in wanted}
+
+    def maps_of_one(self, resized, targets) -> list[ImageMaps] | str:
         try:
-            return self.run_model(self.prepare.normalise(resized[None]))[0]
+            return self.run_model(self.prepare.normalise(resized[None]), targets)[0]
         except (InputError, MemoryError, RuntimeError) as error:
             return reason(error)
 
-    def run_model(self, images) -> list[list[ImageMaps]]:
+    def run_model(self, images, targets) -> list[list[ImageMaps]]:
         if self.device.type != "cpu":
             with self.turn:
-                return self.explainer(images)
+                return self.explainer(images, targets)
         if not hasattr(self.own, "explainer"):
             self.own.explainer = self.explainer.twin()
-        return self.own.explainer(images)
+        return self.own.explainer(images, targets)
 
     def record(self, image: PlannedImage, pixels, maps: list[ImageMaps] | str) -> dict:
         """Write an image's files; returns its line in the part. A bad image is its reason, never the end of the run."""
         folder = self.state.folder
+        of_case = {} if image.case is None else {"case": image.case}
         try:
             if isinstance(maps, str):
                 raise InputError(maps)
             results = self.explainer.result(pixels, maps)
+            truth = self.truth(image, pixels.shape[:2])
             files = encode_outputs(results, folder / f"{image.name}.png", self.choice)
-            rows = table_rows(results, files, image.path, folder, self.run_columns)
+            rows = table_rows(results, files, image.path, folder, self.run_columns, truth)
             write_files(files.contents, durable=True, staging=self.state.staging, within=folder)
         except Exception as error:
             if getattr(error.__cause__, "errno", None) in NO_USE_GOING_ON:
                 raise
             why = reason(error) if isinstance(error, InputError) else f"{type(error).__name__}: {reason(error)}"
             row = {"image": image.path, **self.run_columns, "error": why}
-            return {"image": image.path, "files": {}, "rows": [row], "error": why}
+            return {"image": image.path, "files": {}, "rows": [row], "error": why, **of_case}
         sizes = {name_below(folder, path): len(data) for path, data in files.contents.items()}
-        return {"image": image.path, "files": sizes, "rows": rows}
+        if truth is not None:
+            of_case |= {"labels": truth.labels, "coverages": truth.packed_coverages(rows)}
+        return {"image": image.path, "files": sizes, "rows": rows, **of_case}
+
+    def truth(self, image: PlannedImage, size: tuple[int, int]) -> Truth | None:
+        """What the list of cases and the annotations say of an image [H, W]; None where there is no list."""
+        if image.case is None:
+            return None
+        names, texts = self.explainer.question.names, self.explainer.question.texts
+        return Truth.of(image.labels, read_annotations(image, names, texts, size, self.cases.annotations))
 
 
 NO_USE_GOING_ON = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)  # the disk's trouble, not one image's
@@ -134,69 +170,60 @@ def one_thread() -> None:
     cv2.setNumThreads(1)
 
 
+@contextlib.contextmanager
+def sigterm_as_ctrl_c(ranks: Ranks) -> Iterator[None]:
+    """While it lasts, SIGTERM (of a queue whose time is up, say) interrupts as Ctrl-C does.
+
+    Not under torchrun, whose ranks end at once so that it can start them again; in the main thread alone: elsewhere
+    Python takes no handler.
+    """
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    if ranks.world > 1 or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def finish_run(run: Run, plan: Sequence[PlannedImage], size: ChunkSize, ranks: Ranks) -> int:
     """Do the work, join the tables, and say how it went; returns the exit code: 1 where images are missing."""
     names = run.explainer.question.names
-    with Progress(plan, ranks) as progress:
+    with Progress(plan, ranks) as progress, sigterm_as_ctrl_c(ranks):
         try:
             run.work(plan, size, ranks, progress)
             ranks.announce("finished")
             ranks.wait_for("finished", range(ranks.world) if ranks.is_first else [])
         except BaseException as error:
-            if ranks.is_first:
+            if ranks.is_first and run.state.shard is None:
                 with contextlib.suppress(InputError):  # a disk that is full may be too full for the tables
-                    run.state.join(names)
+                    run.state.join(names, run.cases.tolerance)
             if not isinstance(error, InputError):
                 raise
             print_error(f"{error}；已完成的结果都在，排除故障后加 --resume 继续")
             return 1
     if not ranks.is_first:
         return 0
-    totals = run.state.join(names)
-    print_totals(totals, run.state, progress)
+    return report(run.state, names, run.cases.tolerance, run.choice.lang, progress)
+
+
+def report(state: RunState, names: Sequence[str], tolerance: float, lang: str, progress: Progress | None = None) -> int:
+    """Write the tables and the evaluation and say how it went; returns the exit code: 1 where images are missing.
+
+    A shard's tables wait until all are joined.
+    """
+    totals = state.totals(names) if state.shard else state.join(names, tolerance)
+    print_totals(totals, progress)
+    if state.shard:
+        say(f"分片 {state.shard} 已完成；全部分片完成后执行 --join --output-dir {state.folder} 得到结果表")
+    else:
+        say(f"结果表已保存：{'、'.join(map(str, totals.tables))}")
+        if totals.has_list:
+            evaluate_run(state, totals, tolerance, lang)
+    print_problems(totals)
     return int(totals.done < totals.total)
-
-
-class Progress:
-    """A bar with rate, failures and time left on a terminal; nothing where there is none."""
-
-    def __init__(self, plan: Sequence[PlannedImage], ranks: Ranks):
-        self.ranks, self.lock = ranks, threading.Lock()
-        self.before = sum(not image.pending for image in plan)
-        self.started = time.monotonic()
-        hidden = None if ranks.is_first else True  # None: where standard error is no terminal
-        self.bar = tqdm.tqdm(total=len(plan), initial=self.before, unit="张", disable=hidden, dynamic_ncols=True)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exception):
-        self.seconds = time.monotonic() - self.started
-        self.bar.close()
-
-    def advance(self, failed: bool) -> None:
-        """One more image is finished; the bar shows the sums of all ranks."""
-        finished, failures = self.ranks.add("finished", 1), self.ranks.add("failed", int(failed))
-        with self.lock:
-            if failures:
-                self.bar.set_postfix_str(f"失败 {failures}", refresh=False)
-            self.bar.update(max(0, self.before + finished - self.bar.n))
-
-
-def print_totals(totals: Totals, state: RunState, progress: Progress) -> None:
-    """How many images succeeded and failed, where the tables are, and the first failures by name."""
-    done = totals.done - progress.before
-    earlier = f"（另有 {progress.before} 张此前已完成）" if progress.before else ""
-    rate = f"，{progress.seconds:.1f} 秒，每秒 {done / max(progress.seconds, 1e-9):.1f} 张" if done > 0 else ""
-    say(
-        f"完成 {max(done, 0)} 张{earlier}，失败 {totals.failed} 张，共 {totals.total} 张{rate}",
-        f"结果表已保存：{'、'.join(map(str, state.tables))}",
-    )
-    sys.stdout.flush()
-    for path, why in totals.failures:
-        failure = why if escape_unprintable(path) in why else f"{path}：{why}"
-        say(f"失败: {shortened(failure, LONGEST_MESSAGE)}", to=sys.stderr)
-    if totals.failed > len(totals.failures):
-        say(f"失败: 其余 {totals.failed - len(totals.failures)} 张见结果表的 error 列", to=sys.stderr)
-    if totals.warned:
-        say(f"警告: {totals.warned} 行结果带有警告，见 warning 列", to=sys.stderr)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from ..errors import InputError
 
@@ -22,23 +23,32 @@ SETTINGS_IN_CHINESE = {
     "heatmap": "--save-heatmap",
     "root": "图像所在的目录",
     "packages": "软件包版本",
+    "shards": "--shard 的 N 或 --batch-size",
 }
 
 
-def check_settings(earlier: Mapping, settings: Mapping) -> None:
-    """Raise InputError, naming each setting that is not as it was in the run to be resumed."""
+class Comparison(NamedTuple):
+    """How a difference is named, in Chinese."""
+
+    problem: str
+    earlier: str
+    advice: str
+
+
+RESUMED = Comparison("--resume：与上次运行不同", "上次", "请改回原来的设置，换 --output-dir，或去掉 --resume 重新开始")
+
+
+def check_settings(earlier: Mapping, settings: Mapping, comparison: Comparison = RESUMED) -> None:
+    """Raise InputError, naming each setting that is not as it was in the run to be resumed, or in another shard."""
     settings = json.loads(json.dumps(settings))  # tuples as lists
     names = [name for name in {**settings, **earlier} if earlier.get(name) != settings.get(name)]
     if names:
         differing = [
             f"{SETTINGS_IN_CHINESE.get(name, _short(name))}"
-            f"（上次 {_short(earlier.get(name))}，这次 {_short(settings.get(name))}）"
+            f"（{comparison.earlier} {_short(earlier.get(name))}，这次 {_short(settings.get(name))}）"
             for name in names[: len(SETTINGS_IN_CHINESE)]
         ]
-        raise InputError(
-            f"--resume：与上次运行不同：{'；'.join(differing)}。"
-            "请改回原来的设置，换 --output-dir，或去掉 --resume 重新开始"
-        )
+        raise InputError(f"{comparison.problem}：{'；'.join(differing)}。{comparison.advice}")
 
 
 def _short(value, limit=60) -> str:

@@ -8,14 +8,17 @@ thread, and several chunks run side by side.
 
 import itertools
 import os
+import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
 from typing import NamedTuple
 
+from ..errors import InputError
 from ..heavy import torch
 
+MOST_SHARDS = 10_000
 MOST_THREADS = 8  # beside each other in one process; beyond, Python's own lock is in the way: use more processes
 LONG = timedelta(days=30)  # torchrun ends the waiting when a process dies
 
@@ -65,6 +68,31 @@ class Ranks:
             return self._store.add(key, amount)
         self._sums[key] += amount
         return self._sums[key]
+
+
+class Shard(NamedTuple):
+    """One of several runs, each started by itself, that share a list of images: every `count`-th chunk."""
+
+    number: int  # from 1
+    count: int
+
+    def __str__(self):
+        return f"{self.number}/{self.count}"
+
+    def holds(self, chunk: int) -> bool:
+        """Whether the chunk of this index is its."""
+        return chunk % self.count == self.number - 1
+
+
+def parse_shard(text: str | None) -> Shard | None:
+    """ "2/8" -> Shard(2, 8), None -> None; InputError for anything else."""
+    if text is None:
+        return None
+    numbers = re.fullmatch(r"([1-9]\d{0,4})/([1-9]\d{0,4})", text.strip())
+    shard = Shard(*map(int, numbers.groups())) if numbers else None
+    if shard is None or not shard.number <= shard.count <= MOST_SHARDS:
+        raise InputError(f"--shard 应是 I/N，例如 1/8 到 8/8（从 1 开始，N 至多 {MOST_SHARDS}），收到 {text!r}")
+    return shard
 
 
 class ChunkSize(NamedTuple):

@@ -1,12 +1,16 @@
 """What a run over many images leaves in its output folder, and how it goes on after it was cut off.
 
     results.csv, results.jsonl       a row per image and explained text, in the order of the images
+    evaluation.csv, .json, .png      of a run over a list of cases
     .clip_gradcam/settings.json      what the run was asked for; `--resume` compares
-    .clip_gradcam/plan.jsonl         the images in order: [path, name of its outputs, still to do]
+    .clip_gradcam/plan.jsonl         the images in order, a PlannedImage each
     .clip_gradcam/rows-<rank>.jsonl  a line per finished image, appended after its files are in place;
-                                     rows-earlier.jsonl: the lines of the runs that this one resumes
+                                     rows-earlier.jsonl: the lines of the runs that this one resumes;
+                                     rows-joined.jsonl: those of its shards
     .clip_gradcam/lock               held while a run is going on
     .clip_gradcam/staging/           files on their way, until they are whole
+    .clip_gradcam/shard-2-of-8/      the same of one of several runs that share the list; they have no tables until
+                                     `join_shards` puts their lines together
 
 An image counts as done when its line stands whole in a part and every file that the line names is there
 with the size it had. So a run may be cut off anywhere: what is missing is done again, and the tables are
@@ -18,8 +22,8 @@ kind, never a link or a pipe; only our own names are removed; contents that are 
 
 from __future__ import annotations
 
+import contextlib
 import errno
-import itertools
 import json
 import os
 import re
@@ -27,44 +31,69 @@ import socket
 import stat
 import threading
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from ..errors import InputError, InputWarning, reason
 from ..writing import check_own, is_link, open_own, write_files
-from .records import LONGEST_LINE, are_whole, record_of, whole_lines
-from .settings import check_settings
-from .tables import COLUMNS, csv_line, json_line, with_names
+from .records import LONGEST_LINE, PlannedImage, are_whole, planned_image, record_of, whole_lines
+from .settings import Comparison, check_settings
+from .sharing import Shard
+from .tables import csv_line, json_line
+from .totals import Place, Totals
 
 STATE_FOLDER = ".clip_gradcam"
-_PART = re.compile(r"rows-(\d+|earlier)\.jsonl")
+_SHARD = re.compile(r"shard-(\d{1,5})-of-(\d{1,5})")
+_PART = re.compile(r"rows-(\d+|earlier|joined)\.jsonl")
 _STAGED = re.compile(r"\.clip_gradcam_\w*\.tmp")
 
 
-class PlannedImage(NamedTuple):
-    """One image of a run: its path, where its outputs go below the output folder, and whether it is to do."""
-
-    path: str
-    name: str
-    pending: bool
+def other_shard(shard: Shard, other: Shard, folder: Path) -> Comparison:
+    """How a difference between two shards is named."""
+    advice = f"各分片的设置要相同；要用新的设置重新开始，请先删除 {folder / STATE_FOLDER}，或换 --output-dir"
+    return Comparison(f"分片 {shard} 与分片 {other} 不同", f"分片 {other}", advice)
 
 
 class RunState:
-    """The output folder of a run over many images, with the run's state in it."""
+    """The output folder of a run over many images, with the run's state in it, or that of one shard."""
 
-    def __init__(self, folder: str | os.PathLike):
-        self.folder = Path(folder)
+    def __init__(self, folder: str | os.PathLike, shard: Shard | None = None):
+        self.folder, self.shard = Path(folder), shard
         self.state = self.folder / STATE_FOLDER
+        if shard is not None:
+            self.state /= f"shard-{shard.number}-of-{shard.count}"
         self.settings_file = self.state / "settings.json"
         self.plan_file = self.state / "plan.jsonl"
         self.staging = self.state / "staging"
         self.tables = (self.folder / "results.csv", self.folder / "results.jsonl")
+        self.evaluation = tuple(self.folder / f"evaluation{suffix}" for suffix in (".csv", ".json", ".png"))
+
+    def shards(self) -> list[RunState]:
+        """The shards that have a state in the folder, by their number."""
+        state = self.folder / STATE_FOLDER
+        folders = [path for path in state.iterdir() if path.is_dir() and not is_link(path)] if state.is_dir() else ()
+        names = (_SHARD.fullmatch(path.name) for path in folders)
+        shards = sorted(Shard(*map(int, name.groups())) for name in names if name)
+        return [RunState(self.folder, shard) for shard in shards]
 
     # -- one run at a time --------------------------------------------------------------------
 
     def lock(self):
-        """Hold the folder until the returned file is closed or the process ends; InputError if another run does."""
+        """Hold the folder until the returned file is closed or the process ends; InputError if another run does.
+
+        Shards are beside each other; a run of the whole list is alone.
+        """
+        file = self._lock()
+        try:
+            for other in self.shards() if self.shard is None else [RunState(self.folder)]:
+                if (other.state / "lock").exists():
+                    other._lock().close()
+        except BaseException:
+            file.close()
+            raise
+        return file
+
+    def _lock(self):
         try:
             self._check_own()
             self.staging.mkdir(parents=True, exist_ok=True)
@@ -90,23 +119,27 @@ class RunState:
 
     def _check_own(self) -> None:
         """InputError where something in the state folder is not what a run leaves there."""
-        for folder in (self.state, self.staging):
+        for folder in dict.fromkeys((self.folder / STATE_FOLDER, self.state, self.staging)):
             check_own(folder, stat.S_ISDIR)
         for path in (self.settings_file, self.plan_file, self.state / "lock", *self._parts()):
             check_own(path)
-        for table in self.tables:
+        for table in (*self.tables, *self.evaluation):
             if table.is_dir() and not is_link(table):
                 raise InputError(f"{table} 是文件夹，结果表要写在那里：请移走它，或换 --output-dir")
 
     # -- settings and plan --------------------------------------------------------------------
 
-    def begin(self, settings: Mapping, images: Iterable, resume: bool) -> None:
+    def begin(self, settings: Mapping, images: Iterable[PlannedImage], resume: bool, batch: int = 1) -> None:
         """Write the plan of a run. With `resume` what an earlier run finished is not to do again.
 
-        `images`: (path, name) pairs in the order of the tables. Raises InputError where an earlier run's
-        settings differ.
+        `images`: in the order of the tables, all to do; of a shard those in its own chunks of `batch` images stay so.
+        Raises InputError where an earlier run's settings differ, or those of another shard.
         """
-        earlier = self._earlier_settings() if resume else None
+        images = list(images)
+        if self.shard is not None:
+            settings = {**settings, "shards": [self.shard.count, batch]}
+            self._check_other_shards(settings)
+        earlier = self.read_settings() if resume else None
         for leftover in self.staging.iterdir():  # of a run that was killed
             if _STAGED.fullmatch(leftover.name) and not leftover.is_dir():
                 leftover.unlink(missing_ok=True)
@@ -115,12 +148,28 @@ class RunState:
             done = frozenset()
         else:
             check_settings(earlier, settings)
-            done = self._keep_finished(len(settings["texts"]))
-        lines = (json_line([path, name, path not in done]) for path, name in images)
-        self._write_lines(self.plan_file, lines)
+            done = self._keep_finished(len(settings["texts"]), {image.path: image.case for image in images})
+        pending = (None if self._is_anothers(i // batch) else image.path not in done for i, image in enumerate(images))
+        self._write_plan(image._replace(pending=is_pending) for image, is_pending in zip(images, pending))
+        self._write_settings(settings)
+
+    def _is_anothers(self, chunk: int) -> bool:
+        return self.shard is not None and not self.shard.holds(chunk)
+
+    def _write_plan(self, images: Iterable[PlannedImage]) -> None:
+        self._write_lines(self.plan_file, map(json_line, images))
+
+    def _write_settings(self, settings: Mapping) -> None:
         self._write_lines(self.settings_file, [json_line(settings, ensure_ascii=False)])
 
-    def _earlier_settings(self) -> dict | None:
+    def _check_other_shards(self, settings: Mapping) -> None:
+        """InputError where a shard of the folder was asked for something else: their lines would not go together."""
+        for other in self.shards():
+            earlier = other.read_settings() if other.shard != self.shard else None
+            if earlier is not None:
+                check_settings(earlier, settings, other_shard(self.shard, other.shard, self.folder))
+
+    def read_settings(self) -> dict | None:
         try:
             with open_own(self.settings_file) as file:
                 settings = json.loads(file.read(LONGEST_LINE))
@@ -136,39 +185,83 @@ class RunState:
 
     def _forget(self) -> None:
         """Take away what an earlier run wrote of itself, the settings first: without them nothing is resumed."""
-        for path in (self.settings_file, *self._parts(), *self.tables):
+        for shard in self.shards() if self.shard is None else ():
+            shard._forget()
+        for path in (self.settings_file, *self._parts()):
             path.unlink(missing_ok=True)
+        for table in (*self.tables, *self.evaluation) if self.shard is None else ():
+            with contextlib.suppress(PermissionError):  # open in a program that holds it: see `_write_table`
+                table.unlink(missing_ok=True)
 
-    def _keep_finished(self, texts: int) -> set[str]:
+    def _keep_finished(self, texts: int, cases: Mapping[str, str | None]) -> set[str]:
         """Paths of the images whose line is written and whose files are all there in their size.
 
-        Their lines go on in one part. What earlier runs said of other images is forgotten: a success whose
-        files are gone must not hide that the image fails now.
+        `cases`: what the list of cases says of each path now; where it said something else, the image is not finished.
+        The lines go on in one part. What earlier runs said of other images is forgotten: a success whose files are
+        gone must not hide that the image fails now.
         """
         done = set()
 
         def finished():
-            for _, _, record in self._records(texts):
+            for _, _, record in self.records(texts):
                 path = record["image"]
-                if "error" not in record and path not in done and are_whole(self.folder, record["files"]):
+                is_same = path not in cases or record.get("case") == cases[path]
+                if "error" not in record and path not in done and is_same and are_whole(self.folder, record["files"]):
                     done.add(path)
                     yield json_line(record)
 
         kept = self.state / "rows-earlier.jsonl"
         self._write_lines(kept, finished())
-        for part in self._parts():
-            if part != kept:
-                part.unlink()
+        self._drop_parts(but=kept.name)
         return done
 
-    def plan(self) -> list[PlannedImage]:
-        """The images of the run, as `begin` wrote them."""
+    def take_over(self, settings: Mapping, images: Sequence[PlannedImage], runs: Sequence[RunState]) -> None:
+        """Make the lines of several runs over the same images this one's; a success is not hidden by a failure."""
+        texts = len(settings["texts"])
+
+        def records():
+            return (record for run in runs for _, _, record in run.records(texts))
+
+        succeeded = {record["image"] for record in records() if "error" not in record}
+        lines = (json_line(record) for record in records() if "error" not in record or record["image"] not in succeeded)
+        self._write_lines(self.state / "rows-joined.jsonl", lines)
+        self._drop_parts(but="rows-joined.jsonl")
+        self._write_plan(image._replace(pending=image.path not in succeeded) for image in images)
+        self._write_settings(settings)
+
+    def _drop_parts(self, but: str) -> None:
+        for part in self._parts():
+            if part.name != but:
+                part.unlink()
+
+    def plan(self, texts: int) -> list[PlannedImage]:
+        """The images of the run, as `begin` wrote them; InputError where another has changed them."""
         with open_own(self.plan_file) as file:
-            return [PlannedImage(*json.loads(line)) for line in file]
+            images = [planned_image(line, texts) for _, line in whole_lines(file)]
+        if None in images:
+            raise InputError(f"{self.plan_file} 中不是一次运行的计划；请去掉 --resume 重新开始")
+        return images
 
     def _write_lines(self, path: Path, lines: Iterable[str]) -> None:
         """Write a text file line by line, whole or not at all."""
         write_files({path: (line.encode("utf-8") for line in lines)}, durable=True, staging=self.staging)
+
+    def write_table(self, path: Path, lines: Callable[[], Iterable[str]]) -> Path:
+        """Write a table; where a program holds the earlier one, as Excel does, beside it. Returns its path."""
+        try:
+            self._write_lines(path, lines())
+            return path
+        except InputError as error:
+            if not isinstance(error.__cause__, PermissionError):
+                raise
+        other = path.with_name(f"{path.stem}-new{path.suffix}")
+        self._write_lines(other, lines())
+        warnings.warn(
+            f"{path} 正被另一个程序（例如 Excel）打开，这次的表写在 {other}；关闭那个程序后可以改回原名",
+            InputWarning,
+            stacklevel=2,
+        )
+        return other
 
     # -- parts --------------------------------------------------------------------------------
 
@@ -182,7 +275,7 @@ class RunState:
     def _parts(self) -> list[Path]:
         return sorted(path for path in self.state.glob("rows-*.jsonl") if _PART.fullmatch(path.name))
 
-    def _records(self, texts: int) -> Iterator[tuple[Path, int, dict]]:
+    def records(self, texts: int) -> Iterator[tuple[Path, int, dict]]:
         """(part, offset, record) of every whole line that is a record of a run with this number of texts."""
         for part in self._parts():
             with open_own(part) as file:
@@ -193,59 +286,29 @@ class RunState:
 
     # -- tables -------------------------------------------------------------------------------
 
-    def join(self, names: Sequence[str]) -> Totals:
-        """Write both tables from the parts, rows in the plan's order; returns what they say in sum.
+    def totals(self, names: Sequence[str]) -> Totals:
+        """The records of the run put together from its parts. Memory holds one small entry per image."""
+        places = {}
+        for part, offset, record in self.records(len(names)):
+            places[record["image"]] = Place("error" not in record, part, offset)
+        return Totals(places, self.plan(len(names)), names)
 
-        Rows stay on the disk until they are written: memory holds one small entry per image.
-        """
-        places: dict[str, tuple[bool, Path, int]] = {}
-        for part, offset, record in self._records(len(names)):
-            places[record["image"]] = ("error" not in record, part, offset)
-        totals = Totals(places, self.plan(), names)
+    def join(self, names: Sequence[str], tolerance: float) -> Totals:
+        """Write both tables from the parts, rows in the plan's order; returns what they say in sum."""
+        totals = self.totals(names)
         csv_path, jsonl_path = self.tables
-        header = [*COLUMNS, *(f"p{i} {name}" for i, name in enumerate(names))]
-        lines = (csv_line([*map(row.get, COLUMNS), *row.get("probabilities", ())]) for row in totals.rows())
-        self._write_lines(csv_path, itertools.chain(["\ufeff" + csv_line(header)], lines))
-        self._write_lines(jsonl_path, (json_line(row, ensure_ascii=False) for row in totals.rows()))
+        header = [*totals.columns, *(f"p{i} {name}" for i, name in enumerate(names))]
+
+        def csv_lines():
+            yield "\ufeff" + csv_line(header)
+            for row in totals.rows(tolerance):
+                yield csv_line([*map(row.get, totals.columns), *row.get("probabilities", ())])
+
+        def json_lines():
+            return (json_line(row, ensure_ascii=False) for row in totals.rows(tolerance))
+
+        totals.tables = self.write_table(csv_path, csv_lines), self.write_table(jsonl_path, json_lines)
         return totals
-
-
-class Totals:
-    """The rows of a run in the plan's order, and what is to be said of them at the end."""
-
-    MOST_FAILURES = 20  # named at the end; the table names all
-
-    def __init__(
-        self, places: Mapping[str, tuple[bool, Path, int]], plan: Sequence[PlannedImage], names: Sequence[str]
-    ):
-        self._places = places
-        self._names = names
-        self._plan = plan
-        self.total = len(plan)
-        self.done = sum(places.get(image.path, (False,))[0] for image in plan)
-        self.failed = sum(not places.get(image.path, (True,))[0] for image in plan)
-        self.failures: list[tuple[str, str]] = []  # (path, reason) of the first few
-        self.warned = 0  # rows with a warning
-
-    def rows(self) -> Iterator[dict]:
-        """Every row, read back from the parts."""
-        self.failures, self.warned = [], 0
-        files = {part: open_own(part) for part in {part for _, part, _ in self._places.values()}}
-        try:
-            for image in self._plan:
-                if image.path in self._places:
-                    _, part, offset = self._places[image.path]
-                    files[part].seek(offset)
-                    yield from self._rows_of(json.loads(files[part].readline()))
-        finally:
-            for file in files.values():
-                file.close()
-
-    def _rows_of(self, record: Mapping) -> list[dict]:
-        if "error" in record and len(self.failures) < self.MOST_FAILURES:
-            self.failures.append((record["image"], record["error"]))
-        self.warned += sum(bool(row.get("warning")) for row in record["rows"])
-        return [with_names(row, self._names) for row in record["rows"]]
 
 
 class Part:

@@ -1,8 +1,11 @@
 """The tables of a run: their columns, the rows of an image, and rows as lines of CSV and JSON."""
 
+from __future__ import annotations
+
 import csv
 import importlib.metadata
 import io
+import itertools
 import json
 import math
 import platform
@@ -14,23 +17,28 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import escape_unprintable
+from ..evaluation.summary import CASES
 from ..explain.heatmap import flatness, is_flat, resize_map
 from ..images.preprocessing import Region
 from ..results.result import ImageResult, Results
 from ..results.saving import OutputFiles
+from .measuring import Truth
 
 
-def table_rows(results: Results, files: OutputFiles, image: str, folder: Path, run: Mapping) -> list[dict]:
+def table_rows(
+    results: Results, files: OutputFiles, image: str, folder: Path, run: Mapping, truth: Truth | None = None
+) -> list[dict]:
     """A row of COLUMNS per explained text and method, and the probability of every text, whose names are the run's.
 
-    `image`: the path as it was found; files are named relative to `folder`; `run`: what is the same in all rows.
+    `image`: the path as it was found; files are named relative to `folder`; `run`: what is the same in all rows;
+    `truth`: what the heatmaps are held against, None where there is no list of cases.
     """
     paths = zip_longest(files.overlays, files.heatmaps, files.layer_heatmaps)
     rows = []
     for (result, index), (overlay, heatmap, layer_heatmap) in zip(results.pairs(), paths):
         names = {"figure": files.figure, "overlay": overlay, "heatmap": heatmap, "layer_heatmap": layer_heatmap}
         names = {kind: name_below(folder, path) for kind, path in names.items()}
-        rows.append({"image": image, **_row_of_result(result), **_row_of_text(result, index), **names, **run})
+        rows.append({"image": image, **_row_of_result(result), **_row_of_text(result, index, truth), **names, **run})
     return rows
 
 
@@ -56,29 +64,27 @@ def _row_of_result(result: ImageResult) -> dict:
     }
 
 
-def with_names(row: Mapping, names: Sequence[str]) -> dict:
-    """A row as it stands in the table: the texts' names before their probabilities."""
-    named = {}
-    for column, value in row.items():
-        named |= {"names": names} if column == "probabilities" else {}
-        named[column] = value
-    return named
-
-
-def _row_of_text(result: ImageResult, index: int) -> dict:
+def _row_of_text(result: ImageResult, index: int, truth: Truth | None) -> dict:
     """The columns of one explained text."""
     target, specificity = result.targets[index], result.specificities[index]
     tested = result.tested[index]
     raw_map, size = result.maps[index], result.pixels.shape[:2]
+    resized = resize_map(raw_map, size, result.region)
+    measured, warnings = measure_map(raw_map, resized, result.geometry), [result.warnings()[index]]
+    if truth is not None:
+        peak = None if measured["peak_x"] is None else (measured["peak_x"], measured["peak_y"])
+        columns = truth.columns(resized, peak, target, result.predicted)
+        measured |= {name: rounded(value) if isinstance(value, float) else value for name, value in columns.items()}
+        warnings.append(truth.warning)
     return {
         "target_text_idx": target,
         "target": result.question.names[target],
         "rank": result.rank(target),
         "similarity": rounded(result.similarities[target]),
         "probability": six_digits(result.probabilities[target]),
-        **measure_map(raw_map, resize_map(raw_map, size, result.region), result.geometry),
+        **measured,
         "text_specificity": None if specificity is None else rounded(specificity),
-        "warning": result.warnings()[index],
+        "warning": "；".join(filter(None, warnings)) or None,
         **{name: None if tested is None else rounded(getattr(tested, name)) for name in FAITHFULNESS_COLUMNS},
     }
 
@@ -105,6 +111,36 @@ def measure_map(raw_map: np.ndarray, resized: np.ndarray, region: Region) -> dic
     }
 
 
+def shown_row(row: Mapping, image, labels: Sequence[int], names: Sequence[str], tolerance: float) -> dict:
+    """A row of a record as it stands in the tables: what the list of cases says of the image, names for indices.
+
+    `image`: a PlannedImage; `labels`: indices of the texts that are true of it; `tolerance`: pixels of 224 x 224.
+    """
+    shown = {**row, **image.columns}
+    if image.case is None:
+        return shown
+    true, annotated = [names[label] for label in labels], row.get("annotated")
+    correct = row["predicted"] in true if true and "predicted" in row else None
+    is_measured = correct is not None and annotated is not None
+    return shown | {
+        "label": ";".join(true) or None,
+        "correct": correct,
+        "case": CASE_OF[correct, is_near(row["distance"], tolerance)] if is_measured else None,
+        "annotated": None if annotated is None else names[annotated],
+    }
+
+
+def is_near(distance: float | None, tolerance: float) -> bool:
+    """Whether a peak counts as inside; an empty map has none."""
+    return distance is not None and distance <= tolerance
+
+
+def in_order(row: Mapping, columns: Sequence[str], names: Sequence[str]) -> dict:
+    """A row's columns as the tables have them, then the texts' names and probabilities."""
+    ordered = {column: row[column] for column in columns if column in row}
+    return ordered | ({"names": names, "probabilities": row["probabilities"]} if "probabilities" in row else {})
+
+
 def rounded(value) -> float | None:
     """To 6 decimals: what a heatmap's arithmetic in float32 is good for. None for what is no number: JSON has none."""
     return round(float(value), 6) if math.isfinite(value) else None
@@ -123,22 +159,44 @@ def name_below(folder: Path, path: Path | None) -> str | None:
 PACKAGES = ("torch", "torchvision", "transformers", "pillow", "opencv-python", "matplotlib", "numpy")
 INSTEAD = {"opencv-python": ("opencv-python-headless", "opencv-contrib-python", "opencv-contrib-python-headless")}
 
-COLUMNS = (
-    "image",  # path as it was found
-    "width",
-    "height",
+CASE_COLUMNS = (  # of runs over a list of cases alone
+    "label",  # short names of the texts that are true of the image, parted by ";": the list's, else the annotated ones
+    "correct",  # whether the predicted text is one of them
+    "case",  # one of evaluation's CASES
+    "distance",  # of the peak from the annotation, in pixels of an image of 224 x 224; 0 inside
+    "annotated",  # short name of the text whose annotation the heatmap was measured on
+    "annotation_area",  # share of the image
+    "energy",  # share of the heatmap inside the annotation
+    "iou_half",  # of the annotation and where the heatmap is above half of its maximum
+    "iou_otsu",  # of the annotation and where the heatmap is above Otsu's threshold
+    "contrast_to_noise",  # (mean inside - mean outside) / sqrt(variance inside + variance outside)
+)
+COLUMNS = (  # in the order in which a reader needs them; a list's own columns follow "image"
+    "id",  # the list's, else the path below the images' common folder
+    "image",  # path as it was found, or as the list has it
+    "label",
     "predicted",  # short name of the most similar text
+    "correct",
     "target_text_idx",
     "target",  # short name of the explained text
     "rank",  # of the explained text by its similarity, 1 the most similar
-    "similarity",  # cosine, of the explained text
     "probability",
+    "similarity",  # cosine, of the explained text
+    "case",
+    "distance",
+    "warning",
+    "error",  # why there is no heatmap
     "peak_x",  # where the heatmap is highest, in the image's pixels from its upper left corner
     "peak_y",
     "area_above_half",  # share of the image where the heatmap is above half of its maximum
     "text_specificity",  # 1 - mean correlation with the maps of the other texts; 0: the map ignores the text
     "flatness",  # lowest / highest value of the map; 1: one colour
-    "warning",
+    "annotated",
+    "annotation_area",
+    "energy",
+    "iou_half",
+    "iou_otsu",
+    "contrast_to_noise",
     "deletion",  # area under the score as the heatmap's pixels are taken away, strongest first; lower is better
     "insertion",  # the same as they are put in; higher is better
     "deletion_margin",  # a random map's area minus deletion, positive is better than chance
@@ -151,15 +209,32 @@ COLUMNS = (
     "image_encoder",
     "layer",
     "grid",  # rows x columns of the map at the layer
+    "width",
+    "height",
     "seen",  # share of the image that the model's preprocessing let it see
     "figure",
     "overlay",
     "heatmap",
     "layer_heatmap",
     "checkpoint",  # fingerprint of its content
-    "packages",
-    "error",  # why there is no heatmap; then the probability of each text
+    "packages",  # then the probability of each text
 )
+# (whether the predicted text is a label, whether the peak is within the tolerance): what the column `case` says
+CASE_OF = dict(zip(itertools.product((True, False), repeat=2), CASES))
+
+
+def list_columns(columns: Sequence[str]) -> dict[str, str]:
+    """{a list's column: its name in the tables}: where the tables have a column of that name, `list_` before it."""
+    taken = {*COLUMNS, "names", "probabilities"}
+    return {column: f"list_{column}" if column in taken else column for column in columns}
+
+
+def table_columns(carried: Sequence[str] | None) -> list[str]:
+    """The tables' columns but for the probabilities; `carried`: the list's own, None where there is no list."""
+    if carried is None:
+        return [column for column in COLUMNS if column not in CASE_COLUMNS]
+    after = COLUMNS.index("image") + 1
+    return [*COLUMNS[:after], *carried, *COLUMNS[after:]]
 
 
 def package_versions() -> str:

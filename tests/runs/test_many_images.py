@@ -344,10 +344,10 @@ def test_a_bar_on_a_terminal_and_silence_elsewhere(run, monkeypatch, terminal):
 def test_a_chunk_that_fails_as_a_whole_is_done_one_by_one(run, monkeypatch):
     genuine = script.Explainer.__call__
 
-    def fails(self, images):
+    def fails(self, images, targets):
         if len(images) > 1 or float(images.mean()) > 10:
             raise RuntimeError("out of memory")
-        return genuine(self, images)
+        return genuine(self, images, targets)
 
     monkeypatch.setattr(script.Explainer, "__call__", fails)
     assert len(run("--batch-size", "3")) == 5
@@ -358,11 +358,13 @@ def test_a_chunk_that_fails_as_a_whole_is_done_one_by_one(run, monkeypatch):
 CAPTURED = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "encoding": "utf-8"}
 
 
-def start(arguments):
+def start(arguments, **options):
     """A process that Ctrl-C interrupts, even where these tests run in the background, where shells have it ignored."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     interruptible = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    return subprocess.Popen([sys.executable, *arguments], env=environment, preexec_fn=interruptible, **CAPTURED)
+    return subprocess.Popen(
+        [sys.executable, *arguments], env=environment, preexec_fn=interruptible, **CAPTURED, **options
+    )
 
 
 def wait_for_rows(folder, count=1, seconds=180):

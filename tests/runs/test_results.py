@@ -8,12 +8,21 @@ import os
 import pytest
 
 from models.errors import InputError
+from models.runs.records import PlannedImage
 from models.runs.settings import check_settings
 from models.runs.state import Part, RunState
-from models.runs.tables import COLUMNS, csv_cell, csv_line, package_versions
+from models.runs.tables import csv_cell, csv_line, package_versions, table_columns
 
+COLUMNS = table_columns(None)
 SETTINGS = {"texts": [["甲", "甲。"], ["乙", "乙。"]], "contrast": 0.0, "packages": "torch 2"}
-IMAGES = [(f"图/{i}.png", f"图/clip_gradcam_{i}") for i in range(4)]
+
+
+def planned(path, name):
+    return PlannedImage(path, name, True, {"id": path, "image": path})
+
+
+PATHS = [(f"图/{i}.png", f"图/clip_gradcam_{i}") for i in range(4)]
+IMAGES = [planned(*image) for image in PATHS]
 
 
 @pytest.fixture
@@ -27,7 +36,7 @@ def run(tmp_path):
 
 def record(run, i, **values):
     """The line of image i, its one file of three bytes written."""
-    path, name = IMAGES[i]
+    path, name = PATHS[i]
     file = file_of(run, i)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(b"xxx")
@@ -36,7 +45,7 @@ def record(run, i, **values):
 
 
 def file_of(run, i):
-    return run.folder / f"{IMAGES[i][1]}.png"
+    return run.folder / f"{PATHS[i][1]}.png"
 
 
 def failure(path, why="坏了"):
@@ -52,12 +61,12 @@ def write_part(run, rank, *records):
 def pending_after(run, settings=SETTINGS, resume=True):
     """Which images are to do when the run begins again."""
     run.begin(settings, IMAGES, resume)
-    return [image.pending for image in run.plan()]
+    return [image.pending for image in run.plan(2)]
 
 
 def tables_of(run):
     """Join the parts; the tables' (rows of CSV, rows of JSON lines, what they say in sum)."""
-    totals = run.join(["甲", "乙"])
+    totals = run.join(["甲", "乙"], 15)
     csv_path, jsonl_path = run.tables
     rows = [json.loads(line) for line in jsonl_path.read_text(encoding="utf-8").splitlines()]
     return list(csv.reader(io.StringIO(csv_path.read_bytes().decode("utf-8-sig"), newline=""))), rows, totals
@@ -67,7 +76,7 @@ def tables_of(run):
 
 
 def test_what_is_finished_is_not_to_do_again(run):
-    assert [tuple(image) for image in run.plan()] == [(*image, True) for image in IMAGES]
+    assert [image[:4] for image in run.plan(2)] == [image[:4] for image in IMAGES]
     write_part(run, 0, record(run, 1))
     write_part(run, 3, record(run, 2), failure(IMAGES[3][0]))
     assert pending_after(run) == [True, False, False, True]
@@ -170,7 +179,7 @@ def test_rows_come_in_the_plans_order_from_all_parts(run):
     write_part(run, 1, record(run, 3), record(run, 0))
     write_part(run, 0, failure(IMAGES[2][0]), record(run, 1))
     table, rows, totals = tables_of(run)
-    assert [row["image"] for row in rows] == [line[0] for line in table[1:]] == [path for path, _ in IMAGES]
+    assert [row["image"] for row in rows] == [line[1] for line in table[1:]] == [path for path, _ in PATHS]
     assert table[0] == [*COLUMNS, "p0 甲", "p1 乙"]
     assert table[1][COLUMNS.index("similarity")] == "0.25" and table[1][-2:] == ["0.5", "0.5"]
     assert table[3][COLUMNS.index("error")] == "坏了"
@@ -195,20 +204,20 @@ def test_no_text_becomes_a_formula(text):
 
 def test_paths_that_are_no_unicode_go_through(run):
     path = "a\udcff.png"
-    run.begin(SETTINGS, [(path, "clip_gradcam_a")], resume=False)
+    run.begin(SETTINGS, [planned(path, "clip_gradcam_a")], resume=False)
     (run.folder / "clip_gradcam_a.png").write_bytes(b"xxx")
     row = {"image": path, "probabilities": [1.0, 0.0]}
     write_part(run, 0, {"image": path, "files": {"clip_gradcam_a.png": 3}, "rows": [row]})
-    run.begin(SETTINGS, [(path, "clip_gradcam_a")], resume=True)
-    assert [tuple(image) for image in run.plan()] == [(path, "clip_gradcam_a", False)]
+    run.begin(SETTINGS, [planned(path, "clip_gradcam_a")], resume=True)
+    assert [image[:3] for image in run.plan(2)] == [(path, "clip_gradcam_a", False)]
     table, rows, _ = tables_of(run)
-    assert rows[0]["image"] == path and table[1][0] == "a\\udcff.png"
+    assert rows[0]["image"] == path and table[1][1] == "a\\udcff.png"
 
 
 def test_many_failures_are_counted_and_the_first_are_named(run):
-    images = [(f"{i}.png", str(i)) for i in range(50)]
+    images = [planned(f"{i}.png", str(i)) for i in range(50)]
     run.begin(SETTINGS, images, resume=False)
-    write_part(run, 0, *(failure(path) for path, _ in images))
+    write_part(run, 0, *(failure(image.path) for image in images))
     _, _, totals = tables_of(run)
     assert totals.failed == 50 and [path for path, _ in totals.failures] == [f"{i}.png" for i in range(20)]
 

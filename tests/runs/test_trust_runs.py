@@ -345,7 +345,7 @@ def test_names_and_texts_reach_the_terminal_and_the_tables_escaped(home, run, ca
         "\r\n", ""
     )
     assert table[0][-2] == "p0 =" + escape_unprintable(odd)
-    assert {row[2 + 1] for row in table[1:]} <= {"'=" + escape_unprintable(odd), "松动", ""}
+    assert {row[table[0].index("predicted")] for row in table[1:]} <= {"'=" + escape_unprintable(odd), "松动", ""}
     code = main(["--model-path", "x.pth", "--image-path", f"no{odd}", "--class-texts", "a", f"--typo{odd}"])
     code += main(["--model-path", f"no{odd}.pth", "--image-path", f"data/a{odd}.png", "--class-texts", "a"])
     out, err = capsys.readouterr()

@@ -1,0 +1,50 @@
+"""The evaluation of a run's images: its files, and what is said of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+from ..errors import say
+from ..evaluation.picture import draw_evaluation
+from ..evaluation.summary import evaluate
+from ..evaluation.tables import HEADER, evaluation_rows, terminal_lines
+from ..results.figure import encode_figure
+from ..writing import write_files
+from .state import RunState
+from .tables import csv_line
+from .totals import Totals
+
+
+def evaluate_run(state: RunState, totals: Totals, tolerance: float, lang: str) -> None:
+    """Write evaluation.csv, .json and .png of the labels and annotations there are, and print the classes."""
+    coverages = {
+        (image.columns["id"], int(text)): packed
+        for image, record in totals.records()
+        for text, packed in record.get("coverages", {}).items()
+    }
+    evaluation = evaluate(_rows(totals), coverages, totals.names, tolerance)
+    if not any(group["labelled"] or group["annotated"] for group in evaluation["groups"]):
+        return
+    csv_path, json_path, picture = state.evaluation
+
+    def csv_lines():
+        yield "\ufeff" + csv_line(HEADER)
+        yield from map(csv_line, evaluation_rows(evaluation, totals.names))
+
+    def json_lines():
+        yield json.dumps({"names": totals.names, **evaluation}, ensure_ascii=False, indent=1) + "\n"
+
+    written = [state.write_table(csv_path, csv_lines), state.write_table(json_path, json_lines), picture]
+    drawing = draw_evaluation(evaluation, totals.names, lang)
+    write_files({picture: encode_figure(drawing, picture.suffix)}, durable=True, staging=state.staging)
+    say(*terminal_lines(evaluation, totals.names), f"评估已保存：{'、'.join(map(str, written))}")
+
+
+def _rows(totals: Totals) -> Iterator[dict]:
+    """The rows of all images, with what the list of cases says of each."""
+    for image, record in totals.records():
+        labels = record.get("labels", image.labels)
+        about = {name: image.columns.get(name) for name in ("id", "patient", "split")}
+        for row in record["rows"]:
+            yield {**row, **about, "label_indices": labels}

@@ -1,0 +1,93 @@
+"""Which images a run is over, in which order, and what the list of cases says of each."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from ..cases.annotations import fingerprint
+from ..cases.listing import Case, read_cases
+from ..errors import InputError, InputWarning
+from ..images.finding import find_images
+from ..images.naming import common_parent, name_results, place_below
+from .records import PlannedImage
+from .tables import list_columns
+
+
+class Sources(NamedTuple):
+    """What the user names: images, a list of cases, or both."""
+
+    images: Sequence[str] | None  # files, folders, patterns
+    cases: str | None = None  # a list: see `models.cases.listing`
+    splits: Sequence[str] | None = None  # of the list, those that count
+    annotations: str | None = None  # a COCO file or a folder, for cases that name no annotation of their own
+
+
+class Plan(NamedTuple):
+    root: str  # absolute: the folder that the outputs' folders are relative to
+    images: list[PlannedImage]
+
+
+def plan_images(sources: Sources, exclude: str | os.PathLike, names: Sequence[str], by_label: bool = False) -> Plan:
+    """The images of files, folders and patterns, or those of a list of cases, in its order; all to do.
+
+    With both the list is narrowed to the images that are found. `exclude`: the output folder; `by_label`: each image's
+    labels are to be explained. Raises InputError as `find_images` and `read_cases`.
+    """
+    if sources.cases is None:
+        return _plan_of_found(sources, exclude)
+    folders = [path for path in sources.images or () if os.path.isdir(path)]
+    listed = read_cases(sources.cases, names, folders, sources.splits, by_label)
+    cases = listed.cases if sources.images is None else _found_among(listed.cases, sources.images, exclude)
+    root, outputs = _outputs_of([case.path for case in cases])
+    own = [name for name in ("patient", "split") if any(getattr(case, name) is not None for case in cases)]
+    others = list_columns(listed.columns).values()
+
+    def planned(case):
+        columns = {"id": case.id, "image": case.image, **{name: getattr(case, name) for name in own}}
+        columns |= dict(zip(others, case.others))
+        output, digest = outputs[os.path.abspath(case.path)], fingerprint(case, sources.annotations)
+        return PlannedImage(case.path, output, True, columns, case.labels, case.annotations, digest)
+
+    return Plan(root, list(map(planned, cases)))
+
+
+def _plan_of_found(sources: Sources, exclude) -> Plan:
+    """Of images without a list; where there are annotations, these alone say what is true of each."""
+    found = find_images(sources.images, exclude)
+    planned = []
+    for path, name in found.images:
+        folder, file = os.path.split(os.path.abspath(path))
+        place = place_below(folder, found.root)
+        image = PlannedImage(path, name, True, {"id": f"{place}/{file}" if place else file, "image": path})
+        case = fingerprint(image, sources.annotations) if sources.annotations else None
+        planned.append(image._replace(case=case))
+    return Plan(found.root, planned)
+
+
+def _found_among(cases: Sequence[Case], images: Sequence[str], exclude) -> list[Case]:
+    """The cases whose image is one of those that the user names; what is left out on either side is said."""
+    found = {os.path.abspath(path) for path, _ in find_images(images, exclude).images}
+    common = [case for case in cases if os.path.abspath(case.path) in found]
+    if not common:
+        raise InputError("列表中的图像没有一张在 --image-path 之中；请检查两者，或去掉 --image-path")
+    for count, what in (
+        (len(cases) - len(common), "列表中有 {} 张图像不在 --image-path 之中，没有处理"),
+        (len(found) - len(common), "--image-path 中有 {} 张图像不在列表之中，没有处理"),
+    ):
+        if count:
+            warnings.warn(what.format(count), InputWarning, stacklevel=3)
+    return common
+
+
+def _outputs_of(paths: Sequence[str]) -> tuple[str, dict[str, str]]:
+    """(the folder that all lie in, {absolute path: name of the outputs})."""
+    files = defaultdict(list)
+    for path in paths:
+        folder, file = os.path.split(path)
+        files[folder or "."].append(file)
+    root = common_parent(map(os.path.abspath, files))
+    return root, {os.path.abspath(path): name for path, name in name_results(files.items(), root)}

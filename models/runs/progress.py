@@ -1,0 +1,65 @@
+"""What a run over many images says on its way."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Sequence
+
+from ..errors import say
+from ..heavy import tqdm
+from .records import PlannedImage
+from .sharing import Ranks
+
+PERIOD = 30  # seconds from line to line where there is no terminal
+
+
+class Progress:
+    """A bar with rate, failures and time left on a terminal; elsewhere a line each PERIOD, of the first rank."""
+
+    def __init__(self, plan: Sequence[PlannedImage], ranks: Ranks):
+        self.ranks, self.lock = ranks, threading.Lock()
+        self.total = sum(image.pending is not None for image in plan)
+        self.before = self.finished = self.total - sum(bool(image.pending) for image in plan)
+        self.failures, self.started, self.ended = 0, time.monotonic(), threading.Event()
+        hidden = None if ranks.is_first else True  # None: where standard error is no terminal
+        self.bar = tqdm.tqdm(total=self.total, initial=self.before, unit="张", disable=hidden, dynamic_ncols=True)
+
+    def __enter__(self):
+        if self.ranks.is_first and self.bar.disable:
+            threading.Thread(target=self._say_lines, daemon=True).start()
+        return self
+
+    def __exit__(self, *exception):
+        self.ended.set()
+        self.seconds = time.monotonic() - self.started
+        self.bar.close()
+
+    def advance(self, failed: bool) -> None:
+        """One more image is finished; the bar and the lines show the sums of all ranks."""
+        finished, failures = self.ranks.add("finished", 1), self.ranks.add("failed", int(failed))
+        with self.lock:
+            self.finished, self.failures = max(self.finished, self.before + finished), failures
+            if failures:
+                self.bar.set_postfix_str(f"失败 {failures}", refresh=False)
+            self.bar.update(max(0, self.finished - self.bar.n))
+
+    def _say_lines(self) -> None:
+        while not self.ended.wait(PERIOD):
+            say(self.line(time.monotonic() - self.started), to=sys.stderr)
+
+    def line(self, seconds: float) -> str:
+        """How far the run is after so many seconds, and how long the rest takes at this rate."""
+        done, left = self.finished - self.before, self.total - self.finished
+        failures = f"，失败 {self.failures}" if self.failures else ""
+        rate = f"，每秒 {done / seconds:.1f} 张，约还需 {duration(left * seconds / done)}" if done else ""
+        return f"进度：{self.finished}/{self.total}（{self.finished / max(self.total, 1):.0%}）{failures}{rate}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as they are spoken of: 45 秒, 12 分钟, 3 小时 5 分钟."""
+    if seconds < 100:
+        return f"{seconds:.0f} 秒"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} 小时 {minutes} 分钟" if hours else f"{minutes} 分钟"
