@@ -110,7 +110,7 @@ def decode_runs(segmentation: dict, frame: Frame) -> np.ndarray:
         raise InputError("RLE 的 size 应是 [高, 宽]")
     height, width = size
     check_pixel_count(width, height)
-    check_proportions(width, height, (frame.height, frame.width), "RLE")
+    check_proportions(width, height, (frame.height, frame.width), "RLE ")
     try:
         numbers = _counts_of(counts) if isinstance(counts, str) else np.array(counts, dtype=np.int64)
     except (ValueError, TypeError, OverflowError):

@@ -77,8 +77,8 @@ def _draw(shape: dict, frame: Frame) -> np.ndarray:
         raise InputError(f"{label} 的形状是 {quoted(str(name))}，没有面积或不支持；支持 {SUPPORTED}")
     points = frame.points(shape.get("points"))
     if len(points) < kind.least_points or len(points) > (kind.most_points or len(points)):
-        needed = f"至少 {kind.least_points}" if kind.most_points is None else kind.least_points
-        raise InputError(f"{label} 的形状 {name} 有 {len(points)} 个点，应有 {needed} 个")
+        needed = "至少" if kind.most_points is None else "应"
+        raise InputError(f"{label} 的形状 {name} 有 {len(points)} 个点，{needed}有 {kind.least_points} 个")
     return kind.draw(points, frame.size)
 
 
