@@ -94,13 +94,24 @@ def _sources_of(group, shared) -> list[str]:
 
 def _draw(dataset, indices: list[int], level: float, size: tuple[int, int]) -> np.ndarray:
     """bool [H, W]: what the frames cover together."""
-    from pydicom.pixels import pixel_array
-
     with _damage_as_input_error():
         inside = np.zeros((dataset.Rows, dataset.Columns), dtype=bool)
         for index in indices:
-            inside |= pixel_array(dataset, index=index, raw=True) >= level
+            inside |= _frame(dataset, index) >= level
         return resize_nearest(inside, size)
+
+
+def _frame(dataset, index: int) -> np.ndarray:
+    """The values [h, w] of a frame; ValueError where they are not there."""
+    shape = dataset.Rows, dataset.Columns
+    if dataset.BitsAllocated == 1 and not dataset.file_meta.TransferSyntaxUID.is_compressed:
+        count = shape[0] * shape[1]  # frames may begin within a byte, where pydicom takes none alone
+        start, shift = divmod(index * count, 8)
+        part = np.frombuffer(dataset.PixelData[start : start + -(-(shift + count) // 8)], dtype=np.uint8)
+        return np.unpackbits(part, bitorder="little")[shift : shift + count].reshape(shape)
+    from pydicom.pixels import pixel_array
+
+    return pixel_array(dataset, index=index, raw=True)
 
 
 def _instance_of(path: str) -> str | None:
