@@ -49,7 +49,6 @@ def _units(measures: Mapping) -> int:
 # -- at the end of a run
 
 MOST_LINES, MOST_SPLITS = 20, 5  # classes in all, and splits
-CASE_NAMES = dict(zip(CASES, ("对且在内", "对但在外", "错但在内", "错且在外")))
 NAME_WIDTH = 36  # columns of type
 # heading, measure, number: as `shown` has it
 COLUMNS = (
@@ -83,10 +82,7 @@ def terminal_lines(evaluation: Mapping, names: Sequence[str]) -> list[str]:
 def _split_lines(groups: Sequence[Mapping], names: Sequence[str], most: int) -> list[str]:
     first = groups[0]
     lines = [_title(first)]
-    annotations = sum(first["cases"].values())
-    if annotations:
-        cases = (f"{CASE_NAMES[case]} {count}（{count / annotations:.1%}）" for case, count in first["cases"].items())
-        lines.append("  预测与热力图的峰：" + "　".join(cases))
+    lines += _table_of_four(first["cases"])
     classes = largest_classes(first, names, most)
     first = {**first, "macro": without_counts(first["macro"])}
     lines += _aligned("类别", [(name, line) for name, line in lines_of(first, classes) if line])
@@ -95,6 +91,15 @@ def _split_lines(groups: Sequence[Mapping], names: Sequence[str], most: int) -> 
     if len(groups) > 1:
         lines += _aligned("设置（全部图像）", [(group["setting"], group["overall"]) for group in groups])
     return lines
+
+
+def _table_of_four(cases: Mapping[str, int]) -> list[str]:
+    """Predictions, right or wrong, against peaks, inside or outside; nothing where nothing is annotated."""
+    annotations = sum(cases.values())
+    if not annotations:
+        return []
+    shown = [f"{cases[case]}（{cases[case] / annotations:.1%}）" for case in CASES]
+    return aligned([("", "峰在标注内（容差）", "峰在标注外"), ("预测正确", *shown[:2]), ("预测错误", *shown[2:])])
 
 
 def without_counts(line: Mapping) -> dict:

@@ -1,5 +1,6 @@
 """The parts that the figure and the grid are made of: lines of text, colour bars, framed messages, the footer."""
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -52,6 +53,18 @@ MARGIN = 36  # of the page, left and right
 def in_language(words: dict, lang: str) -> dict:
     """A table of (Chinese, English) in one of LANGUAGES."""
     return {name: translations[LANGUAGES.index(lang)] for name, translations in words.items()}
+
+
+def label_in_language(label: str, lang: str) -> str:
+    """A heatmap's full name, as the tables have it in Chinese, in one of LANGUAGES."""
+    words, chinese = in_language(FOOTER_WORDS, lang), in_language(FOOTER_WORDS, "zh")
+    translations = {chinese[name]: words[name] for name in ("two layers", "dot", "subtract")}
+
+    def translated(detail):
+        layers = re.fullmatch(chinese["layers"].format(r"(\d+)"), detail)
+        return words["layers"].format(layers[1]) if layers else translations.get(detail, detail)
+
+    return words["comma"].join(map(translated, label.split(chinese["comma"])))
 
 
 def three_decimals(value: float, sign: str = "") -> str:

@@ -10,6 +10,7 @@ from ..evaluation.picture import draw_evaluation
 from ..evaluation.summary import evaluate
 from ..evaluation.tables import HEADER, evaluation_rows, terminal_lines
 from ..results.figure import encode_figure
+from ..results.parts import label_in_language
 from ..writing import write_files
 from .state import RunState
 from .tables import csv_line
@@ -36,7 +37,8 @@ def evaluate_run(state: RunState, totals: Totals, tolerance: float, lang: str) -
         yield json.dumps({"names": totals.names, **evaluation}, ensure_ascii=False, indent=1) + "\n"
 
     written = [state.write_table(csv_path, csv_lines), state.write_table(json_path, json_lines), picture]
-    drawing = draw_evaluation(evaluation, totals.names, lang)
+    groups = [{**group, "setting": label_in_language(group["setting"], lang)} for group in evaluation["groups"]]
+    drawing = draw_evaluation({**evaluation, "groups": groups}, totals.names, lang)
     write_files({picture: encode_figure(drawing, picture.suffix)}, durable=True, staging=state.staging)
     say(*terminal_lines(evaluation, totals.names), f"评估已保存：{'、'.join(map(str, written))}")
 

@@ -27,6 +27,7 @@ from models.explain.methods import METHODS, reads_attention
 from models.explain.question import Setting
 from models.results.figure import draw_figure
 from models.results.page import Picture
+from models.results.parts import label_in_language
 from models.results.result import WHERE_ONLY, Results, draw_results, each_once, for_figure
 from models.results.saving import OutputChoice, encode_outputs, summary
 from models.runs.tables import COLUMNS, table_rows
@@ -60,6 +61,7 @@ NAMED = [
 def test_a_heatmap_is_named_by_its_method_and_what_differs_from_it(setting, chinese, english):
     result = of_setting(tiny_result(), **setting)
     assert (result.full_label(), result.full_label("en")) == (chinese, english)
+    assert label_in_language(chinese, "en") == english and label_in_language(chinese, "zh") == chinese
     assert result.is_guide == (chinese == "Grad-CAM") and result.method == setting.get("method", "gradcam")
 
 
