@@ -131,10 +131,14 @@ class _RowReader:
         return Case(path, image, name, line, labels, annotations, patient, split, others)
 
     def resolve(self, written: str) -> tuple[str, int | None]:
-        """(the first path at which something stands, its mode), or the path from the list's folder and None."""
+        """(the first path at which something stands, its mode), or the path from the list's folder and None.
+
+        A list from Windows parts folders by "\\": such a path is also looked for with "/".
+        """
         if os.path.isabs(written):
             return written, _mode(written)
-        paths = [_join(folder, written) for folder in self.folders]
+        ways = dict.fromkeys((written, written.replace("\\", "/")))
+        paths = [_join(folder, way) for way in ways for folder in self.folders]
         return next(((path, mode) for path in paths if (mode := _mode(path)) is not None), (paths[0], None))
 
     def place(self, path: str, written: str) -> str:

@@ -182,6 +182,13 @@ def test_images_in_another_folder(folder):
     assert [case.id for case in cases] == ["../a.png", "b.png", "../影像/甲.png"]
 
 
+def test_a_list_from_windows(folder):
+    (folder / "影像" / "甲.json").touch()
+    (case,), _ = read_cases(write("image,annotation\r\n影像\\甲.png,影像\\甲.json\r\n"), NAMES)
+    assert (case.path, case.image, case.id) == ("影像/甲.png", "影像\\甲.png", "影像/甲.png")
+    assert case.annotations == ["影像/甲.json"]
+
+
 def test_absolute_paths(folder, tmp_path_factory):
     other = tmp_path_factory.mktemp("other") / "c.png"
     other.touch()
