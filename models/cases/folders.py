@@ -32,6 +32,8 @@ def _precedence(file: str) -> tuple[int, str]:
 
 
 def _is_same(file: str, path: str) -> bool:
+    if os.path.basename(file).lower() != os.path.basename(path).lower():
+        return False
     with contextlib.suppress(OSError):
         return os.path.samefile(file, path)
     return False
@@ -44,10 +46,10 @@ def _read_index(folder: str) -> PathIndex:
     files = []
     for place, folders, names in os.walk(folder, onerror=warn):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
+        parents = parts_of(os.path.relpath(place, folder))
         for name in sorted(names):
             if name.lower().endswith(ANNOTATION_SUFFIXES) and not name.startswith("."):
-                file = os.path.join(place, name)
-                files.append((without_suffix(parts_of(os.path.relpath(file, folder))), file))
+                files.append((without_suffix((*parents, name)), os.path.join(place, name)))
     return PathIndex(files)
 
 

@@ -6,6 +6,7 @@ their index is not the background's, whatever colours it has. JPEG, which blurs,
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 from typing import BinaryIO
@@ -16,7 +17,8 @@ from ..errors import InputError, reason
 from ..heavy import Image, ImageOps
 from ..images.grey import levels_of
 from ..images.limits import check_pixel_count
-from ..images.tiff import full_range_of_tiff
+from ..images.reading import _QUIET as QUIET
+from ..images.tiff import full_range_of_tiff, is_tiff
 from .shapes import check_proportions, resize_nearest
 
 FORMATS = ("PNG", "BMP", "TIFF", "GIF", "JPEG")
@@ -45,7 +47,7 @@ def read_png(data: bytes) -> np.ndarray:
 
 def _read(file: BinaryIO, formats: tuple[str, ...], size: tuple[int, int] | None = None) -> np.ndarray:
     try:
-        with Image.open(file, formats=formats) as image:
+        with QUIET if is_tiff(file) else contextlib.nullcontext(), Image.open(file, formats=formats) as image:
             check_pixel_count(*image.size)
             full_range_of_tiff(image)  # refuses tiles that are larger than a picture may be
             image.load()

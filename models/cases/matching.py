@@ -4,7 +4,6 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from pathlib import PurePath
 
 _SEPARATORS = re.compile(r"[/\\]+")
 
@@ -35,7 +34,7 @@ class PathIndex:
 
         `path`: where the image is; `image`: as the list has it.
         """
-        own, listed = PurePath(os.path.abspath(path)).parts, parts_of(image)
+        own, listed = tuple(os.path.abspath(path).split(os.sep)), parts_of(image)
         if ignoring_suffix:
             own, listed = without_suffix(own), without_suffix(listed)
         candidates = self._items.get(own[-1], {})

@@ -56,7 +56,7 @@ def test_without_other_columns_the_path_is_the_id_and_nothing_is_known(folder):
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "gb18030"])
 @pytest.mark.parametrize("delimiter", [",", "\t", ";"])
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
-def test_every_encoding_delimiter_and_end_of_line(folder, encoding, delimiter, end):
+def test_encodings_delimiters_and_ends_of_lines(folder, encoding, delimiter, end):
     rows = [["图像", " 标签 ", "备注"], ["影像/甲.png", "骨折", "甲"], ["a.png", '"正常；骨折"', ""]]
     path = write(end.join(delimiter.join(row) for row in rows) + end, encoding=encoding)
     cases, columns = read_cases(path, NAMES)

@@ -1,5 +1,6 @@
 """Masks as image files: where they are inside, at the image's size; what is no mask is said."""
 
+import contextlib
 import os
 import struct
 import zlib
@@ -206,6 +207,17 @@ def test_a_bomb_takes_no_memory(tmp_path, width, height):
     path = tmp_path / "m.png"
     path.write_bytes(png(width, height))
     assert str(width) in refusal(path, (height, width)) or "exceeds limit" in refusal(path, (height, width))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+def test_a_damaged_tiff_is_said_in_one_place(save, capfd):
+    path = save(RING * np.uint8(255), "m.tif", compression="tiff_lzw")
+    data = path.read_bytes()
+    for length in range(8, len(data), 3):
+        path.write_bytes(data[:length])
+        with contextlib.suppress(InputError):
+            read([path], SIZE, labels=[1])
+    assert capfd.readouterr() == ("", "")
 
 
 def test_neither_pipe_nor_folder(tmp_path):

@@ -54,7 +54,7 @@ def save(tmp_path):
             BitsStored=1,
             HighBit=0,
             SegmentSequence=segments,
-            PerFrameFunctionalGroupsSequence=[frame(*each) for each in frames],
+            PerFrameFunctionalGroupsSequence=[frame(*numbers) for numbers in frames],
             PixelData=pack_bits(np.stack(pixels).astype(np.uint8)),
         )
         dataset.update(item(**other))
