@@ -96,9 +96,10 @@ from models.results.formats import OVERLAY_FORMATS, check_output_name
 from models.results.parts import LANGUAGES
 from models.results.result import ImageResult, Results
 from models.results.saving import HEATMAP_SIZES, OutputChoice, encode_outputs, save_results, summary
+from models.runs.evaluating import CaseChoice
 from models.runs.joining import join
 from models.runs.planning import Plan, Sources, plan_images
-from models.runs.run import CaseChoice, Run, finish_run, one_thread
+from models.runs.run import Run, finish_run, one_thread
 from models.runs.sharing import Ranks, chunk_size, parse_shard
 from models.runs.state import RunState
 from models.runs.tables import package_versions

@@ -17,7 +17,7 @@ from ..errors import InputError, reason
 from ..heavy import Image, ImageOps
 from ..images.grey import levels_of
 from ..images.limits import check_pixel_count
-from ..images.reading import _QUIET as QUIET
+from ..images.reading import QUIET
 from ..images.tiff import full_range_of_tiff, is_tiff
 from .shapes import check_proportions, resize_nearest
 

@@ -63,7 +63,7 @@ def read_image(path: str | os.PathLike, grey_range: GreyRange = AUTO) -> np.ndar
 
 def _read_with_pillow(file: BinaryIO, grey_range: GreyRange) -> np.ndarray:
     """RGB, uint8 [H, W, 3], of the first picture in a file. Copies nothing that is RGB and upright already."""
-    with _QUIET if is_tiff(file) else contextlib.nullcontext():
+    with QUIET if is_tiff(file) else contextlib.nullcontext():
         try:
             image = Image.open(file, formats=FORMATS)
         except Image.DecompressionBombError as error:  # before its size could be seen here
@@ -100,7 +100,7 @@ class _Quiet:
         self.lock.release()
 
 
-_QUIET = _Quiet()
+QUIET = _Quiet()
 
 
 def _from_pillow(image, grey_range: GreyRange, file: BinaryIO | None = None, inverted: bool = False) -> np.ndarray:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator
+from typing import NamedTuple
 
-from ..errors import say
+from ..errors import InputWarning, say
+from ..evaluation.measures import TOLERANCE
 from ..evaluation.picture import draw_evaluation
 from ..evaluation.summary import evaluate
 from ..evaluation.tables import HEADER, evaluation_rows, terminal_lines
@@ -17,14 +20,24 @@ from .tables import csv_line
 from .totals import Totals
 
 
-def evaluate_run(state: RunState, totals: Totals, tolerance: float, lang: str) -> None:
+class CaseChoice(NamedTuple):
+    """What is done with the list of cases."""
+
+    by_label: bool = False  # each image's labels are explained, not its most similar text
+    annotations: str | None = None  # a COCO file or a folder, for cases that name no annotation of their own
+    tolerance: float = TOLERANCE  # pixels of 224 x 224 within which a peak counts as a hit
+
+
+def evaluate_run(state: RunState, totals: Totals, cases: CaseChoice, lang: str) -> None:
     """Write evaluation.csv, .json and .png of the labels and annotations there are, and print the classes."""
     coverages = {
         (image.columns["id"], int(text)): packed
         for image, record in totals.records()
         for text, packed in record.get("coverages", {}).items()
     }
-    evaluation = evaluate(_rows(totals), coverages, totals.names, tolerance)
+    if cases.annotations and not coverages:
+        warnings.warn(f"{cases.annotations} 中没有任何一张图像的标注：请检查其中的文件名", InputWarning, stacklevel=2)
+    evaluation = evaluate(_rows(totals), coverages, totals.names, cases.tolerance)
     if not any(group["labelled"] or group["annotated"] for group in evaluation["groups"]):
         return
     csv_path, json_path, picture = state.evaluation

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Mapping
 
 from ..errors import InputError, InputWarning, shortened
+from .evaluating import CaseChoice
 from .run import report
 from .settings import check_settings
 from .state import RunState, other_shard
@@ -26,7 +27,8 @@ def join(folder: str | os.PathLike, tolerance: float, lang: str) -> int:
         shards = [shard for shard in state.shards() if shard.settings_file.exists()]
         if shards:
             _gather(state, shards)
-        return report(state, _names_of(state.read_settings() or {}, state), tolerance, lang)
+        names = _names_of(state.read_settings() or {}, state)
+        return report(state, names, CaseChoice(tolerance=tolerance), lang)
 
 
 def _gather(state: RunState, shards: list[RunState]) -> None:

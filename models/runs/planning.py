@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ..cases.annotations import fingerprint
+from ..cases.annotations import check_shared, fingerprint
 from ..cases.listing import Case, read_cases
 from ..errors import InputError, InputWarning
 from ..images.finding import find_images
@@ -37,6 +37,8 @@ def plan_images(sources: Sources, exclude: str | os.PathLike, names: Sequence[st
     With both the list is narrowed to the images that are found. `exclude`: the output folder; `by_label`: each image's
     labels are to be explained. Raises InputError as `find_images` and `read_cases`.
     """
+    if sources.annotations is not None:
+        check_shared(sources.annotations)
     if sources.cases is None:
         return _plan_of_found(sources, exclude)
     folders = [path for path in sources.images or () if os.path.isdir(path)]

@@ -12,17 +12,15 @@ import errno
 import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
 
 from ..cases.annotations import read_annotations
 from ..errors import InputError, print_error, reason, say
-from ..evaluation.measures import TOLERANCE
 from ..explain.question import ImageMaps
 from ..heavy import cv2, torch
 from ..images.loader import ImageDataset, is_lost_worker, make_loader
 from ..results.saving import OutputChoice, encode_outputs
 from ..writing import write_files
-from .evaluating import evaluate_run
+from .evaluating import CaseChoice, evaluate_run
 from .measuring import Truth
 from .progress import Progress
 from .records import PlannedImage
@@ -30,14 +28,6 @@ from .report import print_problems, print_totals
 from .sharing import ChunkSize, Ranks, chunks_to_do, claimed, run_chunks
 from .state import Part, RunState
 from .tables import name_below, table_rows
-
-
-class CaseChoice(NamedTuple):
-    """What is done with the list of cases."""
-
-    by_label: bool = False  # each image's labels are explained, not its most similar text
-    annotations: str | None = None  # a COCO file or a folder, for cases that name no annotation of their own
-    tolerance: float = TOLERANCE  # pixels of 224 x 224 within which a peak counts as a hit
 
 
 class Run:
@@ -209,21 +199,23 @@ def finish_run(run: Run, plan: Sequence[PlannedImage], size: ChunkSize, ranks: R
             return 1
     if not ranks.is_first:
         return 0
-    return report(run.state, names, run.cases.tolerance, run.choice.lang, progress)
+    return report(run.state, names, run.cases, run.choice.lang, progress)
 
 
-def report(state: RunState, names: Sequence[str], tolerance: float, lang: str, progress: Progress | None = None) -> int:
+def report(
+    state: RunState, names: Sequence[str], cases: CaseChoice, lang: str, progress: Progress | None = None
+) -> int:
     """Write the tables and the evaluation and say how it went; returns the exit code: 1 where images are missing.
 
     A shard's tables wait until all are joined.
     """
-    totals = state.totals(names) if state.shard else state.join(names, tolerance)
+    totals = state.totals(names) if state.shard else state.join(names, cases.tolerance)
     print_totals(totals, progress)
     if state.shard:
         say(f"分片 {state.shard} 已完成；全部分片完成后执行 --join --output-dir {state.folder} 得到结果表")
     else:
         say(f"结果表已保存：{'、'.join(map(str, totals.tables))}")
         if totals.has_list:
-            evaluate_run(state, totals, tolerance, lang)
+            evaluate_run(state, totals, cases, lang)
     print_problems(totals)
     return int(totals.done < totals.total)
