@@ -12,16 +12,20 @@ import contextlib
 import os
 import re
 import stat
+from collections import defaultdict
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import PurePath
 from typing import NamedTuple
 
 from ..errors import InputError, shortened
 from ..images.reading import DICOM_SUFFIXES
+from .matching import ends_with, parts_of
 from .tables import COLUMNS, read_table
 from .texts import TextLookup, quoted
 
 PROBLEMS_SHOWN = 5
+BESIDE = "。图像不在列表旁边时，请用 --image-path 给出它们的文件夹"
 _SEPARATOR = re.compile("[;；]")
 
 
@@ -54,8 +58,8 @@ def read_cases(
     """Read a list: a CSV (comma, tab or semicolon; UTF-8, UTF-16 with BOM, GB18030), or a text file with a path a line.
 
     `names`: short names of the texts, which labels mean. Paths are looked for from the list's folder, then from
-    `image_folders`. `split`: only cases of these splits are kept, and no other row is looked at. `needs_labels`: a case
-    without one is an error. Columns without a name are passed over.
+    `image_folders`, an image's at last anywhere below these. `split`: only cases of these splits are kept, and no other
+    row is looked at. `needs_labels`: a case without one is an error. Columns without a name are passed over.
 
     Raises InputError where the list cannot be used, naming the first rows that are wrong by their lines.
     """
@@ -74,7 +78,8 @@ def read_cases(
             problems.append(f"第 {line} 行：{shortened(str(problem), 300)}")
     if problems:
         more = f"；另有 {len(problems) - PROBLEMS_SHOWN} 处" if len(problems) > PROBLEMS_SHOWN else ""
-        raise InputError(f"列表 {path} 有 {len(problems)} 处错误：{'；'.join(problems[:PROBLEMS_SHOWN])}{more}")
+        hint = BESIDE if reader.has_missing and not image_folders else ""
+        raise InputError(f"列表 {path} 有 {len(problems)} 处错误：{'；'.join(problems[:PROBLEMS_SHOWN])}{more}{hint}")
     return CaseList(cases, tuple(table.header[place] for place in reader.others))
 
 
@@ -103,6 +108,7 @@ class _RowReader:
         self.places = {column: header.index(column) for column in COLUMNS if column in header}
         self.others = [place for place, name in enumerate(header) if name and name not in COLUMNS]
         self.lines: dict[tuple[str, str], int] = {}  # (what, value) -> line
+        self.has_missing = False  # images
 
     def read(self, line: int, cells: list[str]) -> Case:
         """The case of a row; InputError for the first thing that is wrong with it."""
@@ -116,7 +122,8 @@ class _RowReader:
             raise InputError("图像的路径是空的")
         path, mode = self.resolve(image)
         if mode is None:
-            raise InputError(f"找不到图像 {image}")
+            path = self.find_below(image)
+            mode = _mode(path)
         if stat.S_ISDIR(mode):
             raise InputError(f"图像 {image} 是文件夹，请每行一张图像")
         self.check_new("图像", os.path.normcase(os.path.abspath(path)), line, image)
@@ -140,6 +147,29 @@ class _RowReader:
         ways = dict.fromkeys((written, written.replace("\\", "/")))
         paths = [_join(folder, way) for way in ways for folder in self.folders]
         return next(((path, mode) for path in paths if (mode := _mode(path)) is not None), (paths[0], None))
+
+    def find_below(self, written: str) -> str:
+        """The one file below the image folders whose path ends as it is written; InputError for none or several."""
+        listed = parts_of(written)
+        candidates = self.files_by_name.get(listed[-1] if listed else "", ())
+        paths = [path for path in candidates if ends_with(parts_of(path), listed)]
+        if len(paths) > 1:
+            raise InputError(f"图像 {written} 可能是 {paths[0]} 或 {paths[1]}，请写出更长的路径")
+        if not paths:
+            self.has_missing = True
+            raise InputError(f"找不到图像 {written}")
+        return paths[0]
+
+    @cached_property
+    def files_by_name(self) -> dict[str, list[str]]:
+        """The files below the image folders, each once."""
+        files = defaultdict(dict)
+        for folder in self.folders[1:]:
+            for place, _, names in os.walk(folder):
+                for name in names:
+                    path = os.path.join(place, name)
+                    files[name].setdefault(os.path.realpath(path), path)
+        return {name: list(paths.values()) for name, paths in files.items()}
 
     def place(self, path: str, written: str) -> str:
         """The path relative to the list's folder, parted by "/"; an absolute one that lies elsewhere stays so."""

@@ -38,11 +38,12 @@ class PathIndex:
         if ignoring_suffix:
             own, listed = without_suffix(own), without_suffix(listed)
         candidates = self._items.get(own[-1], {})
-        endings = [parts for parts in candidates if _ends_with(own, parts)]
+        endings = [parts for parts in candidates if ends_with(own, parts)]
         if endings:
             return [candidates[max(endings, key=len)]]
-        return [items for parts, items in candidates.items() if _ends_with(parts, listed)]
+        return [items for parts, items in candidates.items() if ends_with(parts, listed)]
 
 
-def _ends_with(parts: Sequence[str], ending: Sequence[str]) -> bool:
+def ends_with(parts: Sequence[str], ending: Sequence[str]) -> bool:
+    """Whether the last parts of a path are those of another."""
     return tuple(parts[-len(ending) :]) == tuple(ending)

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from models.cases import tables
-from models.cases.listing import Case, read_cases
+from models.cases.listing import BESIDE, Case, read_cases
 from models.errors import InputError
 
 NAMES = ["正常", "髋臼杯松动", "骨折"]
@@ -128,7 +128,7 @@ def test_an_empty_list(folder, text):
 
 def test_lines_are_those_of_the_file(folder):
     text = 'image,备注\n\na.png,"两\n行"\n,\n"b.png","一\n\n"\nnone.png,\n'
-    assert problem(text) == "列表 cases.csv 有 1 处错误：第 9 行：找不到图像 none.png"
+    assert problem(text) == "列表 cases.csv 有 1 处错误：第 9 行：找不到图像 none.png" + BESIDE
     cases, _ = read_cases(write(text.replace("none.png,\n", "")), NAMES)
     assert [(case.line, case.others) for case in cases] == [(3, ("两\n行",)), (6, ("一",))]
 
@@ -145,7 +145,7 @@ def test_each_problem_with_its_line(folder):
     assert text == (
         "列表 cases.csv 有 6 处错误：第 2 行：找不到图像 x.png；"
         "第 3 行：标签 '骨' 不是类别文本，最接近的是 骨折；第 4 行：图像 影像 是文件夹，请每行一张图像；"
-        "第 5 行：图像的路径是空的；第 6 行：图像 ./a.png 与第 3 行相同；另有 1 处"
+        "第 5 行：图像的路径是空的；第 6 行：图像 ./a.png 与第 3 行相同；另有 1 处" + BESIDE
     )
     assert "第 2 行：标签 '3' 不是类别文本，可用短名，或索引 0 到 2" in problem("image,label\na.png,3\n")
     assert "第 3 行：图像 影像/../a.png 与第 2 行相同" in problem("image\na.png\n影像/../a.png\n")
@@ -180,6 +180,20 @@ def test_images_in_another_folder(folder):
     cases, _ = read_cases(write("image\na.png\nb.png\n甲.png\n", path), NAMES, image_folders=[str(folder), "影像"])
     assert [case.path for case in cases] == [str(folder / "a.png"), "lists/b.png", "影像/甲.png"]
     assert [case.id for case in cases] == ["../a.png", "b.png", "../影像/甲.png"]
+
+
+def test_a_bare_name_anywhere_below_the_image_folders(folder):
+    for name in ("原片/深/c.png", "原片/深/d.png", "原片/浅/d.png"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    below = {"image_folders": ["原片", "原片/深"]}  # a file that both reach is one
+    (case, other), _ = read_cases(write("image\nc.png\n浅\\d.png\n"), NAMES, **below)
+    assert (case.path, case.id, other.path) == ("原片/深/c.png", "原片/深/c.png", "原片/浅/d.png")
+    assert "第 2 行：图像 d.png 可能是 原片/深/d.png 或 原片/浅/d.png，请写出更长的路径" in problem(
+        "image\nd.png\n", image_folders=["原片"]
+    )
+    assert "找不到图像 e.png" in problem("image\ne.png\n", image_folders=["原片"])
+    assert "第 2 行：找不到图像 c.png。图像不在列表旁边时，请用 --image-path" in problem("image\nc.png\n")
 
 
 def test_a_list_from_windows(folder):
@@ -234,7 +248,7 @@ def test_masks_are_one_per_label(folder):
 def test_a_hundred_thousand_rows(folder):
     rows = [f"影像/{number % 1000:03}/../../{number:06}.png,{number % 3}" for number in range(100_000)]
     text = problem("image,label\n" + "\n".join(rows) + "\n")
-    assert text.startswith("列表 cases.csv 有 100000 处错误：第 2 行：") and text.endswith("；另有 99995 处")
+    assert text.startswith("列表 cases.csv 有 100000 处错误：第 2 行：") and text.endswith("；另有 99995 处" + BESIDE)
     (folder / "p").mkdir()
     for number in range(1000):
         (folder / "p" / f"{number}.png").touch()
