@@ -23,7 +23,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
-import re
 import sys
 import warnings
 import zlib
@@ -37,15 +36,15 @@ from models import savings
 from models.chinese_argparse import ChineseArgumentParser
 from models.class_texts import names_and_texts, read_class_texts, text_indices
 from models.errors import (
+    DEBUG,
     InputError,
     InputWarning,
     check_at_least,
     check_at_most,
     check_written,
     print_error,
-    reason,
     say,
-    shortened,
+    unforeseen,
 )
 from models.evaluation.measures import GRID, TOLERANCE
 from models.explain.capture import undisturbed
@@ -100,6 +99,7 @@ from models.runs.evaluating import CaseChoice
 from models.runs.joining import join
 from models.runs.planning import Plan, Sources, plan_images
 from models.runs.run import Run, finish_run, one_thread
+from models.runs.settings import settings_of_run
 from models.runs.sharing import Ranks, chunk_size, parse_shard
 from models.runs.state import RunState
 from models.runs.tables import package_versions
@@ -766,8 +766,10 @@ def run_many(args, question: Question) -> int:
         chunks = partial(chunk_size, on_cpu=on_cpu, torch_threads=threads, ranks=ranks, **chosen)
         if ranks.is_first:
             stack.enter_context(state.lock())
-            settings = run_settings(args, explainer, root, run_columns)
+            settings = settings_of_run(explainer, args.target == "label", output_choice(args), run_columns)
+            settings |= {"grey_range": str(parse_grey_range(args.grey_range)), "root": root}
             state.begin(settings, images, args.resume or ranks.attempt > 0, chunks(len(images)).batch)
+            del images  # all ranks read them back
         ranks.announce("planned")
         ranks.wait_for("planned", [0])
         plan = state.plan(len(question.names))
@@ -785,25 +787,6 @@ def planned_images(args, question: Question) -> Plan:
     if args.target == "label" and question.method == "all" and several:
         raise InputError(f"--method all 一次只比较一个文本，而 {several.image} 有 {len(several.labels)} 个标签")
     return plan
-
-
-def run_settings(args, explainer: Explainer, root: str, run_columns: Mapping) -> dict:
-    """What two runs must agree in for the second to go on where the first one stopped."""
-    question = explainer.question
-    return {
-        "texts": list(zip(question.names, question.texts)),
-        "targets": "label" if args.target == "label" else question.targets,
-        "contrast": question.contrast,
-        "layers": [(setting.method, layer) for setting, layer in zip(explainer.settings, explainer.layer_names)],
-        "similarity": [setting.similarity for setting in explainer.settings],
-        "subtracted": [setting.subtracted for setting in explainer.settings],
-        "faithfulness": question.faithfulness,
-        "preprocessing": preprocessing_of(explainer.model, question.img_size),
-        "grey_range": str(parse_grey_range(args.grey_range)),
-        **output_choice(args)._asdict(),
-        "root": root,
-        **run_columns,
-    }
 
 
 # ---------------------------------------------------------------------------------------------
@@ -843,21 +826,6 @@ def run(args) -> int:
     if args.output_name:
         raise InputError("--output-name 只用于单张图像；多张图像的输出名由各自的路径决定")
     return run_many(args, question)
-
-
-DEBUG = "CLIP_GRADCAM_DEBUG"  # an environment variable: show where an exception comes from
-
-
-def unforeseen(error: Exception) -> str:
-    """What to say of an exception that is no InputError."""
-    if isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and re.search(r"out of memory|allocate", str(error))
-    ):
-        return "内存或显存不足；请减小 --img-size 或 --batch-size，或加 --cpu"
-    if isinstance(error, OSError):  # a name longer than the file system takes, say
-        return f"{reason(error)}：{error.filename}" if error.filename else reason(error)
-    what = f"{type(error).__name__}：{shortened(reason(error), 500)}"
-    return f"没有料到的错误 {what}；请检查输入，或设环境变量 {DEBUG}=1 再运行，把显示的全部内容报告给开发者"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

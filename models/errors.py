@@ -1,4 +1,4 @@
-"""What goes wrong on the user's side. Free of heavy imports, so that a typo is answered at once."""
+"""What goes wrong, and how it is said. Free of heavy imports, so that a typo is answered at once."""
 
 import difflib
 import re
@@ -109,3 +109,18 @@ def say(*lines, to=None) -> None:
 def print_error(message) -> None:
     """One line on standard error."""
     say(f"错误: {shortened(str(message), LONGEST_MESSAGE)}", to=sys.stderr)
+
+
+DEBUG = "CLIP_GRADCAM_DEBUG"  # an environment variable: show where an exception comes from
+
+
+def unforeseen(error: Exception) -> str:
+    """What to say of an exception that is no InputError."""
+    if isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and re.search(r"out of memory|allocate", str(error))
+    ):
+        return "内存或显存不足；请减小 --img-size 或 --batch-size，或加 --cpu"
+    if isinstance(error, OSError):  # a name longer than the file system takes, say
+        return f"{reason(error)}：{error.filename}" if error.filename else reason(error)
+    what = f"{type(error).__name__}：{shortened(reason(error), 500)}"
+    return f"没有料到的错误 {what}；请检查输入，或设环境变量 {DEBUG}=1 再运行，把显示的全部内容报告给开发者"

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from ..errors import InputError
+from ..images.preprocessing import preprocessing_of
+from ..results.saving import OutputChoice
 
 SETTINGS_IN_CHINESE = {
     "checkpoint": "检查点",
@@ -25,6 +27,26 @@ SETTINGS_IN_CHINESE = {
     "packages": "软件包版本",
     "shards": "--shard 的 N 或 --batch-size",
 }
+
+
+def settings_of_run(explainer, by_label: bool, choice: OutputChoice, run_columns: Mapping) -> dict:
+    """What an Explainer is told, which files are written and what stands in every row, as plain values.
+
+    `by_label`: each image's labels are explained.
+    """
+    question = explainer.question
+    return {
+        "texts": list(zip(question.names, question.texts)),
+        "targets": "label" if by_label else question.targets,
+        "contrast": question.contrast,
+        "layers": [(setting.method, layer) for setting, layer in zip(explainer.settings, explainer.layer_names)],
+        "similarity": [setting.similarity for setting in explainer.settings],
+        "subtracted": [setting.subtracted for setting in explainer.settings],
+        "faithfulness": question.faithfulness,
+        "preprocessing": preprocessing_of(explainer.model, question.img_size),
+        **choice._asdict(),
+        **run_columns,
+    }
 
 
 class Comparison(NamedTuple):
