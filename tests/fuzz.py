@@ -16,7 +16,7 @@ no input sees what another one did. Input i of a kind is the same for the same -
     outside          something changed outside of the output folder and the cache
     signal, timeout  killed by the system; or by us after LIMITS.seconds (of a core, where others are at work too)
     memory           more than LIMITS.bytes beside what there was, or said to be out of it for a file's sake
-    traceback        an exception left `main`, or another exit code came back
+    traceback        an exception left `main`, or was none that it foresaw, or another exit code came back
     half             files left after exit 2, parts of files, none after exit 0
     noise            more, or less, than one line of error; other text on standard error
     wrong            another picture than without the mutation, where that must not matter
@@ -354,13 +354,21 @@ def _judge_memory(case, ending, argv, limits):
 def _judge_exit(case, ending, argv, limits):
     if ending.ran["failure"]:
         return "traceback", _signature(ending.ran["failure"])
+    unforeseen = UNFORESEEN.search(ending.stderr)
+    if unforeseen:
+        return "traceback", unforeseen[0][:150]
     code, helped = ending.ran["code"], {"-h", "--help"} & set(argv)
     return None if code in (0, 1, 2) or code is None and helped else ("traceback", f"exit {code}")
 
 
+# An exception that is no InputError, as `main` says it, or as the reason of an image's failure.
+UNFORESEEN = re.compile(r"没有料到的错误.*|^失败: (.*：)?[A-Z]\w*(Error|Exception|Warning): .*", re.MULTILINE)
+
+
 def _judge_words(case, ending, argv, limits):
     """One line of error with exit 2, warnings and failures beside it; nothing that would move a terminal's cursor."""
-    for where in (f"{ending.folder}.stderr", f"{ending.folder}.stdout", ending.folder / "out" / "results.csv"):
+    tables = (ending.folder / "out" / name for name in ("results.csv", "evaluation.csv"))
+    for where in (f"{ending.folder}.stderr", f"{ending.folder}.stdout", *tables):
         raw = next((line for line in re.split("\r?\n", _read(where)) if CONTROL.search(line)), None)
         if raw is not None:
             at = CONTROL.search(raw).start()

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from functools import partial
 from random import Random
 
+from .case_runs import make_case_state
+from .cases import ANNOTATIONS, make_case_list
 from .checkpoints import make_legacy, make_pth_bytes, make_pth_opcodes, make_pth_zip
 from .dicom import make_dicom
 from .folders import make_folder
@@ -28,4 +30,7 @@ KINDS: dict[str, Callable[[Random], list[str]]] = {
     "folder": make_folder,
     "cache": make_cache,
     "state": make_state,
+    "case-list": make_case_list,
+    **ANNOTATIONS,
+    "case-state": make_case_state,
 }

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import shutil
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -117,14 +118,20 @@ def _mutate_state_file(random, state: Path) -> None:
     path.write_bytes(mutate_bytes(random, path.read_bytes()))
 
 
-def _mutate_state_tree(random, state: Path) -> None:
+def mutate_lines(random, state: Path, change: Callable[[list], list]) -> None:
+    """One of a run's files with its lines, as JSON, changed together."""
     path = _state_file(random, state)
-    if path.suffix == ".json":
-        return path.write_bytes(json_bytes(random, mutate_tree(random, json.loads(path.read_bytes()))))
-    lines = [json.loads(line) for line in path.read_bytes().splitlines()]
-    index = random.randrange(len(lines))
-    lines[index] = mutate_tree(random, lines[index])
-    return path.write_bytes(b"".join(json_bytes(random, line) + b"\n" for line in lines))
+    lines = change([json.loads(line) for line in path.read_bytes().splitlines()])
+    path.write_bytes(b"".join(json_bytes(random, line) + b"\n" for line in lines))
+
+
+def _mutate_state_tree(random, state: Path) -> None:
+    def change(lines: list) -> list:
+        place = random.randrange(len(lines))
+        lines[place] = mutate_tree(random, lines[place])
+        return lines
+
+    mutate_lines(random, state, change)
 
 
 def _drop_output(random, state: Path) -> None:

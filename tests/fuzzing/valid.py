@@ -27,11 +27,13 @@ from torch.serialization import MAGIC_NUMBER, PROTOCOL_VERSION
 
 import clip_gradcam_visualization as script
 
+from .cases import CASE_RUN
 from .checkpoints import legacy_parts, read_zip, write_zip
 from .leftovers import RUN
 from .mutate import HUGE, TEXTS, command, valid_bytes
 from .objects import weights_of
 from .pickles import boundaries
+from .valid_cases import write_case_runs, write_cases
 
 
 def write_valid(folder: Path) -> None:
@@ -52,7 +54,9 @@ def write_valid(folder: Path) -> None:
     packer = zlib.compressobj(9, zlib.DEFLATED, -15)
     block = packer.compress(bytes(10**7)) + packer.flush(zlib.Z_FULL_FLUSH)  # which can be repeated
     (folder / "zeros.deflate").write_bytes(block * (HUGE // 10**7) + packer.flush())
+    write_cases(folder / "cases")
     _write_run(folder)
+    write_case_runs(folder)
 
 
 # -- images --------------------------------------------------------------------------------------
@@ -314,6 +318,7 @@ def warm_up(folder: Path) -> None:
             [str(folder / "dicom" / "window"), str(folder / "dicom" / "jpeg2000")],
         ):
             script.main([*RUN[:3], *images, *RUN[4:-1], "--no-text-cache"])
+        script.main([*CASE_RUN, "--no-text-cache"])
         for family in FAMILIES:
             script.main([*command(Random(0), model=folder / "families" / family)])
     for name in ("ours.pth", "weights.pth", "openai/vit.pt", "ours.safetensors", "zeros.deflate"):

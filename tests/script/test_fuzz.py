@@ -80,6 +80,8 @@ FAKES = {
     "warnings and one line": (lambda argv: refuse(argv, "警告: a\n错误: b\n"), "refused"),
     "exception": (lambda argv: [][0], "traceback"),
     "another exit code": (lambda argv: 3, "traceback"),
+    "unforeseen": (lambda argv: refuse(argv, "错误: 没有料到的错误 KeyError：a；请检查输入\n"), "traceback"),
+    "unforeseen of an image": (lambda argv: refuse(argv, "失败: a.png：KeyError: a\n错误: b\n"), "traceback"),
     "sys.exit": (lambda argv: sys.exit("a"), "traceback"),
     "signal": (lambda argv: os.kill(os.getpid(), signal.SIGSEGV), "signal"),
     "an early end": (lambda argv: os._exit(0), "signal"),
