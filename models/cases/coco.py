@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from functools import partial
 
@@ -95,7 +96,10 @@ def _pairs(numbers) -> list:
 def _corners(box) -> list:
     if not isinstance(box, list) or len(box) != 4 or not all(isinstance(number, (int, float)) for number in box):
         raise InputError("既没有 segmentation，也没有 bbox [x, y, 宽, 高]")
-    x, y, width, height = box
+    try:
+        x, y, width, height = map(float, box)
+    except OverflowError:  # an integer of hundreds of digits
+        return [math.inf] * 8
     return [x, y, x, y + height, x + width, y + height, x + width, y]
 
 

@@ -76,6 +76,7 @@ def read_cases(
             cases.append(reader.read(line, cells))
         except InputError as problem:
             problems.append(f"第 {line} 行：{shortened(str(problem), 300)}")
+            reader.gives_hints = len(problems) < PROBLEMS_SHOWN
     if problems:
         more = f"；另有 {len(problems) - PROBLEMS_SHOWN} 处" if len(problems) > PROBLEMS_SHOWN else ""
         hint = BESIDE if reader.has_missing and not image_folders else ""
@@ -104,6 +105,7 @@ class _RowReader:
         self.folders = [self.folder, *map(os.fspath, image_folders)]
         self.texts = TextLookup(names)
         self.needs_labels = needs_labels
+        self.gives_hints = True  # searching for the closest of many names takes milliseconds
         self.width = len(header)
         self.places = {column: header.index(column) for column in COLUMNS if column in header}
         self.others = [place for place, name in enumerate(header) if name and name not in COLUMNS]
@@ -195,7 +197,8 @@ class _RowReader:
         for label in _parts(cell) if whole is None else ():
             index = self.texts.find(label)
             if index is None:
-                raise InputError(f"标签 {quoted(label)} 不是类别文本，{self.texts.hint(label).rstrip('；')}")
+                hint = self.texts.hint(label).rstrip("；") if self.gives_hints else ""
+                raise InputError(f"标签 {quoted(label)} 不是类别文本，{hint}")
             labels.append(index)
         if self.needs_labels and not labels:
             raise InputError("没有标签")

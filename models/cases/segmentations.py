@@ -14,14 +14,14 @@ from functools import partial
 import numpy as np
 
 from ..errors import InputError
-from ..images.dicom_file import LONGEST_HEADER, is_dicom
+from ..images.dicom_file import is_dicom, read_instance
 from ..images.limits import check_pixel_count
 from .files import read_within
 from .shapes import Outlines, Shape, check_proportions, resize_nearest
 
 LARGEST_FILE = 256 << 20  # bytes
 MOST_FRAMES = 10_000
-_DEFLATED, _META_HEADER = b"1.2.840.10008.1.2.1.99", 4096  # inflated as a whole it may have any size; bytes
+_DEFLATED = b"1.2.840.10008.1.2.1.99"  # inflated as a whole it may have any size
 _TYPES = ("BINARY", "FRACTIONAL")
 
 
@@ -36,7 +36,7 @@ def segmentation_outlines(path: str, image_path: str, size: tuple[int, int]) -> 
     except ImportError as error:
         raise InputError('读取 DICOM SEG 需要 pydicom：pip install "pydicom>=3"') from error
     data = read_within(path, LARGEST_FILE)
-    if _DEFLATED in data[:_META_HEADER]:
+    if _DEFLATED in data:
         raise InputError("不支持整体压缩（deflated）的 DICOM SEG，请重新导出为未压缩的")
     with _damage_as_input_error():
         return _outlines(pydicom.dcmread(io.BytesIO(data), force=True), _instance_of(image_path), size)
@@ -116,11 +116,5 @@ def _frame(dataset, index: int) -> np.ndarray:
 
 def _instance_of(path: str) -> str | None:
     """The SOPInstanceUID of an image, None where it is no DICOM file or does not have one."""
-    import pydicom
-
     with open(path, "rb") as file:
-        if not is_dicom(file):
-            return None
-        beginning = io.BytesIO(file.read(LONGEST_HEADER))
-    header = pydicom.dcmread(beginning, stop_before_pixels=True, force=True, specific_tags=["SOPInstanceUID"])
-    return str(header.SOPInstanceUID) if "SOPInstanceUID" in header else None
+        return read_instance(file) if is_dicom(file) else None

@@ -11,7 +11,7 @@ from ..inputs import check_regular_file
 from .files import as_text, read_within
 
 LARGEST_LIST = 200 << 20  # bytes
-MOST_ROWS = 1_000_000
+MOST_ROWS, MOST_LINES = 1_000_000, 2_000_000  # that are not blank; in all
 LONGEST_LINE = 1 << 20  # characters
 TABLE_SUFFIXES = (".csv", ".tsv")
 DELIMITERS = ",\t;"
@@ -54,6 +54,8 @@ def read_table(path: str | os.PathLike) -> Table:
 def _parse(text: str, is_table: bool) -> Table:
     if "\0" in text:
         raise InputError(f"第 {text[: text.index(chr(0))].count(chr(10)) + 1} 行含有空字符，请另存为 UTF-8 的文本")
+    if max(text.count("\n"), text.count("\r")) > MOST_LINES:
+        raise InputError(f"超过 {MOST_LINES} 行，请分成几个列表，并删去空行")
     headers = {delimiter: _header(text, delimiter) for delimiter in DELIMITERS}
     fitting = [delimiter for delimiter in DELIMITERS if "image" in headers[delimiter]]
     if not fitting and not is_table:

@@ -76,6 +76,14 @@ def read_stored(file: BinaryIO) -> tuple[np.ndarray, object]:
     return (_used_bits(stored, header) if own_bits else stored), header
 
 
+def read_instance(file: BinaryIO) -> str | None:
+    """The SOPInstanceUID of an image's file, None where it does not have one; raises as `read_stored`."""
+    from pydicom.filereader import read_partial
+
+    header = read_partial(_inflated(file) or _Bounded(file), stop_when=_until_pixels(), force=True)
+    return str(header.SOPInstanceUID) if "SOPInstanceUID" in header else None
+
+
 class _Bounded:
     """A file that is asked for no more than it has: a length that an element declares takes no memory."""
 

@@ -6,6 +6,7 @@ import pytest
 
 from models.cases import tables
 from models.cases.listing import BESIDE, Case, read_cases
+from models.cases.texts import TextLookup
 from models.errors import InputError
 
 NAMES = ["正常", "髋臼杯松动", "骨折"]
@@ -245,6 +246,16 @@ def test_masks_are_one_per_label(folder):
         annotations("0", "o.png")
 
 
+def test_hints_of_the_problems_that_are_shown_alone(folder, monkeypatch):
+    """The closest of a thousand names takes milliseconds, and a list may have a million rows."""
+    labels = []
+    monkeypatch.setattr(TextLookup, "hint", lambda self, label: labels.append(label) or "；")
+    for number in range(9):
+        (folder / f"{number}.png").touch()
+    assert "有 9 处错误" in problem("image,label\n" + "".join(f"{number}.png,x\n" for number in range(9)))
+    assert labels == ["x"] * 5
+
+
 def test_a_hundred_thousand_rows(folder):
     rows = [f"影像/{number % 1000:03}/../../{number:06}.png,{number % 3}" for number in range(100_000)]
     text = problem("image,label\n" + "\n".join(rows) + "\n")
@@ -268,6 +279,8 @@ def test_hostile_lists(folder, monkeypatch):
     assert "\\x1b[31m" in problem("image\n\x1b[31m.png\n")
     monkeypatch.setattr(tables, "MOST_ROWS", 2)
     assert "超过 2 行" in problem("image\na.png\nb.png\nc.png\n")
+    monkeypatch.setattr(tables, "MOST_LINES", 3)
+    assert "超过 3 行" in problem("image\n\n\n\n") and "超过 3 行" in problem("image\r\r\r\r")
     monkeypatch.setattr(tables, "LARGEST_LIST", 1 << 20)
     assert problem("image\n" * 200_000) == "列表 cases.csv 文件超过 1 MB，请分成几个文件"
     os.mkfifo("pipe.csv")

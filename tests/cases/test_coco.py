@@ -7,7 +7,7 @@ import pytest
 from annotated import NAMES, TEXTS, assert_masks, drawing, read
 from pycocotools import mask as reference
 
-from models.cases import annotations, coco
+from models.cases import annotations, coco, shapes
 from models.cases.shapes import Frame, coco_polygon
 from models.errors import InputError
 
@@ -61,6 +61,16 @@ def test_polygons_as_pycocotools():
         points[-1] = points[0] if number % 5 == 0 else points[-1]  # closed by hand
         expected = reference.decode(reference.frPyObjects([points.ravel().tolist()], height, width))[..., 0]
         np.testing.assert_array_equal(coco_polygon(points, (height, width)), expected)
+
+
+def test_a_polygon_of_many_corners_in_parts(monkeypatch):
+    rng = np.random.default_rng(0)
+    points = rng.uniform(-15, 50, (300, 2))
+    whole = coco_polygon(points, (30, 40))
+    expected = reference.decode(reference.frPyObjects([points.ravel().tolist()], 30, 40))[..., 0]
+    monkeypatch.setattr(shapes, "MOST_STEPS", 100)
+    np.testing.assert_array_equal(whole, expected)
+    np.testing.assert_array_equal(coco_polygon(points, (30, 40)), expected)
 
 
 def test_a_polygon_by_hand():
@@ -206,6 +216,7 @@ RUNS = {"size": list(SIZE), "counts": [600]}
         ({}, "既没有 segmentation，也没有 bbox"),
         ({"bbox": [1, 2, 3]}, "既没有 segmentation，也没有 bbox"),
         ({"bbox": [1, 2, 10**400, 3]}, "成对的有限的数"),
+        ({"bbox": [1.5, 2, 10**400, 3]}, "成对的有限的数"),
         ({"segmentation": {}}, "size 应是"),
         ({"segmentation": {**RUNS, "size": [0, 5]}}, "size 应是"),
         ({"segmentation": {**RUNS, "size": [200_000, 300_000]}}, "图像过大"),

@@ -1,8 +1,11 @@
 """DICOM segmentations: the frames of a segment united, those of other images left out."""
 
+import struct
 import sys
+import zlib
 
 import numpy as np
+import pydicom
 import pytest
 from annotated import assert_masks, drawing, read
 from pydicom.dataset import Dataset, FileMetaDataset
@@ -105,6 +108,30 @@ def test_frames_of_another_image_are_left_out(save, radiograph):
     assert_masks(read([path], SIZE, path=radiograph), {2: ONE, 1: TWO})
     assert_masks(read([save([(1,), (1, THERE)], [ONE, TWO])], SIZE, path=radiograph), {2: ONE})
     assert "引用的不是这张图像" in refusal(save([(1, THERE)], [ONE]), radiograph)
+
+
+def test_the_instance_of_an_image_that_is_deflated(save, radiograph):
+    """Inflated to the end of its frame: what follows is neither taken into memory nor looked at."""
+    dataset = pydicom.dcmread(radiograph)
+    dataset.update(item(Rows=3, Columns=5, BitsAllocated=8, SamplesPerPixel=1, PixelData=bytes(16)))
+    dataset["PixelData"].VR = "OB"
+    dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    dataset.save_as(radiograph, enforce_file_format=True)
+    data = radiograph.read_bytes()
+    start = 144 + struct.unpack_from("<I", data, 140)[0]  # behind the meta header
+    inflated = zlib.decompress(data[start:], -15)
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15)
+    packed = packer.compress(inflated + bytes(1 << 22)) + packer.flush(zlib.Z_FULL_FLUSH)
+    radiograph.write_bytes(data[:start] + packed + b"\xff" * 50)
+    assert_masks(read([save([(1, HERE), (1, THERE)], [ONE, TWO])], SIZE, path=radiograph), {2: ONE})
+
+
+def test_a_deflated_file_with_a_long_meta_header(save, picture):
+    path = save([(1,)], [ONE], syntax=DeflatedExplicitVRLittleEndian)
+    data = path.read_bytes()
+    long = struct.pack("<HH2sHI", 2, 1, b"OB", 0, 5000) + bytes(5000)
+    path.write_bytes(data[:132] + long + data[data.index(b"\x02\0\x02\0UI") :])
+    assert "deflated" in refusal(path, picture)
 
 
 def test_groups_that_all_frames_share(save, radiograph):
