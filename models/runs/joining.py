@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Mapping
 
+from ..class_texts import names_and_texts
 from ..errors import InputError, InputWarning, shortened
 from .evaluating import CaseChoice
 from .run import report
@@ -62,7 +63,8 @@ def _names_of(settings: Mapping, state: RunState) -> list[str]:
     """The texts' short names; InputError where the settings are not those of a run."""
     texts = settings.get("texts")
     pairs = texts if isinstance(texts, list) else ()
-    names = [pair[0] for pair in pairs if isinstance(pair, list) and pair and isinstance(pair[0], str)]
-    if not names or len(names) != len(pairs):
-        raise InputError(f"{state.settings_file} 中不是一次运行的设置：没有可以合并的结果")
-    return names
+    names = [pair[0] if isinstance(pair, list) and pair else None for pair in pairs]
+    try:
+        return names_and_texts(names)[0]
+    except InputError as error:
+        raise InputError(f"{state.settings_file} 中不是一次运行的设置（{error}）：没有可以合并的结果") from error

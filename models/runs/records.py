@@ -5,14 +5,16 @@ What is no such line is passed over: its image is done again.
 
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
 from ..errors import InputError
+from ..evaluation.measures import LONGEST_PACKED
 from ..inputs import finite_number
 from ..writing import check_no_link_between, check_own
-from .tables import COLUMNS
+from .tables import COLUMNS, list_columns
 
 LONGEST_LINE = 1 << 25  # bytes; of an image with 1000 texts, all of them explained: 12 MB
 
@@ -43,15 +45,23 @@ def planned_image(line: bytes, texts: int) -> PlannedImage | None:
     is_one = (
         all(isinstance(value, str) for value in (image.path, image.name))
         and isinstance(image.pending, (bool, type(None)))
-        and isinstance(image.columns, dict)
-        and {"id", "image"} <= set(image.columns)
-        and all(isinstance(value, (str, type(None))) for value in image.columns.values())
+        and _are_columns(image.columns)
         and are_indices(image.labels, texts)
         and isinstance(image.annotations, list)
         and all(isinstance(path, str) for path in image.annotations)
         and isinstance(image.case, (str, type(None)))
     )
     return image if is_one else None
+
+
+def _are_columns(columns) -> bool:
+    """Whether something is what a list of cases says of an image: texts, none of them of a column of the tables."""
+    if not isinstance(columns, dict) or not all(isinstance(columns.get(name), str) for name in ("id", "image")):
+        return False
+    others = [name for name in columns if name not in ("id", "image")]
+    return list(list_columns(others).values()) == others and all(
+        isinstance(value, (str, type(None))) for value in columns.values()
+    )
 
 
 def are_indices(values, texts: int) -> bool:
@@ -95,6 +105,7 @@ def _is_record(record, texts: int) -> bool:
         and isinstance(files, dict)
         and all(type(size) is int for size in files.values())
         and (bool(files) if "error" not in record else isinstance(error, str))
+        and (record.get("case") is None or all(_can_be_evaluated(row, texts) for row in rows))
         and isinstance(record.get("case"), (str, type(None)))
         and are_indices(record.get("labels", []), texts)
         and _are_coverages(record.get("coverages", {}), texts)
@@ -103,27 +114,49 @@ def _is_record(record, texts: int) -> bool:
 
 def _are_coverages(coverages, texts: int) -> bool:
     return isinstance(coverages, dict) and all(
-        index.isdecimal() and int(index) < texts and isinstance(packed, str) for index, packed in coverages.items()
+        _INDEX.fullmatch(index) and int(index) < texts and isinstance(packed, str) and len(packed) <= LONGEST_PACKED
+        for index, packed in coverages.items()
     )
 
 
 def _is_row(row, image: str, texts: int) -> bool:
-    """Whether something is a row of the tables: columns of plain values, and a probability for each text."""
+    """Whether something is a row of the tables: texts and numbers in their columns, a probability for each text."""
     if not isinstance(row, dict) or row.get("image") != image:
         return False
     columns = {name: value for name, value in row.items() if name != "probabilities"}
     probabilities = row.get("probabilities", [None] * texts)
     return (
-        all(name in _COLUMNS and isinstance(value, _PLAIN) for name, value in columns.items())
+        all(name in _COLUMNS and _is_value(value, name in _TEXTS) for name, value in columns.items())
         and isinstance(probabilities, list)
         and len(probabilities) == texts
-        and all(isinstance(value, _NUMBER) for value in probabilities)
+        and all(_is_value(value) for value in probabilities)
         and (row.get("annotated") is None or are_indices([row["annotated"]], texts))
     )
 
 
-_COLUMNS, _NUMBER = frozenset(COLUMNS), (int, float, type(None))
-_PLAIN = (str, *_NUMBER)
+def _is_value(value, is_text: bool = False) -> bool:
+    """Whether a value is a text, or a number that sums of many can hold; None is both."""
+    if value is None or is_text:
+        return value is None or isinstance(value, str)
+    return isinstance(value, (int, float)) and abs(value) <= LARGEST_NUMBER
+
+
+def _can_be_evaluated(row: Mapping, texts: int) -> bool:
+    """Whether a row of an image of a list has what the evaluation reads; one of a failure is left out there."""
+    return row.get("error") is not None or (
+        all(row.get(name) is not None for name in ("predicted", "method", "setting", "probabilities"))
+        and are_indices([row.get("target_text_idx")], texts)
+        and (row.get("annotated") is None or "distance" in row)
+    )
+
+
+_INDEX = re.compile("[0-9]{1,9}")
+LARGEST_NUMBER = 1e39  # what float32 can hold, and no less
+_COLUMNS = frozenset(COLUMNS)
+_TEXTS = {
+    *("id", "image", "label", "predicted", "target", "case", "warning", "error", "method", "setting", "explained"),
+    *("image_encoder", "layer", "grid", "figure", "overlay", "heatmap", "layer_heatmap", "checkpoint", "packages"),
+}
 
 
 def are_whole(folder: Path, files: Mapping[str, int]) -> bool:

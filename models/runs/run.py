@@ -207,15 +207,19 @@ def report(
 ) -> int:
     """Write the tables and the evaluation and say how it went; returns the exit code: 1 where images are missing.
 
-    A shard's tables wait until all are joined.
+    A shard's tables wait until all are joined. Where the evaluation fails, the tables stay, and the code is 1 too.
     """
-    totals = state.totals(names) if state.shard else state.join(names, cases.tolerance)
+    totals, has_failed = state.totals(names) if state.shard else state.join(names, cases.tolerance), False
     print_totals(totals, progress)
     if state.shard:
         say(f"分片 {state.shard} 已完成；全部分片完成后执行 --join --output-dir {state.folder} 得到结果表")
     else:
         say(f"结果表已保存：{'、'.join(map(str, totals.tables))}")
         if totals.has_list:
-            evaluate_run(state, totals, cases, lang)
+            try:
+                evaluate_run(state, totals, cases, lang)
+            except InputError as error:
+                has_failed = True
+                print_error(error)
     print_problems(totals)
-    return int(totals.done < totals.total)
+    return int(has_failed or totals.done < totals.total)

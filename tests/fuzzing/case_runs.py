@@ -44,7 +44,7 @@ def _change_alike(random: Random, tree):
         if container is None or isinstance(container[key], (dict, list)):
             continue
         if isinstance(container, dict) and random.random() < 0.1:
-            container[random.choice(("0", "2", "٣", "²", "3", *WORDS))] = container.pop(key)
+            container[random.choice(("0", "2", "٣", "²", "3", "9" * 5000, *WORDS))] = container.pop(key)
         else:
             container[key] = _alike(random, container[key])
     return tree

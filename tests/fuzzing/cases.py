@@ -55,19 +55,17 @@ def _table(random: Random) -> list[list[str]]:
     rows = [list(row) for row in [HEADER, *ROWS]]
     for _ in some(random):
         action, row = random.randrange(8), random.choice(rows)
+        place = random.randrange(len(row) + 1)
         if action == 0:
-            rows[0][random.randrange(len(HEADER))] = random.choice((*COLUMN_NAMES, *ODD_TEXTS))
-        elif action == 1:
             rows.insert(random.randrange(len(rows) + 1), random.choice((list(row), [], ["", " "], ["a.png"] * 9)))
-        elif action == 2 and len(rows) > 1:
+        elif action == 1 and len(rows) > 1:
             rows.remove(row)
+        elif action == 2:
+            del row[place:]
         elif action == 3:
-            del row[random.randrange(len(row) + 1) :]
-            row += [""] * (len(HEADER) - len(row))
+            rows[0][place : place + 1] = [random.choice((*COLUMN_NAMES, *ODD_TEXTS))]
         else:
-            row = random.choice(rows[1:] or rows)
-            row[random.randrange(len(row) or 1) : len(row) or 1] = [random.choice(CELLS), *row[len(row) :]]
-            row += [""] * (len(HEADER) - len(row))
+            row[place : place + 1] = [random.choice(CELLS)]
     return rows
 
 
@@ -93,6 +91,7 @@ def _large_list(random: Random) -> bytes:
             lambda: 'image,x\na.png,"' + '""' * random.choice((100, 60_000, 600_000)) + '"',
             lambda: 'image,x\na.png,"' + "a\n" * 200_000,
             lambda: "image,annotation\na.png," + "a.json;" * 30_000,
+            lambda: "image,label\n" + "".join(f"a.png,{n}松\n" for n in range(100_000)),
         )
     )().encode()
 

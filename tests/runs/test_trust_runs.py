@@ -20,7 +20,7 @@ from models.class_texts import names_and_texts, read_class_texts
 from models.errors import InputError, InputWarning, escape_unprintable
 from models.results.parts import percent
 from models.runs import records
-from models.runs.records import are_whole, record_of
+from models.runs.records import PlannedImage, are_whole, planned_image, record_of
 from models.runs.state import RunState
 from models.runs.tables import csv_cell, json_line, six_digits
 from models.writing import open_own, write_files
@@ -232,6 +232,12 @@ def with_row(**values):
     return changed(rows=[{**GOOD["rows"][0], **values}])
 
 
+def with_case(**values):
+    """The record of an image of a list."""
+    row = {"predicted": "正常", "method": "gradcam", "setting": "Grad-CAM", "target_text_idx": 0, **values}
+    return with_row(**row) | {"case": "d", "labels": [0], "coverages": {"1": "a"}}
+
+
 ODD_RECORDS = [
     *({key: GOOD[key] for key in GOOD if key != left_out} for left_out in GOOD),
     *({"image": 3}, {}, {"error": 3}, changed(image=["data/a.png"]), changed(error=3), changed(error=None)),
@@ -241,7 +247,12 @@ ODD_RECORDS = [
     ),
     *(changed(rows=odd) for odd in (None, [], {}, "x", 3, [3], [None], [[]], ["x"], [{}], [{"image": "data/b.png"}])),
     *(with_row(probabilities=odd) for odd in (None, 3, [], [0.5], ["a", "b"], [[], {}], [0.5] * 10**6)),
-    *(with_row(similarity=odd) for odd in ([], {}, [[[]]])),
+    *(with_row(similarity=odd) for odd in ([], {}, [[[]]], "0.5", 10**400, -1e40)),
+    *(with_row(**{name: 3}) for name in ("predicted", "setting", "warning")),
+    *(changed(coverages=odd) for odd in ({"2": "a"}, {"9" * 5000: "a"}, {"²": "a"}, {"0": 3}, {"0": "A" * 10**6}, [])),
+    changed(case="d"),
+    *(with_case(**{name: None}) for name in ("predicted", "method", "setting", "target_text_idx", "probabilities")),
+    *(with_case(**odd) for odd in ({"target_text_idx": 2}, {"annotated": 1}, {"annotated": 2, "distance": 0.0})),
     *(with_row(**{name: 1}) for name in ("unknown", "", "p0 x")),
 ]
 
@@ -252,11 +263,22 @@ def test_a_line_that_is_no_record_is_none(record):
 
 
 def test_a_line_that_is_a_record():
-    for record in (GOOD, FAILED, with_row(warning=None, contrast=0.0, width=10**400)):
+    of_case = with_case(annotated=1, distance=None), FAILED | {"case": "d"}
+    for record in (GOOD, FAILED, with_row(warning=None, contrast=0.0, width=10**30), *of_case):
         assert record_of(json_line(record).encode(), texts=2) == record
     assert record_of(json_line(GOOD).encode(), texts=3) is None
     for line in (*ODD_JSON, "[1", "\x80", '{"image": NaN}', json.dumps(GOOD).replace("0.5", "Infinity")):
         assert record_of(line.encode("latin-1", "replace"), texts=2) is None
+
+
+def test_a_line_that_is_no_plan_of_an_image_is_none():
+    line = ["a.png", "a", True, {"id": "1", "image": "a.png", "年龄": None}, [1], ["a.json"], "d"]
+    assert planned_image(json_line(line).encode(), texts=2) == PlannedImage(*line)
+    odd_columns = [{"id": "1"}, [], *({**line[3], name: None} for name in ("id", "image"))]
+    odd_columns += [{**line[3], name: "x"} for name in ("distance", "probabilities", "error", "names")]
+    odd_columns += [{**line[3], "年龄": 3}]
+    for place, odd in [*((3, columns) for columns in odd_columns), (0, 3), (2, 1), (4, [2]), (5, "a.json"), (6, 3)]:
+        assert planned_image(json_line([*line[:place], odd, *line[place + 1 :]]).encode(), texts=2) is None, odd
 
 
 def test_odd_rows_are_passed_over_and_the_images_done_again(home, run):
@@ -274,6 +296,47 @@ def test_a_line_longer_than_any_of_ours_ends_a_part(tmp_path, monkeypatch):
     read = lambda data: list(records.whole_lines(io.BytesIO(data)))  # noqa: E731
     assert read(b"123456789\nab\n") == [(0, b"123456789\n"), (10, b"ab\n")]
     assert read(b"ab\n1234567890\nab\n") == read(b"ab\n12") == [(0, b"ab\n")]
+
+
+@pytest.fixture
+def listed(home, run):
+    """The part of a run over a list whose images are annotated."""
+    Image.fromarray(np.full((24, 32), 255, np.uint8)).save("mask.png")
+    Path("cases.csv").write_text("image,label,annotation\ndata/a.png,松动,mask.png\ndata/b.png,正常,mask.png\n")
+    assert run("--cases", "cases.csv") == (0, [])
+    return home / "out" / ".clip_gradcam" / "rows-0.jsonl"
+
+
+@pytest.mark.parametrize("column", ["distance", "text_specificity", "probability"])
+def test_numbers_that_are_none_are_of_no_record(listed, capsys, column):
+    """Of the two images one is left."""
+    lines = [json.loads(line) for line in listed.read_text().splitlines()]
+    lines[0]["rows"][0][column] = "0.5"
+    listed.write_text("".join(map(json_line, lines)))
+    assert main(["--join", "--output-dir", "out"]) == 1
+    assert [row["id"] for row in rows()] == ["data/b.png"]
+    assert json.loads(Path("out/evaluation.json").read_text())["groups"][0]["images"] == 1
+
+
+def test_an_evaluation_that_cannot_be_made_leaves_the_tables(listed, capsys):
+    lines = [json.loads(line) for line in listed.read_text().splitlines()]
+    lines[0]["coverages"] = {index: "AAAA" for index in lines[0]["coverages"]}
+    listed.write_text("".join(map(json_line, lines)))
+    (listed.parent.parent / "results.csv").unlink()
+    assert main(["--join", "--output-dir", "out"]) == 1
+    (error,) = capsys.readouterr().err.splitlines()
+    assert error.startswith("错误: 输出目录中保存的标注不是本工具写的")
+    assert len(rows()) == 2 and Path("out/results.csv").is_file()
+
+
+@pytest.mark.parametrize("names", [["a"] * 1001, ["\ud800"], [" "], [3], [], "ab"], ids=range(6))
+def test_texts_that_no_run_has_are_not_joined(listed, capsys, names):
+    settings = listed.parent / "settings.json"
+    texts = [[name, "x"] for name in names] if isinstance(names, list) else names
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"texts": texts}))
+    assert main(["--join", "--output-dir", "out"]) == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert "settings.json 中不是一次运行的设置" in error
 
 
 @pytest.mark.parametrize("name", ["../others/thesis.txt", "/etc/hostname", "..", "", ".", "a\0b", "sub/../x", "link/t"])
