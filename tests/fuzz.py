@@ -367,7 +367,9 @@ UNFORESEEN = re.compile(r"没有料到的错误.*|^失败: (.*：)?[A-Z]\w*(Erro
 
 def _judge_words(case, ending, argv, limits):
     """One line of error with exit 2, warnings and failures beside it; nothing that would move a terminal's cursor."""
-    tables = (ending.folder / "out" / name for name in ("results.csv", "evaluation.csv"))
+    outputs, before = tree_of_outputs(ending.folder), ending.made["out"]
+    tables = [name for name in ("results.csv", "evaluation.csv") if outputs.get(name) != before.get(name)]
+    tables = [ending.folder / "out" / name for name in tables]
     for where in (f"{ending.folder}.stderr", f"{ending.folder}.stdout", *tables):
         raw = next((line for line in re.split("\r?\n", _read(where)) if CONTROL.search(line)), None)
         if raw is not None:

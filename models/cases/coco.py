@@ -40,15 +40,17 @@ class Coco:
     def __init__(self, document: dict):
         try:
             categories = {category["id"]: str(category["name"]) for category in document.get("categories") or ()}
-            self._annotations = defaultdict(list)
+            of_images = defaultdict(list)
             for annotation in document["annotations"]:
                 name = categories.get(annotation["category_id"], f"category_id {annotation['category_id']}")
-                self._annotations[annotation["image_id"]].append((name, annotation))
-            images = [(parts_of(image["file_name"]), image["id"], image) for image in document["images"]]
-            self._images = PathIndex((parts, (number, image)) for parts, number, image in images if parts)
+                of_images[annotation["image_id"]].append((name, annotation))
+            images = [
+                (parts_of(image["file_name"]), of_images.get(image["id"], []), image) for image in document["images"]
+            ]
+            self._images = PathIndex((parts, (annotations, image)) for parts, annotations, image in images if parts)
         except (KeyError, TypeError, AttributeError) as error:
             raise InputError(f"images、annotations 或 categories 中有一项缺少内容或类型不对；{_DAMAGED}") from error
-        used = (name for annotations in self._annotations.values() for name, _ in annotations)
+        used = (name for annotations in of_images.values() for name, _ in annotations)
         self._labels = list(dict.fromkeys(used))
 
     def outlines(self, path: str, image: str, size: tuple[int, int]) -> Outlines:
@@ -61,11 +63,10 @@ class Coco:
             shown = " 和 ".join(quoted(entry["file_name"]) for _, entry in entries[:2])
             raise InputError(f"无法知道 {image} 是 {shown} 中的哪一个；请在列表中写出更长的路径")
         shapes = []
-        for number, entry in entries:
-            annotations = self._annotations.get(number, [])
-            check_shape_count(annotations)
+        for drawn, entry in entries:
+            check_shape_count(drawn)
             frame = frame_of(entry.get("width"), entry.get("height"), size)
-            shapes = [Shape(name, partial(_draw, annotation, frame)) for name, annotation in annotations]
+            shapes = [Shape(name, partial(_draw, annotation, frame)) for name, annotation in drawn]
         return Outlines(shapes, self._labels)
 
 

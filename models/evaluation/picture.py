@@ -12,7 +12,7 @@ from ..results import parts
 from ..results.page import BLACK, WHITE, Box, Drawing, Line, Text, drawable, text_box, text_length, wrap_text
 from ..results.parts import BODY, GREY, HEADING, MARGIN, TICK, TICK_LENGTH, TITLE
 from .summary import CASES, LINES
-from .tables import groups_by_split, largest_classes, shown, without_counts
+from .tables import MOST_SPLITS, groups_by_split, largest_classes, shown, without_counts
 
 EVALUATION_WORDS = {
     "specificity": parts.FOOTER_WORDS["specificity"],
@@ -41,6 +41,7 @@ EVALUATION_WORDS = {
     "chance": ("随机", "Chance"),
     "class_place": ("该类平均位置", "Class's place"),
     "gaussian": ("居中高斯", "Gaussian"),
+    "more splits": ("另有 {} 个划分，见表格文件", "{} more splits: see the table"),
     "classes": ("各类的指标", "Measures of each class"),
     "settings": ("各设置的指标（全部图像）", "Measures of each setting (all images)"),
     "more": ("另有 {} 类，见表格文件", "{} more classes: see the table"),
@@ -121,17 +122,19 @@ COLUMNS = (
 def draw_evaluation(evaluation: Mapping, names: Sequence[str], lang: str = "zh") -> Drawing:
     """Lay out `evaluate`'s dict: for each split the first setting, and a table of the settings where there are several.
 
-    `names`: K short names; of more than MOST_CLASSES those of most images are drawn. `lang`: "zh" or "en"; names and
-    settings stay as they are.
+    `names`: K short names; of more than MOST_CLASSES those of most images are drawn, of more than MOST_SPLITS splits
+    the first. `lang`: "zh" or "en"; names and settings stay as they are.
     """
     words = parts.in_language(EVALUATION_WORDS, lang)
     items, bottom = [], 60
-    for groups in groups_by_split(evaluation):
+    splits = groups_by_split(evaluation)
+    for groups in splits[:MOST_SPLITS]:
         of_split, bottom = _split(groups, names, bottom, words)
         items += of_split
     width = max([LEAST_WIDTH, *(_right(item) + MARGIN for item in items)])
     room, measure = width - 2 * MARGIN, parts.measure(BODY)
-    notes = [line for note in _notes(evaluation, words) for line in wrap_text(note, room, 4, measure)]
+    more = [words["more splits"].format(len(splits) - MOST_SPLITS)] if len(splits) > MOST_SPLITS else []
+    notes = [line for note in [*more, *_notes(evaluation, words)] for line in wrap_text(note, room, 4, measure)]
     items += parts.lines_down([words["title"]], width // 2, 48, TITLE)
     items += parts.lines_down(notes, MARGIN, bottom + APART, BODY, "l", GREY)
     return Drawing(width, bottom + APART + len(notes) * parts.leading(BODY) + 8, items)

@@ -20,6 +20,7 @@ MEASURES = (
     "text_specificity",
 )
 LINES = ("overall", "macro")
+MOST_GROUPS = 200  # each takes a fraction of a second, and of a minute with 1000 texts
 
 
 def evaluate(
@@ -47,7 +48,7 @@ def evaluate(
     that have a value, n their number; AUC's n is the number of images with the label. A measure without a value is left
     out. Baselines see the annotations of one split; see `measure_baselines`. Intervals: see `bootstrap`.
 
-    Raises InputError where rows or coverages are none of ours.
+    Raises InputError where rows or coverages are none of ours, or of more than MOST_GROUPS splits and settings.
     """
     splits: dict[str | None, dict[str, _Group]] = {}
     indices = {name: index for index, name in enumerate(names)}
@@ -60,6 +61,9 @@ def evaluate(
         raise InputError(
             f"结果中有一行不是本工具写的，或已损坏（{shortened(repr(error), 80)}）：请换一个输出目录"
         ) from error
+    count = sum(map(len, splits.values()))
+    if count > MOST_GROUPS:
+        raise InputError(f"划分和设置共 {count} 组，至多评估 {MOST_GROUPS} 组：请检查列表的 split 列，它应只有几种值")
     groups = []
     for split, settings in splits.items():
         baselines = _baselines(settings.values(), coverages, tolerance)

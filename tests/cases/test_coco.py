@@ -244,6 +244,7 @@ def test_annotations_that_are_none(save, other, said):
         {"images": [1], "annotations": []},
         {"images": [{"id": 1}], "annotations": []},
         {"images": [{"id": 1, "file_name": 3}], "annotations": []},
+        {"images": [{"id": [1], "file_name": "a.png"}], "annotations": []},
         {"images": [], "annotations": [{"id": 1, "image_id": [], "category_id": 1}]},
         {"images": [], "annotations": ["x"]},
         {"images": [], "annotations": [], "categories": 3},

@@ -100,6 +100,8 @@ def test_many_splits_are_cut_and_nothing_is_nothing():
     rows = [row(f"{number}", [0], 0, split=f"fold {number}") for number in range(9)]
     lines = terminal_lines(evaluate(rows, {}, NAMES), NAMES)
     assert sum(line.startswith("评估") for line in lines) == 5 and lines[-1] == "另有 4 个划分，见表格"
+    shown = strings(draw_evaluation(evaluate(rows, {}, NAMES), NAMES, "zh"))
+    assert sum(string.startswith("划分") for string in shown) == 5 and "另有 4 个划分，见表格文件" in shown
     assert terminal_lines(evaluate([], {}, NAMES), NAMES) == []
     assert len(terminal_lines(evaluate([row("a", [], 0)], {}, NAMES), NAMES)) == 1
 

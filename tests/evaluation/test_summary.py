@@ -8,6 +8,7 @@ from evaluation_rows import NAMES, random_rows, row
 from sklearn.metrics import confusion_matrix, roc_auc_score
 
 from models.errors import InputError
+from models.evaluation import summary
 from models.evaluation.measures import GRID, measure_heatmap, pack_coverage
 from models.evaluation.summary import CASES, MEASURES, evaluate
 
@@ -259,3 +260,11 @@ def test_measures_stand_in_their_order_and_json_takes_them():
 def test_a_row_that_is_none_of_ours_is_said(column, damaged):
     with pytest.raises(InputError, match="结果中有一行不是本工具写的"):
         only_group([{**row("a", [0], 0, annotated=0, distance=0), column: damaged}])
+
+
+def test_a_split_of_each_image_is_said(monkeypatch):
+    monkeypatch.setattr(summary, "MOST_GROUPS", 3)
+    rows = [row(f"{number}", [0], 0, split=f"P{number}") for number in range(4)]
+    assert len(evaluate(rows[:3], {}, NAMES)["groups"]) == 3
+    with pytest.raises(InputError, match="共 4 组，至多评估 3 组：请检查列表的 split 列"):
+        evaluate(rows, {}, NAMES)
