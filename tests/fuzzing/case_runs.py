@@ -5,11 +5,12 @@ import contextlib
 import json
 import shutil
 import zlib
+from functools import partial
 from pathlib import Path
 from random import Random
 
 from .cases import CASE_RUN
-from .leftovers import STATE_MUTATIONS, mutate_lines
+from .leftovers import STATE_MUTATIONS, mutate_line, mutate_lines
 from .mutate import ODD_TEXTS, VALID, nodes, number, own_cache, some, write
 
 WORDS = ("正常", "松动", "感染", "test", "P1", "../x", "P1\x1b[2J", "=1+1", "0", "9" * 20, "\ud800", *ODD_TEXTS)
@@ -74,37 +75,27 @@ def _change_lines(random: Random, state: Path) -> None:
 
 def _foreign_shard(random: Random, state: Path) -> None:
     """A folder that is named as a shard's."""
-    names = (
-        "shard-1-of-2",
-        "shard-2-of-2",
-        "shard-3-of-2",
-        "shard-0-of-0",
-        "shard-1-of-99999",
-        "shard-2-of-3",
-        "shard-٣-of-٤",
-    )
-    place = Path("out/.clip_gradcam") / random.choice(names)
+    names = ("1-of-2", "2-of-2", "3-of-2", "0-of-0", "1-of-99999", "2-of-3", "٣-of-٤")
+    place = Path("out/.clip_gradcam") / f"shard-{random.choice(names)}"
+    settings = random.choice((b"{}", b"[]", b'{"texts": [["a"]]}', b""))
     random.choice(
         (
             lambda: shutil.copytree(state, place, symlinks=True),
             lambda: shutil.copytree(VALID / "case_run/.clip_gradcam", place),
             lambda: place.mkdir(),
-            lambda: write(place / "settings.json", random.choice((b"{}", b"[]", b'{"texts": [["a"]]}', b""))),
+            lambda: (place.mkdir(), write(place / "settings.json", settings)),
             lambda: place.symlink_to(Path("outside").absolute()),
         )
     )()
 
 
-def _one_line_alike(random: Random, state: Path) -> None:
-    def change(lines: list) -> list:
-        place = random.randrange(len(lines))
-        lines[place] = _change_alike(random, lines[place])
-        return lines
-
-    mutate_lines(random, state, change)
-
-
-MUTATIONS = (*STATE_MUTATIONS, *[_one_line_alike] * 8, *[_change_lines] * 4, _foreign_shard, _foreign_shard)
+MUTATIONS = (
+    *STATE_MUTATIONS,
+    *[partial(mutate_line, _change_alike)] * 8,
+    *[_change_lines] * 4,
+    _foreign_shard,
+    _foreign_shard,
+)
 
 
 def make_case_state(random: Random) -> list[str]:
@@ -113,7 +104,7 @@ def make_case_state(random: Random) -> list[str]:
     shutil.copytree(VALID / name, "out")
     for _ in range(random.choice((0, 1, 1, 2, 4))):
         states = [path.parent for path in sorted(Path("out").rglob("settings.json"))]
-        with contextlib.suppress(OSError, ValueError, LookupError):  # what an earlier mutation took away
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError, AttributeError):  # of an earlier one
             random.choice(MUTATIONS)(random, random.choice(states))
     shard = ["--shard", random.choice(("1/2", "2/2"))] if name == "case_shards" and random.random() < 0.7 else []
     tolerance = ["--tolerance", random.choice(("0", "15", "224"))]

@@ -125,13 +125,14 @@ def mutate_lines(random, state: Path, change: Callable[[list], list]) -> None:
     path.write_bytes(b"".join(json_bytes(random, line) + b"\n" for line in lines))
 
 
-def _mutate_state_tree(random, state: Path) -> None:
-    def change(lines: list) -> list:
-        place = random.randrange(len(lines))
-        lines[place] = mutate_tree(random, lines[place])
-        return lines
+def mutate_line(change: Callable, random, state: Path) -> None:
+    """One line of a run's files by `change(random, tree)`."""
 
-    mutate_lines(random, state, change)
+    def change_one(lines: list) -> list:
+        place = random.randrange(len(lines))
+        return [*lines[:place], change(random, lines[place]), *lines[place + 1 :]]
+
+    mutate_lines(random, state, change_one)
 
 
 def _drop_output(random, state: Path) -> None:
@@ -139,7 +140,7 @@ def _drop_output(random, state: Path) -> None:
 
 
 STATE_MUTATIONS = (
-    _link, _link, _replace_state, _mutate_state_file, _mutate_state_tree, _mutate_state_tree, _drop_output,
+    _link, _link, _replace_state, _mutate_state_file, *[partial(mutate_line, mutate_tree)] * 2, _drop_output,
 )  # fmt: skip
 
 
