@@ -1,4 +1,4 @@
-"""COCO's JSON: the outlines of many images in one file. Masks are those that pycocotools makes."""
+"""COCO's JSON: the outlines of many images in one file, drawn as those of LabelMe; of runs the very pixels."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..images.limits import check_pixel_count
+from ..images.preprocessing import Region
 from .matching import PathIndex, parts_of
 from .shapes import (
     Frame,
@@ -17,9 +18,9 @@ from .shapes import (
     Shape,
     check_proportions,
     check_shape_count,
-    coco_polygon,
     coco_runs,
     frame_of,
+    polygon,
     resize_nearest,
 )
 from .texts import quoted
@@ -76,13 +77,14 @@ def _draw(annotation: dict, frame: Frame) -> np.ndarray:
         segmentation = annotation.get("segmentation")
         if isinstance(segmentation, dict):
             return resize_nearest(decode_runs(segmentation, frame), frame.size)
-        polygons = segmentation or [_corners(annotation.get("bbox"))]
-        if not isinstance(polygons, list):
+        if not segmentation:
+            return _box(frame.points(_corners(annotation.get("bbox"))), frame.size)
+        if not isinstance(segmentation, list):
             raise InputError("segmentation 应是多边形的列表或 RLE")
-        check_shape_count(polygons)
+        check_shape_count(segmentation)
         mask = np.zeros(frame.size, dtype=bool)
-        for polygon in polygons:
-            mask |= coco_polygon(frame.points(_pairs(polygon)), frame.size)
+        for numbers in segmentation:
+            mask |= polygon(frame.points(_pairs(numbers)), frame.size)
         return mask
     except InputError as error:
         raise InputError(f"标注 {quoted(str(annotation.get('id')))}：{error}") from error
@@ -95,13 +97,21 @@ def _pairs(numbers) -> list:
 
 
 def _corners(box) -> list:
+    """Two opposite corners of a box."""
     if not isinstance(box, list) or len(box) != 4 or not all(isinstance(number, (int, float)) for number in box):
         raise InputError("既没有 segmentation，也没有 bbox [x, y, 宽, 高]")
     try:
         x, y, width, height = map(float, box)
     except OverflowError:  # an integer of hundreds of digits
-        return [math.inf] * 8
-    return [x, y, x, y + height, x + width, y + height, x + width, y]
+        x = y = width = height = math.inf
+    return [(x, y), (x + width, y + height)]
+
+
+def _box(corners: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """bool [H, W]: the pixels whose centres lie between two corners, (x, y) each."""
+    mask = np.zeros(size, dtype=bool)
+    mask[Region(*corners.min(axis=0), *corners.max(axis=0)).pixels(*size)] = True
+    return mask
 
 
 def decode_runs(segmentation: dict, frame: Frame) -> np.ndarray:

@@ -5,7 +5,7 @@ Sizes are (H, W); points are float64 [N, 2] of (x, y) in the image's pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -128,62 +128,6 @@ def _drawn(shape: str, numbers, size: tuple[int, int]) -> np.ndarray:
     canvas = Image.new("L", size[::-1])
     getattr(ImageDraw.Draw(canvas), shape)(numbers, outline=1, fill=1)
     return np.asarray(canvas).view(bool)
-
-
-# -- drawn as COCO does -----------------------------------------------------------------------
-
-_FINER = 5  # steps of a pixel in which pycocotools follows an edge
-MOST_STEPS = 1 << 16  # in memory at a time
-
-
-def coco_polygon(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The mask that pycocotools makes of a polygon (`rleFrPoly` of its maskApi.c), pixel for pixel.
-
-    Edges are followed in fifths of a pixel; where one crosses the middle of a column of pixels, what lies below that
-    place changes between outside and inside.
-    """
-    height, width = size
-    corners = (_FINER * points + 0.5).astype(np.int64)  # towards 0, as C does
-    left, right = np.clip([corners[:, 0].min() // _FINER, corners[:, 0].max() // _FINER + 1], 0, width)
-    changes = np.zeros((right - left, height + 1), dtype=bool)
-    for edges in _parts_of_edges(corners):
-        columns, rows = _crossings(*edges, size)
-        places, counts = np.unique((columns - left) * (height + 1) + rows, return_counts=True)
-        changes.flat[places[counts % 2 == 1]] ^= True
-    mask = np.zeros(size, dtype=bool)
-    mask[:, left:right] = np.logical_xor.accumulate(changes, axis=1)[:, :height].T
-    return mask
-
-
-def _parts_of_edges(corners: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(starts, ends) of the edges of a polygon int [N, 2], of as many at a time as take about MOST_STEPS."""
-    ends = np.roll(corners, -1, axis=0)
-    steps = np.abs(ends - corners).max(axis=1) + 1
-    borders = np.flatnonzero(np.diff(np.cumsum(steps) // MOST_STEPS)) + 1
-    return zip(np.split(corners, borders), np.split(ends, borders))
-
-
-def _crossings(starts: np.ndarray, ends: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """(columns, first rows below) where edges cross the middles of columns of pixels; of each edge each column once."""
-    height, width = size
-    lengths = np.abs(ends - starts)
-    along = (lengths[:, 1] > lengths[:, 0]).astype(int)  # the longer side of each
-    edges = np.arange(len(starts))
-    is_backwards = (starts[edges, along] > ends[edges, along])[:, None]
-    first, last = np.where(is_backwards, ends, starts), np.where(is_backwards, starts, ends)
-    counts = lengths.max(axis=1) + 1
-    slopes = (last - first)[edges, 1 - along] / np.maximum(counts - 1, 1)
-    edge = np.repeat(edges, counts)
-    steps = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-    longer = first[edges, along][edge] + steps
-    shorter = (first[edges, 1 - along][edge] + slopes[edge] * steps + 0.5).astype(np.int64)
-    is_steep = along[edge] == 1
-    x, y = np.where(is_steep, shorter, longer), np.where(is_steep, longer, shorter)
-    columns, rows = np.minimum(x[1:], x[:-1]), np.minimum(y[1:], y[:-1])
-    is_crossing = (x[1:] != x[:-1]) & (edge[1:] == edge[:-1])
-    is_crossing &= (columns % _FINER == _FINER // 2) & (columns >= 0) & (columns < _FINER * width)
-    rows = np.ceil((rows[is_crossing] + 0.5) / _FINER - 0.5)
-    return columns[is_crossing] // _FINER, np.clip(rows, 0, height).astype(np.int64)
 
 
 def coco_runs(counts: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -1,14 +1,15 @@
-"""COCO's JSON: pycocotools' masks pixel for pixel, of the image that the file means."""
+"""COCO's JSON: outlines drawn as LabelMe's, runs as pycocotools has them, of the image that the file means."""
 
 import json
 
 import numpy as np
 import pytest
-from annotated import NAMES, TEXTS, assert_masks, drawing, read
+from annotated import NAMES, TEXTS, assert_masks, read
+from PIL import Image, ImageDraw
 from pycocotools import mask as reference
 
-from models.cases import annotations, coco, shapes
-from models.cases.shapes import Frame, coco_polygon
+from models.cases import annotations, coco
+from models.cases.shapes import Frame
 from models.errors import InputError
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")  # pycocotools' own
@@ -52,30 +53,12 @@ def refusal(path, **image):
     return str(error.value).removeprefix(f"无法使用标注 {path}：")
 
 
-def test_polygons_as_pycocotools():
-    rng = np.random.default_rng(0)
-    for number in range(300):
-        height, width = map(int, rng.integers(1, 40, 2))
-        points = rng.uniform(-15, 50, (rng.integers(3, 9), 2))
-        points = np.rint(points) if number % 3 == 0 else points
-        points[-1] = points[0] if number % 5 == 0 else points[-1]  # closed by hand
-        expected = reference.decode(reference.frPyObjects([points.ravel().tolist()], height, width))[..., 0]
-        np.testing.assert_array_equal(coco_polygon(points, (height, width)), expected)
-
-
-def test_a_polygon_of_many_corners_in_parts(monkeypatch):
-    rng = np.random.default_rng(0)
-    points = rng.uniform(-15, 50, (300, 2))
-    whole = coco_polygon(points, (30, 40))
-    expected = reference.decode(reference.frPyObjects([points.ravel().tolist()], 30, 40))[..., 0]
-    monkeypatch.setattr(shapes, "MOST_STEPS", 100)
-    np.testing.assert_array_equal(whole, expected)
-    np.testing.assert_array_equal(coco_polygon(points, (30, 40)), expected)
-
-
-def test_a_polygon_by_hand():
-    square = np.array([(1, 1), (4, 1), (4, 3), (1, 3)], dtype=float)
-    np.testing.assert_array_equal(coco_polygon(square, (4, 6)), drawing("...... .###.. .###.. ......"))
+def test_polygons_as_labelme_draws_them(save):
+    points = [(2.3, 1.8), (25.5, 4.2), (20.1, 17.9), (11, 9.5)]
+    path = save([entry(5, "a.png")], [annotation(5, 10, segmentation=[list(sum(points, ()))])])
+    canvas = Image.new("1", SIZE[::-1])
+    ImageDraw.Draw(canvas).polygon(points, outline=1, fill=1)
+    assert_masks(read([path], SIZE), {0: np.array(canvas)})
 
 
 def runs_of(mask):
@@ -99,13 +82,13 @@ def test_runs_as_pycocotools_encodes():
 def test_boxes_polygons_and_runs_of_an_image(save):
     runs = reference.encode(np.asfortranarray(filled(20, 10).astype(np.uint8)))
     runs = {"size": list(SIZE), "counts": runs["counts"].decode()}
-    two = [[4, 2, 7, 2, 7, 7, 4, 7], [20, 10, 23, 10, 23, 15, 20, 15]]
+    two = [[4, 2, 6, 2, 6, 6, 4, 6], [20, 10, 22, 10, 22, 14, 20, 14]]  # the outline included
     path = save(
         [entry(5, "a.png"), entry(6, "b.png")],
         [
             box(5, 10),
             annotation(5, 10, segmentation=runs, iscrowd=1),
-            annotation(5, 12, segmentation=two, bbox=[0, 0, 30, 20]),
+            annotation(5, 12, segmentation=two, bbox=[0, 0, 30, 20]),  # the box does not count
             box(6, 11),
             annotation(5, 13, segmentation=[]),
         ],
