@@ -46,6 +46,7 @@ class Case(NamedTuple):
 class CaseList(NamedTuple):
     cases: list[Case]
     columns: tuple[str, ...]  # the list's other columns, as they are written
+    own: dict[str, str]  # {one of COLUMNS that the list has: how it is written there}
 
 
 def read_cases(
@@ -81,7 +82,8 @@ def read_cases(
         more = f"；另有 {len(problems) - PROBLEMS_SHOWN} 处" if len(problems) > PROBLEMS_SHOWN else ""
         hint = BESIDE if reader.has_missing and not image_folders else ""
         raise InputError(f"列表 {path} 有 {len(problems)} 处错误：{'；'.join(problems[:PROBLEMS_SHOWN])}{more}{hint}")
-    return CaseList(cases, tuple(table.header[place] for place in reader.others))
+    own = {column: table.written[place] for column, place in reader.places.items()}
+    return CaseList(cases, tuple(table.header[place] for place in reader.others), own)
 
 
 def _rows_of_splits(path, table, split):

@@ -16,14 +16,13 @@ LONGEST_LINE = 1 << 20  # characters
 TABLE_SUFFIXES = (".csv", ".tsv")
 DELIMITERS = ",\t;"
 COLUMNS = {
-    "image": ("图像", "影像", "图片", "文件"),
-    "label": ("标签", "类别"),
-    "annotation": ("标注", "掩膜"),
-    "patient": ("患者", "病人", "患者编号"),
-    "split": ("划分", "数据集"),
+    "image": ("图像", "影像", "图片", "图像路径", "路径", "文件", "文件名", "path", "file", "filename", "file_name"),
+    "label": ("标签", "类别", "诊断", "分类", "标记", "labels", "class", "diagnosis"),
+    "annotation": ("标注", "标注文件", "掩膜", "annotations", "mask"),
+    "patient": ("患者", "病人", "患者编号", "病人编号", "患者号", "住院号", "病历号", "patient_id", "patientid"),
+    "split": ("划分", "数据集", "subset"),
     "id": ("编号",),
-}
-_COLUMNS_BY_NAME = {name: column for column, aliases in COLUMNS.items() for name in (column, *aliases)}
+}  # of several in one list the first counts, the others are carried
 _LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
 
 
@@ -31,6 +30,7 @@ class Table(NamedTuple):
     """`header`: for each cell of a row one of COLUMNS or the name as written, "" for a column without one."""
 
     header: list[str]
+    written: list[str]  # the same as the list has it
     rows: list[tuple[int, list[str]]]  # (line of the file in which the row begins, from 1; cells)
 
 
@@ -56,29 +56,38 @@ def _parse(text: str, is_table: bool) -> Table:
         raise InputError(f"第 {text[: text.index(chr(0))].count(chr(10)) + 1} 行含有空字符，请另存为 UTF-8 的文本")
     if max(text.count("\n"), text.count("\r")) > MOST_LINES:
         raise InputError(f"超过 {MOST_LINES} 行，请分成几个列表，并删去空行")
-    headers = {delimiter: _header(text, delimiter) for delimiter in DELIMITERS}
+    names = {delimiter: _names(text, delimiter) for delimiter in DELIMITERS}
+    headers = {delimiter: _header(names[delimiter]) for delimiter in DELIMITERS}
     fitting = [delimiter for delimiter in DELIMITERS if "image" in headers[delimiter]]
     if not fitting and not is_table:
         lines = ((number, [line.strip()]) for number, line in enumerate(_lines(text), 1))
-        return Table(["image"], _at_most(row for row in lines if row[1][0]))
+        return Table(["image"], ["image"], _at_most(row for row in lines if row[1][0]))
     delimiter = max(fitting or DELIMITERS, key=lambda delimiter: len(headers[delimiter]))
-    header = headers[delimiter]
+    header, written = headers[delimiter], names[delimiter]
     rows = _rows(text, delimiter)
     next(rows, None)
     if header and not fitting:
         raise InputError(_no_images(header))
     _check_once(header)
-    return Table(header, _at_most(rows))
+    return Table(header, written, _at_most(rows))
 
 
-def _header(text: str, delimiter: str) -> list[str]:
-    """The columns by the first row; none where it cannot be parted so."""
+def _names(text: str, delimiter: str) -> list[str]:
+    """The cells of the first row; none where it cannot be parted so."""
     try:
         cells = next(_rows(text, delimiter), (1, []))[1]
     except InputError:
         return []
-    names = [cell.strip() for cell in cells]
-    return [_COLUMNS_BY_NAME.get(name.lower(), name) for name in names]
+    return [cell.strip() for cell in cells]
+
+
+def _header(names: list[str]) -> list[str]:
+    """Names with those of COLUMNS in their places; blanks within a name do not count."""
+    header, plain = list(names), ["".join(name.lower().split()) for name in names]
+    for column, aliases in COLUMNS.items():
+        present = next((name for name in (column, *aliases) if name in plain), None)
+        header = [column if name == present else shown for name, shown in zip(plain, header)]
+    return header
 
 
 def _no_images(header: list[str]) -> str:
@@ -92,8 +101,7 @@ def _check_once(header: list[str]) -> None:
     columns = set()
     for name in filter(None, header):
         if name.lower() in columns:
-            aliases = f"（{'、'.join(COLUMNS[name])} 也是它）" if name in COLUMNS else ""
-            raise InputError(f"中 {shortened(name, 60)} 列{aliases}出现了两次，请改名或删去一列")
+            raise InputError(f"中 {shortened(name, 60)} 列出现了两次，请改名或删去一列")
         columns.add(name.lower())
 
 

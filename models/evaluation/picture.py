@@ -4,7 +4,7 @@ Laid out like the figures of `results`: each part starts at a corner and says wh
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ from ..results import parts
 from ..results.page import BLACK, WHITE, Box, Drawing, Line, Text, drawable, text_box, text_length, wrap_text
 from ..results.parts import BODY, GREY, HEADING, MARGIN, TICK, TICK_LENGTH, TITLE
 from .summary import CASES, LINES
-from .tables import MOST_SPLITS, groups_by_split, largest_classes, shown, without_counts
+from .tables import MOST_SPLITS, explained, groups_by_split, largest_classes, lines_of, shown, without_counts
 
 EVALUATION_WORDS = {
     "specificity": parts.FOOTER_WORDS["specificity"],
@@ -35,8 +35,8 @@ EVALUATION_WORDS = {
     "pointing_strict": ("命中（严格）", "Hit (strict)"),
     "iou_half": ("IoU（半高）", "IoU (half)"),
     "iou_otsu": ("IoU（Otsu）", "IoU (Otsu)"),
-    "energy": ("能量占比", "Energy"),
-    "contrast_to_noise": ("对比噪声比", "CNR"),
+    "energy": ("能量", "Energy"),
+    "contrast_to_noise": ("CNR", "CNR"),
     "text_specificity": ("文本特异性", "Text specificity"),
     "chance": ("随机", "Chance"),
     "class_place": ("该类平均位置", "Class's place"),
@@ -69,7 +69,7 @@ EVALUATION_WORDS = {
         "energy: the heatmap's share inside the annotation",
     ),
     "noise": (
-        "对比噪声比：标注内外热力图均值之差除以两者方差之和的平方根",
+        "CNR（对比噪声比）：标注内外热力图均值之差除以两者方差之和的平方根",
         "CNR: difference of the heatmap's means in and outside of the annotation over the root of the variances' sum",
     ),
     "blind": (
@@ -86,6 +86,8 @@ EVALUATION_WORDS = {
         "括号内：95% 区间，自助法（百分位数），按{}重抽 {} 次",
         "In brackets: 95% interval, percentile bootstrap over {}, {} draws",
     ),
+    "failed": ("{} 张图像失败，没有计入", "{} images failed and are left out"),
+    "of split": ("划分", "Split"),
     "of patients": ("患者", "patients"),
     "of images": ("图像", "images"),
 }
@@ -129,7 +131,7 @@ def draw_evaluation(evaluation: Mapping, names: Sequence[str], lang: str = "zh")
     items, bottom = [], 60
     splits = groups_by_split(evaluation)
     for groups in splits[:MOST_SPLITS]:
-        of_split, bottom = _split(groups, names, bottom, words)
+        of_split, bottom = _split(groups, names, bottom, words, explained(evaluation, lang))
         items += of_split
     width = max([LEAST_WIDTH, *(_right(item) + MARGIN for item in items)])
     room, measure = width - 2 * MARGIN, parts.measure(BODY)
@@ -147,9 +149,11 @@ def _right(item: Text | Box | Line) -> int:
     return item.right if isinstance(item, Box) else math.ceil(max(x for x, _ in item.points))
 
 
-def _split(groups: Sequence[Mapping], names: Sequence[str], top: int, words: Mapping) -> Part:
+def _split(groups: Sequence[Mapping], names: Sequence[str], top: int, words: Mapping, explained: str) -> Part:
     first = groups[0]
-    heading = wrap_text(_about(first, words), HEADING_ROOM, 3, parts.measure(HEADING))
+    heading = wrap_text(
+        "　".join(filter(None, [_about(first, words), drawable(explained)])), HEADING_ROOM, 3, parts.measure(HEADING)
+    )
     items, bottom = parts.lines_down(heading, MARGIN, top + 40, HEADING, "l"), top + 40
     bottom += (len(heading) - 1) * parts.leading(HEADING)
     classes = largest_classes(first, names, MOST_CLASSES)
@@ -188,7 +192,19 @@ def _notes(evaluation: Mapping, words: Mapping) -> list[str]:
     notes += [words["auc note"]] if labelled else []
     specific = any("text_specificity" in group["overall"] for group in groups)
     notes += [words["specificity"].format("")] if specific else []
-    return [*notes, words["interval"].format(over, evaluation["draws"])]
+    failed = [words["failed"].format(evaluation["failed"])] if evaluation.get("failed") else []
+    return [*notes, words["interval"].format(over, evaluation["draws"]), *failed]
+
+
+def paper_rows(evaluation: Mapping, names: Sequence[str], lang: str = "zh") -> Iterator[tuple]:
+    """The tables of the page as cells, headings first: of each group all images, the classes' means, each class."""
+    words = parts.in_language(EVALUATION_WORDS, lang)
+    yield *(words[name] for name in ("of split", "setting", "class")), *(words[column.heading] for column in COLUMNS)
+    for group in evaluation["groups"]:
+        group = {**group, "macro": without_counts(group["macro"])}
+        for line, measures in lines_of(group, names, lang):
+            cells = (shown(measures, column.measure, column.kind, words["brackets"]) for column in COLUMNS)
+            yield group["split"], group["setting"], line, *cells
 
 
 # -- tables

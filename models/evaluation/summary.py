@@ -13,7 +13,12 @@ from .baselines import BASELINES, LOCALISATION, measure_baselines
 from .bootstrap import DRAWS, Scores, Units, areas_under_curves, draw_counts, interval, means
 from .measures import GRID, TOLERANCE
 
-CASES = ("right_inside", "right_outside", "wrong_inside", "wrong_outside")  # predicted among the labels; a hit
+CASES = (
+    "right_inside",
+    "right_outside",
+    "wrong_inside",
+    "wrong_outside",
+)  # annotated text predicted or not; a hit or not
 MEASURES = (
     *("accuracy", "auc", "pointing", "pointing_strict", "iou_half", "iou_otsu", "energy", "contrast_to_noise"),
     *CASES,
@@ -202,7 +207,7 @@ def _localisation(group: _Group, of_image: Mapping[str, int], tolerance: float) 
     keys = group.annotations
     values = np.array([annotation.values for annotation in keys.values()], float).reshape(-1, len(MEASURED))
     hit, strict_hit = values[:, 0] <= tolerance, values[:, 0] == 0
-    right = np.array([group.images[image].is_right for image, _ in keys], bool)
+    right = np.array([group.images[image].predicted == text for image, text in keys], bool)
     cases = np.column_stack([right & hit, right & ~hit, ~right & hit, ~right & ~hit]).astype(float)
     cases[np.array([not group.images[image].labels for image, _ in keys], bool)] = np.nan
     values, measures = np.column_stack([hit, strict_hit, values[:, 1:], cases]), (*LOCALISATION, *CASES)

@@ -4,20 +4,22 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from ..errors import escape_unprintable
 from ..results.page import columns_of, wrap_text
+from ..results.parts import in_language
 from .baselines import BASELINES
-from .summary import CASES, LINES
+from .summary import CASES
 
-HEADER = ("split", "method", "setting", "class", "measure", "n", "value", "low", "high", *BASELINES)
-LINE_NAMES = dict(zip(LINES, ("全部", "类平均")))
+NUMBERS = ("n", "value", "low", "high", *BASELINES)
+HEADER = ("split", "method", "setting", "target", "class", "measure", *NUMBERS)
+LINE_NAMES = {"overall": ("全部", "all"), "macro": ("类平均", "mean of classes")}
 
 
-def evaluation_rows(evaluation: Mapping, names: Sequence[str]) -> Iterator[tuple]:
+def evaluation_rows(evaluation: Mapping, names: Sequence[str], lang: str = "zh") -> Iterator[tuple]:
     """Cells under HEADER, a row for each number of `evaluate`: of each group, line and measure; None where none is."""
     for group in evaluation["groups"]:
-        for line, measures in lines_of(group, names):
-            about = group["split"], group["method"], group["setting"], line
+        for line, measures in lines_of(group, names, lang):
+            about = group["split"], group["method"], group["setting"], evaluation.get("target"), line
             for measure, numbers in measures.items():
-                yield *about, measure, *(numbers.get(column) for column in HEADER[5:])
+                yield *about, measure, *map(numbers.get, NUMBERS)
 
 
 def groups_by_split(evaluation: Mapping) -> list[list[Mapping]]:
@@ -28,9 +30,9 @@ def groups_by_split(evaluation: Mapping) -> list[list[Mapping]]:
     return list(splits.values())
 
 
-def lines_of(group: Mapping, names: Sequence[str]) -> list[tuple[str, Mapping]]:
+def lines_of(group: Mapping, names: Sequence[str], lang: str = "zh") -> list[tuple[str, Mapping]]:
     """(name, measures) of all images, of the classes' means and of each of `names` that has some."""
-    lines = [(LINE_NAMES[line], group[line]) for line in LINES]
+    lines = [(name, group[line]) for line, name in in_language(LINE_NAMES, lang).items()]
     return lines + [(name, group["classes"][name]) for name in names if name in group["classes"]]
 
 
@@ -59,6 +61,7 @@ COLUMNS = (
     ("命中（容差）", "pointing", "interval"),
     ("随机", "pointing", "chance"),
     ("该类平均位置", "pointing", "class_place"),
+    ("居中高斯", "pointing", "gaussian"),
     ("命中（严格）", "pointing_strict", "value"),
     ("IoU（半高）", "iou_half", "value"),
     ("IoU（Otsu）", "iou_otsu", "value"),
@@ -73,16 +76,34 @@ def terminal_lines(evaluation: Mapping, names: Sequence[str]) -> list[str]:
     first = splits[:MOST_SPLITS]
     lines = []
     for groups in first:
+        about = explained(evaluation, "zh")
+        lines.append(_title(groups[0]) + (f"；{about}" if about else ""))
         lines += _split_lines(groups, names, MOST_LINES // len(first))
+    if evaluation.get("failed"):
+        lines.append(f"另有 {evaluation['failed']} 张图像失败，没有计入")
     if len(splits) > len(first):
         lines.append(f"另有 {len(splits) - len(first)} 个划分，见表格")
     return lines + _notes([group for groups in first for group in groups], evaluation)
 
 
+EXPLAINED = {  # by what `target` says
+    "predicted": ("解释的是预测的文本", "Explained: the predicted text"),
+    "label": ("解释的是标签", "Explained: the labels"),
+    "all": ("解释的是全部文本", "Explained: all texts"),
+}
+OTHER_TEXTS = ("解释的是 {}", "Explained: {}")
+
+
+def explained(evaluation: Mapping, lang: str) -> str:
+    """Which texts' heatmaps were measured; "" where it is not known."""
+    target = evaluation.get("target")
+    other = in_language({"other": OTHER_TEXTS}, lang)["other"]
+    return "" if target is None else in_language(EXPLAINED, lang).get(target) or other.format(target)
+
+
 def _split_lines(groups: Sequence[Mapping], names: Sequence[str], most: int) -> list[str]:
     first = groups[0]
-    lines = [_title(first)]
-    lines += _table_of_four(first["cases"])
+    lines = _table_of_four(first["cases"])
     classes = largest_classes(first, names, most)
     first = {**first, "macro": without_counts(first["macro"])}
     lines += _aligned("类别", [(name, line) for name, line in lines_of(first, classes) if line])

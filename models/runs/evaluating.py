@@ -9,12 +9,13 @@ from typing import NamedTuple
 
 from ..errors import InputWarning, say
 from ..evaluation.measures import TOLERANCE
-from ..evaluation.picture import draw_evaluation
+from ..evaluation.picture import draw_evaluation, paper_rows
 from ..evaluation.summary import evaluate
 from ..evaluation.tables import HEADER, evaluation_rows, terminal_lines
 from ..results.figure import encode_figure
 from ..results.parts import label_in_language
 from ..writing import write_files
+from .records import are_indices
 from .state import RunState
 from .tables import csv_line
 from .totals import Totals
@@ -40,20 +41,46 @@ def evaluate_run(state: RunState, totals: Totals, cases: CaseChoice, lang: str) 
     evaluation = evaluate(_rows(totals), coverages, totals.names, cases.tolerance)
     if not any(group["labelled"] or group["annotated"] for group in evaluation["groups"]):
         return
-    csv_path, json_path, picture = state.evaluation
-
-    def csv_lines():
-        yield "\ufeff" + csv_line(HEADER)
-        yield from map(csv_line, evaluation_rows(evaluation, totals.names))
-
-    def json_lines():
-        yield json.dumps({"names": totals.names, **evaluation}, ensure_ascii=False, indent=1) + "\n"
-
-    written = [state.write_table(csv_path, csv_lines), state.write_table(json_path, json_lines), picture]
+    evaluation |= {"target": _target(state, totals.names), "failed": totals.failed}
     groups = [{**group, "setting": label_in_language(group["setting"], lang)} for group in evaluation["groups"]]
-    drawing = draw_evaluation({**evaluation, "groups": groups}, totals.names, lang)
+    translated = {**evaluation, "groups": groups}
+    table_path, paper_path, json_path, picture = state.evaluation
+
+    def csv_lines(rows):
+        yield "\ufeff"
+        yield from map(csv_line, rows)
+
+    contents = {
+        table_path: lambda: csv_lines([HEADER, *evaluation_rows(translated, totals.names, lang)]),
+        paper_path: lambda: csv_lines(paper_rows(translated, totals.names, lang)),
+        json_path: lambda: [json.dumps({"names": totals.names, **evaluation}, ensure_ascii=False, indent=1) + "\n"],
+    }
+    written = [state.write_table(path, lines) for path, lines in contents.items()]
+    drawing = draw_evaluation(translated, totals.names, lang)
     write_files({picture: encode_figure(drawing, picture.suffix)}, durable=True, staging=state.staging)
-    say(*terminal_lines(evaluation, totals.names), f"评估已保存：{'、'.join(map(str, written))}")
+    say(*terminal_lines(evaluation, totals.names), *_wrong_reasons(totals, cases.tolerance))
+    say(f"评估已保存：{'、'.join(map(str, [*written, picture]))}")
+
+
+def _target(state: RunState, names: list[str]) -> str:
+    """Which texts were explained: "predicted", "label", "all", or their names."""
+    targets = (state.read_settings() or {}).get("targets")
+    if not are_indices(targets, len(names)):
+        return "label" if targets == "label" else "predicted"
+    return "all" if len(targets) == len(names) > 1 else ";".join(names[target] for target in targets)
+
+
+SHOWN_CASES = 10
+
+
+def _wrong_reasons(totals: Totals, tolerance: float) -> list[str]:
+    """The images of which the first setting predicts what is annotated, and looks elsewhere."""
+    rows = [row for row in totals.rows(tolerance) if row.get("case") == "right_outside"]
+    images = list(dict.fromkeys(row["id"] for row in rows if row["setting"] == rows[0]["setting"]))
+    if not images:
+        return []
+    more = f" 等 {len(images)} 张" if len(images) > SHOWN_CASES else ""
+    return [f"预测正确而峰在标注外：{'、'.join(images[:SHOWN_CASES])}{more}（见结果表的 case 列）"]
 
 
 def _rows(totals: Totals) -> Iterator[dict]:

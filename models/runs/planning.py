@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from ..cases.annotations import check_shared, fingerprint
-from ..cases.listing import Case, read_cases
-from ..errors import InputError, InputWarning
+from ..cases.listing import Case, CaseList, read_cases
+from ..cases.tables import COLUMNS
+from ..errors import InputError, InputWarning, say
 from ..images.finding import find_images
 from ..images.naming import common_parent, name_results, place_below
 from .records import PlannedImage
@@ -43,6 +44,7 @@ def plan_images(sources: Sources, exclude: str | os.PathLike, names: Sequence[st
         return _plan_of_found(sources, exclude)
     folders = [path for path in sources.images or () if os.path.isdir(path)]
     listed = read_cases(sources.cases, names, folders, sources.splits, by_label)
+    _describe(listed, sources)
     cases = listed.cases if sources.images is None else _found_among(listed.cases, sources.images, exclude)
     root, outputs = _outputs_of([case.path for case in cases])
     own = [name for name in ("patient", "split") if any(getattr(case, name) is not None for case in cases)]
@@ -55,6 +57,26 @@ def plan_images(sources: Sources, exclude: str | os.PathLike, names: Sequence[st
         return PlannedImage(case.path, output, True, columns, case.labels, case.annotations, digest)
 
     return Plan(root, list(map(planned, cases)))
+
+
+def _describe(listed: CaseList, sources: Sources) -> None:
+    """Say how the list is read and warn of what the evaluation will lack: a column may have an unforeseen name."""
+    own = "，".join(f"{COLUMNS[column][0]}＝{written}" for column, written in listed.own.items())
+    missing = [COLUMNS[column][0] for column in ("label", "annotation", "patient") if column not in listed.own]
+    lacking = f"；没有 {'、'.join(missing)} 列" if missing else ""
+    carried = f"；原样带入结果表：{'、'.join(listed.columns)}" if listed.columns else ""
+    say(f"病例列表 {sources.cases}：{len(listed.cases)} 个病例；{own}{lacking}{carried}")
+    if "label" not in listed.own and ("annotation" in listed.own or sources.annotations):
+        warnings.warn(
+            "列表没有 label（标签）列：有标注的文本算作标签，没有标注的图像不计入准确率", InputWarning, stacklevel=3
+        )
+    empty = [case.line for case in listed.cases if case.patient is None]
+    if "patient" in listed.own and empty:
+        warnings.warn(
+            f"patient（患者）列有 {len(empty)} 行是空的，例如第 {empty[0]} 行：置信区间只能按图像重抽",
+            InputWarning,
+            stacklevel=3,
+        )
 
 
 def _plan_of_found(sources: Sources, exclude) -> Plan:

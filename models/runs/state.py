@@ -1,7 +1,7 @@
 """What a run over many images leaves in its output folder, and how it goes on after it was cut off.
 
     results.csv, results.jsonl       a row per image and explained text, in the order of the images
-    evaluation.csv, .json, .png      of a run over a list of cases
+    evaluation.csv, .json, .png ...  of a run over a list of cases
     .clip_gradcam/settings.json      what the run was asked for; `--resume` compares
     .clip_gradcam/plan.jsonl         the images in order, a PlannedImage each
     .clip_gradcam/rows-<rank>.jsonl  a line per finished image, appended after its files are in place;
@@ -66,7 +66,7 @@ class RunState:
         self.plan_file = self.state / "plan.jsonl"
         self.staging = self.state / "staging"
         self.tables = (self.folder / "results.csv", self.folder / "results.jsonl")
-        self.evaluation = tuple(self.folder / f"evaluation{suffix}" for suffix in (".csv", ".json", ".png"))
+        self.evaluation = tuple(self.folder / f"evaluation{end}" for end in (".csv", "_table.csv", ".json", ".png"))
 
     def shards(self) -> list[RunState]:
         """The shards that have a state in the folder, by their number."""
@@ -140,6 +140,7 @@ class RunState:
             settings = {**settings, "shards": [self.shard.count, batch]}
             self._check_other_shards(settings)
         earlier = self.read_settings() if resume else None
+        self._remove(self.evaluation)
         for leftover in self.staging.iterdir():  # of a run that was killed
             if _STAGED.fullmatch(leftover.name) and not leftover.is_dir():
                 leftover.unlink(missing_ok=True)
@@ -189,8 +190,12 @@ class RunState:
             shard._forget()
         for path in (self.settings_file, *self._parts()):
             path.unlink(missing_ok=True)
-        for table in (*self.tables, *self.evaluation) if self.shard is None else ():
-            with contextlib.suppress(PermissionError):  # open in a program that holds it: see `_write_table`
+        self._remove(self.tables)
+
+    def _remove(self, tables: Iterable[Path]) -> None:
+        """Take away what an earlier run of the whole list said; what a program holds stays: see `write_table`."""
+        for table in tables if self.shard is None else ():
+            with contextlib.suppress(PermissionError):
                 table.unlink(missing_ok=True)
 
     def _keep_finished(self, texts: int, cases: Mapping[str, str | None]) -> set[str]:

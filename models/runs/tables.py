@@ -121,11 +121,11 @@ def shown_row(row: Mapping, image, labels: Sequence[int], names: Sequence[str], 
         return shown
     true, annotated = [names[label] for label in labels], row.get("annotated")
     correct = row["predicted"] in true if true and "predicted" in row else None
-    is_measured = correct is not None and annotated is not None
+    is_right = annotated is not None and row["predicted"] == names[annotated]
     return shown | {
         "label": ";".join(true) or None,
         "correct": correct,
-        "case": CASE_OF[correct, is_near(row["distance"], tolerance)] if is_measured else None,
+        "case": None if annotated is None else CASE_OF[is_right, is_near(row["distance"], tolerance)],
         "annotated": None if annotated is None else names[annotated],
     }
 
@@ -219,7 +219,7 @@ COLUMNS = (  # in the order in which a reader needs them; a list's own columns f
     "checkpoint",  # fingerprint of its content
     "packages",  # then the probability of each text
 )
-# (whether the predicted text is a label, whether the peak is within the tolerance): what the column `case` says
+# (whether the annotated text is predicted, whether the peak is within the tolerance): what the column `case` says
 CASE_OF = dict(zip(itertools.product((True, False), repeat=2), CASES))
 
 

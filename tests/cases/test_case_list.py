@@ -42,13 +42,13 @@ def images(case_list):
 def test_a_row_in_full(folder):
     (folder / "a.json").touch()
     path = write("image,label,annotation,patient,split,id,年龄\na.png,骨折; 0 ,a.json,P1,test,x-1, 61 \n")
-    cases, columns = read_cases(path, NAMES)
+    cases, columns, _ = read_cases(path, NAMES)
     assert columns == ("年龄",)
     assert cases == [Case("a.png", "a.png", "x-1", 2, [2, 0], ["a.json"], "P1", "test", ("61",))]
 
 
 def test_without_other_columns_the_path_is_the_id_and_nothing_is_known(folder):
-    cases, columns = read_cases(write("image\n影像/../a.png\n./b.png\n"), NAMES)
+    cases, columns, _ = read_cases(write("image\n影像/../a.png\n./b.png\n"), NAMES)
     assert columns == ()
     assert cases[0] == Case("影像/../a.png", "影像/../a.png", "a.png", 2, [], [], None, None, ())
     assert (cases[1].path, cases[1].id) == ("b.png", "b.png")
@@ -60,7 +60,7 @@ def test_without_other_columns_the_path_is_the_id_and_nothing_is_known(folder):
 def test_encodings_delimiters_and_ends_of_lines(folder, encoding, delimiter, end):
     rows = [["图像", " 标签 ", "备注"], ["影像/甲.png", "骨折", "甲"], ["a.png", '"正常；骨折"', ""]]
     path = write(end.join(delimiter.join(row) for row in rows) + end, encoding=encoding)
-    cases, columns = read_cases(path, NAMES)
+    cases, columns, _ = read_cases(path, NAMES)
     assert columns == ("备注",)
     assert [(case.image, case.line, case.labels, case.others) for case in cases] == [
         ("影像/甲.png", 2, [2], ("甲",)),
@@ -88,22 +88,29 @@ def test_an_encoding_that_is_none_and_zeros(folder):
         "图像,标签,标注,患者,划分,编号",
         "影像,类别,掩膜,病人,数据集,编号",
         "图片,标签,标注,患者编号,划分,id",
-        "文件,标签,标注,患者,划分,编号",
+        "文件名,诊 断,标注文件,住院号,划分,编号",
+        "file_name,diagnosis,mask,Patient_ID,subset,id",
     ],
 )
 def test_names_of_columns(folder, header):
     (folder / "m.png").touch()
-    cases, columns = read_cases(write(f"{header}\na.png,骨折,m.png,P1,test,x\n"), NAMES)
+    cases, columns, _ = read_cases(write(f"{header}\na.png,骨折,m.png,P1,test,x\n"), NAMES)
     assert (cases, columns) == ([Case("a.png", "a.png", "x", 2, [2], ["m.png"], "P1", "test", ())], ())
 
 
 def test_a_column_twice(folder):
-    assert "image 列（图像、影像、图片、文件 也是它）出现了两次" in problem("image,图像\na.png,b.png\n")
+    assert "image 列出现了两次" in problem("image,Image\na.png,b.png\n")
     assert "年龄 列出现了两次" in problem("image,年龄,年龄\na.png,1,2\n")
 
 
+def test_of_two_names_of_a_column_the_first_counts_and_the_other_is_carried(folder):
+    cases, columns, own = read_cases(write("文件名,诊断,标签,Image\nx,髋痛,骨折,a.png\n"), NAMES)
+    assert (columns, own) == (("文件名", "诊断"), {"image": "Image", "label": "标签"})
+    assert (cases[0].path, cases[0].labels, cases[0].others) == ("a.png", [2], ("x", "髋痛"))
+
+
 def test_columns_without_a_name_are_passed_over(folder):
-    cases, columns = read_cases(write(",image,,age\n0,a.png,,61\n"), NAMES)
+    cases, columns, _ = read_cases(write(",image,,age\n0,a.png,,61\n"), NAMES)
     assert (columns, cases[0].others) == (("age",), ("61",))
 
 
@@ -113,7 +120,7 @@ def test_no_column_of_images(folder):
 
 
 def test_a_text_file_of_paths(folder):
-    cases, columns = read_cases(write("a.png\n\n  影像/甲.png \r\n", "list.txt"), NAMES)
+    cases, columns, _ = read_cases(write("a.png\n\n  影像/甲.png \r\n", "list.txt"), NAMES)
     assert [(case.image, case.line, case.id) for case in cases] == [
         ("a.png", 1, "a.png"),
         ("影像/甲.png", 3, "影像/甲.png"),
@@ -130,12 +137,12 @@ def test_an_empty_list(folder, text):
 def test_lines_are_those_of_the_file(folder):
     text = 'image,备注\n\na.png,"两\n行"\n,\n"b.png","一\n\n"\nnone.png,\n'
     assert problem(text) == "列表 cases.csv 有 1 处错误：第 9 行：找不到图像 none.png" + BESIDE
-    cases, _ = read_cases(write(text.replace("none.png,\n", "")), NAMES)
+    cases, *_ = read_cases(write(text.replace("none.png,\n", "")), NAMES)
     assert [(case.line, case.others) for case in cases] == [(3, ("两\n行",)), (6, ("一",))]
 
 
 def test_cells_missing_and_too_many(folder):
-    cases, _ = read_cases(write("image,label,age\na.png\nb.png,0,,,\n"), NAMES)
+    cases, *_ = read_cases(write("image,label,age\na.png\nb.png,0,,,\n"), NAMES)
     assert [(case.labels, case.others) for case in cases] == [([], ("",)), ([0], ("",))]
     assert "第 2 行：有 3 格，表头只有 2 列" in problem("image,age\na.png,1,2\n")
 
@@ -178,7 +185,7 @@ def test_images_in_another_folder(folder):
         read_cases(path, NAMES, image_folders=["影像"])
     with pytest.raises(InputError, match="第 5 行：图像 甲.png 与第 4 行相同"):
         read_cases(path, NAMES, image_folders=[".", "影像"])
-    cases, _ = read_cases(write("image\na.png\nb.png\n甲.png\n", path), NAMES, image_folders=[str(folder), "影像"])
+    cases, *_ = read_cases(write("image\na.png\nb.png\n甲.png\n", path), NAMES, image_folders=[str(folder), "影像"])
     assert [case.path for case in cases] == [str(folder / "a.png"), "lists/b.png", "影像/甲.png"]
     assert [case.id for case in cases] == ["../a.png", "b.png", "../影像/甲.png"]
 
@@ -188,7 +195,7 @@ def test_a_bare_name_anywhere_below_the_image_folders(folder):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
     below = {"image_folders": ["原片", "原片/深"]}  # a file that both reach is one
-    (case, other), _ = read_cases(write("image\nc.png\n浅\\d.png\n"), NAMES, **below)
+    (case, other), *_ = read_cases(write("image\nc.png\n浅\\d.png\n"), NAMES, **below)
     assert (case.path, case.id, other.path) == ("原片/深/c.png", "原片/深/c.png", "原片/浅/d.png")
     assert "第 2 行：图像 d.png 可能是 原片/深/d.png 或 原片/浅/d.png，请写出更长的路径" in problem(
         "image\nd.png\n", image_folders=["原片"]
@@ -199,7 +206,7 @@ def test_a_bare_name_anywhere_below_the_image_folders(folder):
 
 def test_a_list_from_windows(folder):
     (folder / "影像" / "甲.json").touch()
-    (case,), _ = read_cases(write("image,annotation\r\n影像\\甲.png,影像\\甲.json\r\n"), NAMES)
+    (case,), *_ = read_cases(write("image,annotation\r\n影像\\甲.png,影像\\甲.json\r\n"), NAMES)
     assert (case.path, case.image, case.id) == ("影像/甲.png", "影像\\甲.png", "影像/甲.png")
     assert case.annotations == ["影像/甲.json"]
 
@@ -207,7 +214,7 @@ def test_a_list_from_windows(folder):
 def test_absolute_paths(folder, tmp_path_factory):
     other = tmp_path_factory.mktemp("other") / "c.png"
     other.touch()
-    cases, _ = read_cases(write(f"image\n{other}\n{folder}/影像//甲.png\n"), NAMES)
+    cases, *_ = read_cases(write(f"image\n{other}\n{folder}/影像//甲.png\n"), NAMES)
     assert [(case.path, case.id) for case in cases] == [
         (str(other), str(other)),
         (f"{folder}/影像//甲.png", "影像/甲.png"),
@@ -267,7 +274,7 @@ def test_a_hundred_thousand_rows(folder):
     for number in range(99):
         os.symlink("p", f"p{number}")
     names = [f"p{number % 99}/{number // 99}.png" for number in range(99_000)] + [f"q/{n}.png" for n in range(1000)]
-    cases, _ = read_cases(write("\n".join(names), "list.txt"), NAMES)
+    cases, *_ = read_cases(write("\n".join(names), "list.txt"), NAMES)
     assert [case.id for case in cases] == names
     assert cases[-1].line == 100_000
 

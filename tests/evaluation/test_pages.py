@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from evaluation_rows import NAMES, random_rows, row
 
-from models.evaluation.picture import EVALUATION_WORDS, draw_evaluation
+from models.evaluation.picture import EVALUATION_WORDS, draw_evaluation, paper_rows
 from models.evaluation.summary import evaluate
-from models.evaluation.tables import HEADER, evaluation_rows, largest_classes, terminal_lines
+from models.evaluation.tables import HEADER, evaluation_rows, explained, largest_classes, terminal_lines
 from models.results.page import Box, Line, Text, columns_of, draw_pixels, text_box
 
 LONG = "全髋关节置换术后，股骨柄与股骨髓腔骨质之间可见宽度超过2毫米的连续平滑透亮线"
@@ -46,8 +46,8 @@ def test_a_row_for_each_number(small):
     )
     (energy,) = (each for each in rows if each["class"] == "全部" and each["measure"] == "energy")
     assert energy == {
-        "split": "test", "method": "gradcam", "setting": "one", "class": "全部", "measure": "energy", "n": 2,
-        "value": 0.375, "low": 0.375, "high": 0.375, "chance": None, "class_place": None, "gaussian": None,
+        "split": "test", "method": "gradcam", "setting": "one", "target": None, "class": "全部", "measure": "energy",
+        "n": 2, "value": 0.375, "low": 0.375, "high": 0.375, "chance": None, "class_place": None, "gaussian": None,
     }  # fmt: skip
     (accuracy,) = (
         each
@@ -56,6 +56,36 @@ def test_a_row_for_each_number(small):
     )
     assert (accuracy["n"], accuracy["value"]) == (2, 0.5)
     assert list(dict.fromkeys(each["class"] for each in rows)) == ["全部", "类平均", *NAMES[:2]]
+
+
+def test_the_tables_of_a_paper(small):
+    heading, *lines = paper_rows(small, NAMES)
+    assert heading[:6] == ("划分", "设置", "类别", "图像", "准确率", "AUC") and {len(line) for line in lines} == {
+        len(heading)
+    }
+    overall = dict(zip(heading, lines[0], strict=True))
+    assert (overall["类别"], overall["图像"], overall["准确率"]) == ("全部", "3", "0.67（0.50–1.00）")
+    assert [line[2] for line in lines[:4]] == ["全部", "类平均", *NAMES[:2]]
+    heading, first, *_ = paper_rows(small, NAMES, "en")
+    assert heading[4] == "Accuracy" and first[2] == "all" and first[4] == "0.67 (0.50–1.00)"
+
+
+@pytest.mark.parametrize(
+    "target, zh, en",
+    [
+        (None, "", ""),
+        ("predicted", "解释的是预测的文本", "Explained: the predicted text"),
+        ("label", "解释的是标签", "Explained: the labels"),
+        ("松动;感染", "解释的是 松动;感染", "Explained: 松动;感染"),
+    ],
+)
+def test_whose_heatmaps_were_measured_is_said(small, target, zh, en):
+    evaluation = {**small, "target": target, "failed": 2}
+    assert (explained(evaluation, "zh"), explained(evaluation, "en")) == (zh, en)
+    lines = terminal_lines(evaluation, NAMES)
+    assert lines[0].endswith(f"；{zh}" if zh else "；one") and "另有 2 张图像失败，没有计入" in lines
+    texts = [item.string for item in draw_evaluation(evaluation, NAMES, "en").items if isinstance(item, Text)]
+    assert any(en in text for text in texts) and "2 images failed and are left out" in texts
 
 
 def test_the_terminal_shows_the_table_of_four_and_each_class(small):

@@ -333,7 +333,7 @@ def test_rows_come_in_the_lists_order_with_labels_and_without_evaluation_where_t
     assert {line["split"] for line in table_of("evaluation.csv")} == {"test", "train"}
     Path("names.txt").write_text("data/000.png\n\ndata/001.png\n", encoding="utf-8")
     assert [row["id"] for row in over("--cases", "names.txt")] == ["data/000.png", "data/001.png"]
-    assert not list(Path("out").glob("evaluation.*"))  # those of the run before are gone too
+    assert not list(Path("out").glob("evaluation*"))  # those of the run before are gone too
 
 
 def test_each_images_own_labels_are_explained(over, cases, clip, home):  # noqa: F811
@@ -350,6 +350,53 @@ def test_each_images_own_labels_are_explained(over, cases, clip, home):  # noqa:
     columns = ("similarity", "probability", "peak_x", "peak_y", "energy", "iou_half")
     assert shown(rows[1:], *columns) == [pytest.approx(row, abs=1e-4, nan_ok=True) for row in shown(alone, *columns)]
     over("--cases", cases, "--target", "label", code=2)
+
+
+def test_of_several_labels_each_annotation_is_right_where_its_own_text_is_predicted(over, home):  # noqa: F811
+    whole = [[0, 0], [31, 23]]
+    shapes = [(name, "rectangle", whole) for name in TEXTS]
+    Path("all.json").write_text(labelme((24, 32), *shapes), encoding="utf-8")
+    rows = [{"image": "data/000.png", "label": ";".join(TEXTS), "annotation": "all.json"}]
+    rows = over("--cases", write_list(rows), "--target", "label")
+    assert [row["target"] for row in rows] == TEXTS and all(row["correct"] for row in rows)
+    for row in rows:
+        assert row["case"].startswith("right" if row["target"] == row["predicted"] else "wrong")
+    cases = {line["measure"]: line["value"] for line in table_of("evaluation.csv") if line["class"] == "全部"}
+    assert float(cases["right_inside"]) + float(cases["right_outside"]) == pytest.approx(1 / 3, abs=1e-4)
+    assert {line["target"] for line in table_of("evaluation.csv")} == {"label"} and cases["accuracy"] == "1.0"
+
+
+def test_images_that_are_right_for_the_wrong_reason_are_named(over, home, capsys):  # noqa: F811
+    over("--cases", write_list([{"image": "data/000.png"}]))
+    (row,) = rows_of("out")
+    far = [[31 if row["peak_x"] < 16 else 0, 23 if row["peak_y"] < 12 else 0]]
+    Path("far.json").write_text(labelme((24, 32), (row["predicted"], "point", far)), encoding="utf-8")
+    listed = [{"image": "data/000.png", "annotation": "far.json"}, {"image": "data/b/c/000.png", "annotation": ""}]
+    Path("data/b/c/000.png").write_bytes(b"")
+    over("--cases", write_list(listed), "--tolerance", "1", code=1)
+    shown = capsys.readouterr()
+    assert "预测正确而峰在标注外：data/000.png（见结果表的 case 列）" in shown.out
+    assert "另有 1 张图像失败，没有计入" in shown.out
+    assert [row.get("case") for row in rows_of("out")] == ["right_outside", None]
+    assert main(["--join", "--output-dir", "out", "--lang", "en"]) == 1
+    lines = table_of("evaluation.csv")
+    assert lines[0]["class"] == "all" and lines[0]["setting"].endswith("dot product, other texts taken off")
+    heading = table_of("evaluation_table.csv")[0]
+    assert heading["Class"] == "all" and heading["Hit (tolerance)"] == "0.00 (0.00–0.00)"
+
+
+def test_how_a_list_is_read_is_said_and_what_it_lacks(over, home, capsys):  # noqa: F811
+    Path("a.json").write_text(labelme((24, 32), ("松动", "point", [[3, 3]])), encoding="utf-8")
+    rows = [{"文件名": "data/000.png", "标注": "a.json", "住院号": "7", "疾病": "松动"}]
+    rows.append({"文件名": "data/001.png", "标注": "", "住院号": "", "疾病": "正常"})
+    over("--cases", write_list(rows))
+    shown = capsys.readouterr()
+    assert (
+        "病例列表 cases.csv：2 个病例；图像＝文件名，标注＝标注，患者＝住院号；没有 标签 列；原样带入结果表：疾病"
+        in shown.out
+    )
+    assert "列表没有 label（标签）列：有标注的文本算作标签" in shown.err
+    assert "patient（患者）列有 1 行是空的，例如第 3 行：置信区间只能按图像重抽" in shown.err
 
 
 def test_a_label_that_is_missing_is_said_before_the_model(over, cases, capsys):
