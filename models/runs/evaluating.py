@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -17,7 +16,7 @@ from ..results.parts import label_in_language
 from ..writing import write_files
 from .records import are_indices
 from .state import RunState
-from .tables import csv_line
+from .tables import csv_line, json_page
 from .totals import Totals
 
 
@@ -53,7 +52,7 @@ def evaluate_run(state: RunState, totals: Totals, cases: CaseChoice, lang: str) 
     contents = {
         table_path: lambda: csv_lines([HEADER, *evaluation_rows(translated, totals.names, lang)]),
         paper_path: lambda: csv_lines(paper_rows(translated, totals.names, lang)),
-        json_path: lambda: [json.dumps({"names": totals.names, **evaluation}, ensure_ascii=False, indent=1) + "\n"],
+        json_path: lambda: [json_page({"names": totals.names, **evaluation})],
     }
     written = [state.write_table(path, lines) for path, lines in contents.items()]
     drawing = draw_evaluation(translated, totals.names, lang)

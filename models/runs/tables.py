@@ -273,5 +273,11 @@ def json_line(value, ensure_ascii: bool = True) -> str:
     return escape_unprintable(text, _as_json) + "\n"
 
 
+def json_page(value) -> str:
+    """Lines for a reader, indented; what is no visible character is escaped as in `json_line`."""
+    lines = json.dumps(value, ensure_ascii=False, indent=1).split("\n")
+    return "".join(escape_unprintable(line, _as_json) + "\n" for line in lines)
+
+
 def _as_json(character: str) -> str:
     return json.dumps(character)[1:-1] if ord(character) > 0xFFFF else f"\\u{ord(character):04x}"
