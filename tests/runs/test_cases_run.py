@@ -12,10 +12,10 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from folders import TEXTS, contents, rows_of
 from PIL import Image, ImageDraw
 from project import PROJECT
 from sklearn.metrics import confusion_matrix, roc_auc_score
-from test_many_images import command, contents, home, rows_of, run  # noqa: F401
 
 from clip_gradcam_visualization import main
 from models.demo.findings import FINDINGS, KINDS
@@ -290,11 +290,9 @@ def test_another_tolerance_needs_no_new_run(evaluated, capsys):
 
 # -- what is explained and measured, on a model that is not trained -----------------------------
 
-TEXTS = ["正常", "松动", "感染"]
-
 
 @pytest.fixture
-def cases(home):  # noqa: F811
+def cases(home):
     """A list of the first four pictures: labels, and LabelMe files of some."""
     place = "data/左 侧/000"
     for name in ("data/000", place):
@@ -313,7 +311,7 @@ def shown(rows, *columns):
 
 
 @pytest.fixture
-def over(command):  # noqa: F811
+def over(command):
     """A function that runs over a list instead of a folder and returns the rows."""
 
     def run_over(*more, code=0, output="out"):
@@ -325,7 +323,7 @@ def over(command):  # noqa: F811
     return run_over
 
 
-def test_rows_come_in_the_lists_order_with_labels_and_without_evaluation_where_there_are_none(over, cases, home):  # noqa: F811
+def test_rows_come_in_the_lists_order_with_labels_and_without_evaluation_where_there_are_none(over, cases, home):
     rows = over("--cases", cases)
     assert [row["image"] for row in rows] == ["data/001.png", "data/000.png", "data/左 侧/000.png", "data/b/c/000.png"]
     assert [row["label"] for row in rows] == ["感染;松动", "松动", "正常", None]
@@ -336,7 +334,7 @@ def test_rows_come_in_the_lists_order_with_labels_and_without_evaluation_where_t
     assert not list(Path("out").glob("evaluation*"))  # those of the run before are gone too
 
 
-def test_each_images_own_labels_are_explained(over, cases, clip, home):  # noqa: F811
+def test_each_images_own_labels_are_explained(over, cases, clip, home):
     rows = over("--cases", cases, "--target", "label", "--split", "test", "--batch-size", "2")
     assert shown(rows, "image", "target") == [
         ("data/001.png", "感染"),
@@ -352,7 +350,7 @@ def test_each_images_own_labels_are_explained(over, cases, clip, home):  # noqa:
     over("--cases", cases, "--target", "label", code=2)
 
 
-def test_of_several_labels_each_annotation_is_right_where_its_own_text_is_predicted(over, home):  # noqa: F811
+def test_of_several_labels_each_annotation_is_right_where_its_own_text_is_predicted(over, home):
     whole = [[0, 0], [31, 23]]
     shapes = [(name, "rectangle", whole) for name in TEXTS]
     Path("all.json").write_text(labelme((24, 32), *shapes), encoding="utf-8")
@@ -366,7 +364,7 @@ def test_of_several_labels_each_annotation_is_right_where_its_own_text_is_predic
     assert {line["target"] for line in table_of("evaluation.csv")} == {"label"} and cases["accuracy"] == "1.0"
 
 
-def test_images_that_are_right_for_the_wrong_reason_are_named(over, home, capsys):  # noqa: F811
+def test_images_that_are_right_for_the_wrong_reason_are_named(over, home, capsys):
     over("--cases", write_list([{"image": "data/000.png"}]))
     (row,) = rows_of("out")
     far = [[31 if row["peak_x"] < 16 else 0, 23 if row["peak_y"] < 12 else 0]]
@@ -385,7 +383,7 @@ def test_images_that_are_right_for_the_wrong_reason_are_named(over, home, capsys
     assert heading["Class"] == "all" and heading["Hit (tolerance)"] == "0.00 (0.00–0.00)"
 
 
-def test_how_a_list_is_read_is_said_and_what_it_lacks(over, home, capsys):  # noqa: F811
+def test_how_a_list_is_read_is_said_and_what_it_lacks(over, home, capsys):
     Path("a.json").write_text(labelme((24, 32), ("松动", "point", [[3, 3]])), encoding="utf-8")
     rows = [{"文件名": "data/000.png", "标注": "a.json", "住院号": "7", "疾病": "松动"}]
     rows.append({"文件名": "data/001.png", "标注": "", "住院号": "", "疾病": "正常"})
@@ -406,7 +404,7 @@ def test_a_label_that_is_missing_is_said_before_the_model(over, cases, capsys):
     assert "--method all 一次只比较一个文本，而 data/001.png 有 2 个标签" in capsys.readouterr().err
 
 
-def test_of_a_wrong_prediction_the_labels_annotation_counts(over, home):  # noqa: F811
+def test_of_a_wrong_prediction_the_labels_annotation_counts(over, home):
     """All of the picture is annotated as one text, then as another: every heatmap lies inside."""
     rows = []
     for label in TEXTS:
@@ -430,7 +428,7 @@ def test_of_a_wrong_prediction_the_labels_annotation_counts(over, home):  # noqa
     assert overall[0]["n"] == "3"
 
 
-def test_points_alone_count_for_hits_only(over, home):  # noqa: F811
+def test_points_alone_count_for_hits_only(over, home):
     points = [(name, "point", [[x, y]]) for name in TEXTS for x in range(32) for y in range(24)]
     Path("p.json").write_text(labelme((24, 32), *points), encoding="utf-8")
     (row,) = over("--cases", write_list([{"image": "data/000.png", "label": "松动", "annotation": "p.json"}]))
@@ -438,7 +436,7 @@ def test_points_alone_count_for_hits_only(over, home):  # noqa: F811
     assert shown([row], "energy", "iou_half", "iou_otsu", "contrast_to_noise") == [(None,) * 4]
 
 
-def test_annotations_without_a_list(run, home, capsys):  # noqa: F811
+def test_annotations_without_a_list(run, home, capsys):
     for name, label in (("000", "松动"), ("001", "松动")):
         shape = (label, "rectangle", [[0, 0], [31, 23]])
         Path(f"data/{name}.json").write_text(labelme((24, 32), shape, ("左", "point", [[1, 1]])), encoding="utf-8")
@@ -489,7 +487,7 @@ def test_a_list_narrowed_to_a_folder_and_a_folder_to_a_list(over, cases, capsys)
     assert "没有一张在 --image-path 之中" in capsys.readouterr().err
 
 
-def test_a_list_is_said_to_be_wrong_before_the_model(over, home, capsys):  # noqa: F811
+def test_a_list_is_said_to_be_wrong_before_the_model(over, home, capsys):
     rows = [
         {"image": "data/000.png", "label": "松"},
         {"image": "no.png", "label": "1"},
@@ -512,7 +510,7 @@ def test_a_list_is_said_to_be_wrong_before_the_model(over, home, capsys):  # noq
         (["--target", "label", "--all-texts"], "只能二选一"),
     ],
 )
-def test_flags_that_do_not_go_together(run, capsys, flags, message):  # noqa: F811
+def test_flags_that_do_not_go_together(run, capsys, flags, message):
     run(*flags, code=2)
     assert message in capsys.readouterr().err
 

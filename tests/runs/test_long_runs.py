@@ -9,19 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from test_many_images import (  # noqa: F401
-    CAPTURED,
-    SCRIPT,
-    as_undisturbed,
-    command,
-    contents,
-    home,
-    rows_of,
-    run,
-    start,
-    wait_for_rows,
-    write_images,
-)
+from folders import CAPTURED, SCRIPT, contents, rows_of, start, wait_for_rows, write_images
 
 import clip_gradcam_visualization as script
 from clip_gradcam_visualization import main
@@ -55,7 +43,7 @@ def test_seconds_as_they_are_spoken_of(seconds, shown):
     assert duration(seconds) == shown
 
 
-def test_lines_where_there_is_no_terminal(run, monkeypatch, capsys):  # noqa: F811
+def test_lines_where_there_is_no_terminal(run, monkeypatch, capsys):
     monkeypatch.setattr(progress, "PERIOD", 0.01)
     genuine = script.Explainer.__call__
 
@@ -75,7 +63,7 @@ def test_lines_where_there_is_no_terminal(run, monkeypatch, capsys):  # noqa: F8
 
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="process groups")
 @pytest.mark.parametrize("workers", [0, 1])
-def test_sigterm_to_all_processes_is_as_ctrl_c(home, command, run, as_undisturbed, workers):  # noqa: F811
+def test_sigterm_to_all_processes_is_as_ctrl_c(home, command, run, as_undisturbed, workers):
     """As a queue sends it when the time is up: to the decoding processes too."""
     write_images(home / "data" / "more", 300)
     with start([SCRIPT, *command(), "--num-workers", str(workers)], start_new_session=True) as process:
@@ -89,7 +77,7 @@ def test_sigterm_to_all_processes_is_as_ctrl_c(home, command, run, as_undisturbe
     assert as_undisturbed()
 
 
-def test_the_handler_of_sigterm_is_put_back(run):  # noqa: F811
+def test_the_handler_of_sigterm_is_put_back(run):
     before = signal.getsignal(signal.SIGTERM)
     run()
     assert signal.getsignal(signal.SIGTERM) is before
@@ -111,7 +99,7 @@ def test_what_is_no_shard(text):
         parse_shard(text)
 
 
-def test_shards_join_to_what_one_run_leaves(home, run, as_undisturbed, capsys):  # noqa: F811
+def test_shards_join_to_what_one_run_leaves(home, run, as_undisturbed, capsys):
     write_images(home / "data" / "more", 9)
     for number in (3, 1, 2):
         assert run("--shard", f"{number}/3", "--batch-size", "2") == []  # no table of one shard
@@ -125,7 +113,7 @@ def test_shards_join_to_what_one_run_leaves(home, run, as_undisturbed, capsys): 
     assert main(["--join", "--output-dir", "out"]) == 0 and contents("out") == before
 
 
-def test_a_shard_that_has_not_begun_or_failed_is_made_up_for(home, run, as_undisturbed, capsys):  # noqa: F811
+def test_a_shard_that_has_not_begun_or_failed_is_made_up_for(home, run, as_undisturbed, capsys):
     Path("data/000.png").rename("kept.png")
     Path("data/000.png").write_bytes(b"")
     run("--shard", "1/2", "--batch-size", "1", code=1)
@@ -154,14 +142,14 @@ def test_a_shard_that_has_not_begun_or_failed_is_made_up_for(home, run, as_undis
         (["--shard", "1/2", "--contrast", "--resume"], "--resume：与上次运行不同：--contrast"),
     ],
 )
-def test_shards_that_do_not_go_together_are_refused_before_any_work(run, capsys, flags, message):  # noqa: F811
+def test_shards_that_do_not_go_together_are_refused_before_any_work(run, capsys, flags, message):
     run("--shard", "1/2", "--batch-size", "1")
     before = contents("out")
     run("--batch-size", "1", *flags, code=2)
     assert re.search(message, capsys.readouterr().err) and contents("out") == before
 
 
-def test_lists_that_differ_are_not_joined(home, run, capsys):  # noqa: F811
+def test_lists_that_differ_are_not_joined(home, run, capsys):
     run("--shard", "1/2", "--batch-size", "1")
     write_images(home / "data", 1, start=7)
     run("--shard", "2/2", "--batch-size", "1")
@@ -169,7 +157,7 @@ def test_lists_that_differ_are_not_joined(home, run, capsys):  # noqa: F811
     assert "图像列表不同" in capsys.readouterr().err
 
 
-def test_a_run_of_the_whole_list_begins_anew_without_the_shards(run, as_undisturbed):  # noqa: F811
+def test_a_run_of_the_whole_list_begins_anew_without_the_shards(run, as_undisturbed):
     run("--shard", "1/2", "--batch-size", "1")
     run("--batch-size", "1")
     assert as_undisturbed("--batch-size", "1")
@@ -177,7 +165,7 @@ def test_a_run_of_the_whole_list_begins_anew_without_the_shards(run, as_undistur
     assert main(["--join", "--output-dir", "out"]) == 0 and contents("out") == before
 
 
-def test_a_shard_is_not_run_twice_at_a_time_nor_beside_the_whole_list(run, capsys):  # noqa: F811
+def test_a_shard_is_not_run_twice_at_a_time_nor_beside_the_whole_list(run, capsys):
     from models.runs.state import RunState
 
     run()
@@ -198,7 +186,7 @@ def test_a_shard_is_not_run_twice_at_a_time_nor_beside_the_whole_list(run, capsy
 
 
 @pytest.mark.parametrize("content", ["[]", '{"texts": 3}', '{"texts": [[1, 2]]}', '{"texts": []}', "{}"])
-def test_nothing_to_join_is_one_line(home, capsys, content):  # noqa: F811
+def test_nothing_to_join_is_one_line(home, capsys, content):
     assert main(["--join", "--output-dir", "nothing"]) == 2
     assert "没有运行的记录" in capsys.readouterr().err
     Path("out/.clip_gradcam").mkdir(parents=True)
@@ -209,7 +197,7 @@ def test_nothing_to_join_is_one_line(home, capsys, content):  # noqa: F811
 
 
 @pytest.mark.parametrize("line", ["", "{}", "[1, 2]", '["a", "b", true, {"id": "a"}, [], [], null]', "[[[[", "x" * 99])
-def test_a_plan_that_another_wrote_is_one_line(run, capsys, line):  # noqa: F811
+def test_a_plan_that_another_wrote_is_one_line(run, capsys, line):
     run()
     with open("out/.clip_gradcam/plan.jsonl", "a") as file:
         file.write(line + "\n")
@@ -221,7 +209,7 @@ def test_a_plan_that_another_wrote_is_one_line(run, capsys, line):  # noqa: F811
 # -- at the end -------------------------------------------------------------------------------
 
 
-def test_a_table_that_a_program_holds_is_kept_beside_it(run, monkeypatch, capsys):  # noqa: F811
+def test_a_table_that_a_program_holds_is_kept_beside_it(run, monkeypatch, capsys):
     run()
     before, genuine = Path("out/results.csv").read_bytes(), os.replace
 
@@ -238,7 +226,7 @@ def test_a_table_that_a_program_holds_is_kept_beside_it(run, monkeypatch, capsys
     assert Path("out/results.csv").read_bytes() == Path("out/results-new.csv").read_bytes() == before
 
 
-def test_a_new_start_while_a_program_holds_the_table(run, monkeypatch, capsys):  # noqa: F811
+def test_a_new_start_while_a_program_holds_the_table(run, monkeypatch, capsys):
     run()
     genuine = Path.unlink
 
@@ -263,7 +251,7 @@ def test_a_line_for_each_predicted_class_the_largest_first():
     assert class_lines(many)[-1] == "其余 5 类见结果表" and len(class_lines(many)) == 22 and class_lines({}) == []
 
 
-def test_the_classes_of_a_run_are_summed_over_one_row_of_each_image(run, capsys):  # noqa: F811
+def test_the_classes_of_a_run_are_summed_over_one_row_of_each_image(run, capsys):
     rows = run("--all-texts")
     out = capsys.readouterr().out
     for name in {row["predicted"] for row in rows}:
@@ -273,7 +261,7 @@ def test_the_classes_of_a_run_are_summed_over_one_row_of_each_image(run, capsys)
         assert line[:3] == [name, str(len(of_class)), f"{probability:.2f}"]
 
 
-def test_that_a_method_knows_no_text_is_no_warning_to_be_counted(run, capsys):  # noqa: F811
+def test_that_a_method_knows_no_text_is_no_warning_to_be_counted(run, capsys):
     rows = run("--method", "eigencam")
     assert all("不看文本" in row["warning"] for row in rows) and "行结果带有警告" not in capsys.readouterr().err
     assert not is_warned(rows[0]) and is_warned({**rows[0], "warning": rows[0]["warning"] + "；图像几乎只有一个灰度"})
@@ -283,12 +271,12 @@ def test_that_a_method_knows_no_text_is_no_warning_to_be_counted(run, capsys):  
 # -- what is asked ----------------------------------------------------------------------------
 
 
-def test_a_target_text_by_its_name(run):  # noqa: F811
+def test_a_target_text_by_its_name(run):
     rows = run("--target-text-idx", "感染", "0")
     assert [(row["target_text_idx"], row["target"]) for row in rows[:2]] == [(2, "感染"), (0, "正常")]
 
 
-def test_the_id_is_the_place_below_the_images_folder_wherever_that_is(run, home):  # noqa: F811
+def test_the_id_is_the_place_below_the_images_folder_wherever_that_is(run, home):
     ids = [row["id"] for row in run()]
     assert ids == ["000.png", "001.png", "b/c/000.png", "左 侧/000.png", "左 侧/001.png"]
     assert [row["id"] for row in run(images=[str(home / "data")])] == ids

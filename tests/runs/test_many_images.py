@@ -11,15 +11,26 @@ import signal
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from folders import (
+    CAPTURED,
+    SCRIPT,
+    TEXTS,
+    contents,
+    files,
+    finished_rows,
+    rows_of,
+    start,
+    wait_for_rows,
+    write_images,
+)
 from PIL import Image
 from pydicom.data import get_testdata_file
-from tiny import gradient_picture, tiny_result
+from tiny import tiny_result
 
 import clip_gradcam_visualization as script
 from clip_gradcam_visualization import main
@@ -27,73 +38,8 @@ from models.errors import InputError
 from models.explain.heatmap import resize_map
 from models.runs import run as folder_run
 
-SCRIPT = Path(script.__file__)
-TEXTS = ["正常", "松动", "感染"]
 TREE = ["data/000.png", "data/001.png", "data/b/c/000.png", "data/左 侧/000.png", "data/左 侧/001.png"]
 OUTPUTS = [re.sub(r"^data/(.*?)(\d+)\.png$", r"\1clip_gradcam_\2", path) for path in TREE]
-
-
-def write_images(folder, count, start=0):
-    """Small pictures, each another; a few bytes each."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for i in range(start, start + count):
-        Image.fromarray(np.roll(gradient_picture(24, 32), 5 * i, axis=(0, 1))).save(folder / f"{i:03d}.png")
-
-
-@pytest.fixture
-def home(tmp_path, monkeypatch):
-    """A working directory with the pictures of TREE."""
-    monkeypatch.chdir(tmp_path)
-    write_images(tmp_path / "data", 2)
-    write_images(tmp_path / "data" / "左 侧", 2)
-    write_images(tmp_path / "data" / "b" / "c", 1)
-    return tmp_path
-
-
-@pytest.fixture
-def command(checkpoint, home):
-    """Arguments of a run over data/ into out/ with three texts."""
-
-    def build(*more, images=("data",), output="out", texts=TEXTS):
-        flags = ["--num-workers", "0", "--model-path", checkpoint, "--output-dir", output]
-        return [*map(str, flags), "--class-texts", *texts, "--image-path", *images, *more]
-
-    return build
-
-
-@pytest.fixture
-def run(command):
-    """A function that runs the command in this process, expects an exit code, and returns the rows of its table."""
-
-    def run_and_read(*more, code=0, output="out", **options):
-        assert main(command(*more, output=output, **options)) == code
-        return rows_of(output) if (Path(output) / "results.jsonl").exists() else []
-
-    return run_and_read
-
-
-@pytest.fixture
-def as_undisturbed(run):
-    """A function that says whether out/ holds what a run leaves that nothing disturbed."""
-
-    def compare(*flags, code=0):
-        run(*flags, output="undisturbed", code=code)
-        return contents("out") == contents("undisturbed")
-
-    return compare
-
-
-def files(folder, hidden=False):
-    names = (str(path.relative_to(folder)) for path in Path(folder).rglob("*") if path.is_file())
-    return sorted(name for name in names if hidden or not name.startswith(".clip_gradcam"))
-
-
-def rows_of(folder):
-    return [json.loads(line) for line in (Path(folder) / "results.jsonl").read_text(encoding="utf-8").splitlines()]
-
-
-def contents(folder):
-    return {name: (Path(folder) / name).read_bytes() for name in files(folder)}
 
 
 # -- a folder ---------------------------------------------------------------------------------
@@ -355,24 +301,6 @@ def test_a_chunk_that_fails_as_a_whole_is_done_one_by_one(run, monkeypatch):
 
 # -- whatever happens -------------------------------------------------------------------------
 
-CAPTURED = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "encoding": "utf-8"}
-
-
-def start(arguments, **options):
-    """A process that Ctrl-C interrupts, even where these tests run in the background, where shells have it ignored."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    interruptible = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    return subprocess.Popen(
-        [sys.executable, *arguments], env=environment, preexec_fn=interruptible, **CAPTURED, **options
-    )
-
-
-def wait_for_rows(folder, count=1, seconds=180):
-    end = time.monotonic() + seconds
-    while finished_rows(folder) < count:
-        assert time.monotonic() < end, "no rows"
-        time.sleep(0.02)
-
 
 def test_resuming_does_what_is_missing_only(home, run, capsys, monkeypatch):
     genuine, drawn = folder_run.encode_outputs, []
@@ -435,14 +363,6 @@ def test_a_full_disk_ends_the_run_and_can_be_resumed(run, as_undisturbed, monkey
     monkeypatch.setattr(folder_run, "write_files", genuine)
     run("--resume", "--batch-size", "1")
     assert as_undisturbed("--batch-size", "1")
-
-
-def finished_rows(folder):
-    """How many images a run has finished so far; read again where a part has just gone into that of earlier runs."""
-    try:
-        return sum(part.read_bytes().count(b"\n") for part in Path(folder).glob(".clip_gradcam/rows-*"))
-    except FileNotFoundError:
-        return finished_rows(folder)
 
 
 def fork_run(arguments):
