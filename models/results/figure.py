@@ -9,6 +9,7 @@ from ..explain.heatmap import jet
 from . import parts
 from .curves import draw_curves
 from .formats import VECTOR_FORMATS, encode_image
+from .outlines import draw_outlines
 from .page import BLACK, Box, Drawing, Picture, Text, draw_pixels, drawable, text_length, wrap_text
 from .parts import BODY, FOOTER_WORDS, HEADING, MARGIN, RED, TICK, TICK_LENGTH, TITLE, WARNING
 
@@ -62,9 +63,9 @@ def draw_figure(result, heatmap: np.ndarray, overlay: np.ndarray, lang: str = "z
     page_width, page_height = 2 * PANEL_WIDTH + 264, 2 * panel_height + HEAD + GUTTER + FOOT
     upper, lower, right = HEAD, HEAD + panel_height + GUTTER, PANEL_WIDTH + 108
     items = [
-        *_image_panel(MARGIN, upper, panel_height, result.pixels, words["image"]),
+        *_image_panel(MARGIN, upper, panel_height, result.pixels, words["image"], result.outlines),
         *_heatmap_panel(right, upper, panel_height, result, heatmap, words),
-        *_image_panel(MARGIN, lower, panel_height, overlay, words["overlay"]),
+        *_image_panel(MARGIN, lower, panel_height, overlay, words["overlay"], result.outlines),
         *_probability_panel(right + 252, lower, panel_height, result, words),
     ]
     if tested is not None:
@@ -98,9 +99,11 @@ def _coloured(heatmap: np.ndarray) -> np.ndarray:
     return colours
 
 
-def _image_panel(left, top, panel_height, pixels, title) -> list:
-    picture = _panel_picture(left, top, panel_height, pixels, pixels.shape[:2])
-    return [picture, Text(left + PANEL_WIDTH // 2, picture.top - 16, title, TITLE, "m")]
+def _image_panel(left, top, panel_height, pixels, title, outlines) -> list:
+    size = pixels.shape[:2]
+    picture = _panel_picture(left, top, panel_height, pixels, size)
+    heading = Text(left + PANEL_WIDTH // 2, picture.top - 16, title, TITLE, "m")
+    return [picture, *draw_outlines(outlines, picture, size), heading]
 
 
 def _heatmap_panel(left, top, panel_height, result, heatmap, words) -> list:

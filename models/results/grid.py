@@ -10,6 +10,7 @@ import numpy as np
 
 from ..explain.faithfulness import Faithfulness
 from . import parts
+from .outlines import draw_outlines
 from .page import ASCENT, DESCENT, Box, Drawing, Picture, Text, drawable, text_length, wrap_text
 from .parts import BODY, FOOTER_WORDS, GREY, HEADING, MARGIN, TITLE, WARNING
 
@@ -114,7 +115,7 @@ def draw_grid(results, overlays: list[np.ndarray], lang: str = "zh") -> Drawing:
         row, column = divmod(number, tiles.columns)
         corner = left + column * (tiles.width + GAP), head + row * pitch
         picture = _tile_picture(pixels, corner, tiles)
-        items += [picture] if pair is None else _tile(results, pair, picture, words)
+        items += _original_tile(first, picture) if pair is None else _tile(results, pair, picture, words)
         items += [_moved(item, corner[0] + tiles.width // 2, corner[1] + tiles.height) for item in caption]
     bottom = head + 12 + math.ceil(len(captions) / tiles.columns) * pitch
     label = wrap_text(words["own scale" if _by_method(results) else "scale"], room, 2, parts.measure(BODY))
@@ -242,12 +243,18 @@ def _tile_picture(pixels, corner, tiles) -> Picture:
     return Picture(left, top, parts.resized(pixels, width, height))
 
 
+def _original_tile(result, picture) -> list:
+    """The image with all outlines."""
+    return [picture, *draw_outlines(result.outlines, picture, result.pixels.shape[:2])]
+
+
 def _tile(results, pair, picture, words) -> list:
-    """The picture of a map, framed if its text is predicted, with a message if the map is empty."""
+    """The picture of a map with its outline, framed if its text is predicted, with a message if the map is empty."""
     result, index = pair
     items = [picture]
     if not _by_method(results) and result.targets[index] == result.predicted:
         items = [Box(picture.left - 5, picture.top - 5, picture.right + 5, picture.bottom + 5, MARK), picture]
+    items += draw_outlines(result.outlines[index : index + 1], picture, result.pixels.shape[:2])
     if result.flaws[index]:
         width = picture.right - picture.left
         centre = picture.left + width / 2, picture.top + (picture.bottom - picture.top) / 2

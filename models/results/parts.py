@@ -31,6 +31,8 @@ FOOTER_WORDS = {
     "subtract": ("减去其他文本", "other texts taken off"),
     "brackets": ("（{}）", " ({})"),
     "comma": ("，", ", "),
+    "outline": ("轮廓：标注", "Outline: annotation"),
+    "outline of": ("轮廓：{} 的标注", "Outline: annotation of {}"),
     "independent": (
         "各文本的概率相互独立，总和不必为 100%",
         "The probabilities are each text's own and need not sum to 100%",
@@ -168,9 +170,17 @@ def footer_notes(results: Sequence, words: dict) -> list[Note]:
     notes += [words["dot product"]] if all(question.similarity == "dot" for question in questions) else []
     notes += [words["subtracted"]] if all(question.subtract_others for question in questions) else []
     notes += [words["seen"].format(first.seen_percent)] if first.seen_percent < 100 else []
+    notes += _outline_note(first, words)
     by_method = all(len(result.targets) == 1 for result in results)  # else each text's tile says it
     where_only = by_method and any(result.only_where()[0] for result in results)
     return [(note, GREY) for note in notes] + ([(words["where only"], RED)] if where_only else [])
+
+
+def _outline_note(result, words: dict) -> list[str]:
+    """What the outlines are, where there are any; whose annotation it is where that is another text's."""
+    outlined = [(target, outline.text) for target, outline in zip(result.targets, result.outlines) if outline]
+    others = [words["outline of"].format(drawable(result.names[text])) for target, text in outlined if text != target]
+    return others or [words["outline"]] * bool(outlined)
 
 
 def in_brackets(details: Sequence[str], words: dict) -> str:

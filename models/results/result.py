@@ -13,6 +13,7 @@ from ..images.preprocessing import Region
 from .figure import draw_figure, encode_figure
 from .formats import thin
 from .grid import draw_grid
+from .outlines import Outline
 from .parts import FOOTER_WORDS, in_language
 
 WHERE_ONLY = "该文本与图像的相似度靠后，热力图的颜色不说明有没有：它只说明若有会在哪里，有没有请看概率"
@@ -40,6 +41,7 @@ class ImageResult(NamedTuple):
     subtracted: float = 0.0  # the share of what the other texts hold that is taken off
     is_default: bool = False  # whether it is what the encoder is shown by where nothing is asked for
     tells_presence: bool = True  # whether the strength of such maps tells what is there from what is not
+    outlines: Sequence[Outline | None] = ()  # T, of the annotation that each map is held against; or none at all
     also: tuple = ()  # ImageResults of other methods whose map is the same
 
     def resized_maps(self) -> Iterator[np.ndarray]:

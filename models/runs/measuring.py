@@ -9,6 +9,8 @@ import numpy as np
 
 from ..cases.annotations import Annotation
 from ..evaluation.measures import coverage_of, measure_heatmap, pack_coverage
+from ..results.outlines import Outline, outline_of
+from ..results.result import Results
 
 
 class Truth(NamedTuple):
@@ -44,6 +46,20 @@ class Truth(NamedTuple):
         if annotated in self.annotation.points_only:
             measures = {name: value if name == "distance" else None for name, value in measures.items()}
         return {"annotated": annotated, "annotation_area": float(mask.mean()), **measures}
+
+    def outlined(self, results: Results) -> Results:
+        """Results with the outlines that their figure draws.
+
+        Of one text the annotation that its heatmap is measured on; of several each text's own.
+        """
+        targets, predicted = results[0].targets, results[0].predicted
+        annotated = targets if len(targets) > 1 else [self.annotated_text(targets[0], predicted)]
+        outlines = [self._outline(text) for text in annotated]
+        return Results(result._replace(outlines=outlines) for result in results)
+
+    def _outline(self, text: int | None) -> Outline | None:
+        masks, points_only = self.annotation.masks, self.annotation.points_only
+        return outline_of(text, masks[text], text in points_only) if text in masks else None
 
     @property
     def warning(self) -> str | None:

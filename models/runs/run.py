@@ -129,6 +129,8 @@ class Run:
                 raise InputError(maps)
             results = self.explainer.result(pixels, maps)
             truth = self.truth(image, pixels.shape[:2])
+            if truth is not None and self.choice.figure:
+                results = truth.outlined(results)
             files = encode_outputs(results, folder / f"{image.name}.png", self.choice)
             rows = table_rows(results, files, image.path, folder, self.run_columns, truth)
             write_files(files.contents, durable=True, staging=self.state.staging, within=folder)

@@ -436,6 +436,33 @@ def test_points_alone_count_for_hits_only(over, home):
     assert shown([row], "energy", "iou_half", "iou_otsu", "contrast_to_noise") == [(None,) * 4]
 
 
+def test_figures_show_the_annotation_and_overlays_do_not(over, cases, monkeypatch):
+    from models.runs import run as running
+
+    genuine, drawn = running.encode_outputs, []
+    monkeypatch.setattr(running, "encode_outputs", lambda r, *rest: drawn.append(r) or genuine(r, *rest))
+
+    def outlines(*more):
+        drawn.clear()
+        over("--cases", cases, "--split", "test", *more)
+        return {tuple(o and (o.text, *np.ptp(o.contours[0], axis=0)) for o in r.outlines) for (r, *_) in drawn}
+
+    whole = (1, 32, 24)  # 松动
+    assert outlines("--target-text-idx", "松动") == {(whole,), (None,)}
+    with_it = contents("out")
+    assert outlines("--target-text-idx", "松动", "--no-figure") == {()}
+    assert outlines("--all-texts") == {(None, None, None), (None, whole, None)}
+    predicted = rows_of("out")[0]["predicted"]
+    assert outlines("--method", "all") == {(whole,), (None,)} and predicted != "松动"  # the label's, as it is measured
+    Path("data/000.json").unlink()
+    Path(cases).write_text(Path(cases).read_text(encoding="utf-8").replace("data/000.json", ""), encoding="utf-8")
+    assert outlines("--target-text-idx", "松动") == {(None,)}
+    without = contents("out")
+    pictures = [name for name in with_it if name.startswith("clip_gradcam") and name.endswith(".png")]
+    assert [name for name in pictures if with_it[name] != without[name]] == ["clip_gradcam_000.png"]
+    assert "clip_gradcam_000_overlay.png" in pictures
+
+
 def test_annotations_without_a_list(run, home, capsys):
     for name, label in (("000", "松动"), ("001", "松动")):
         shape = (label, "rectangle", [[0, 0], [31, 23]])
