@@ -11,7 +11,7 @@ from typing import NamedTuple
 from ..results import parts
 from ..results.page import BLACK, WHITE, Box, Drawing, Line, Text, drawable, text_box, text_length, wrap_text
 from ..results.parts import BODY, GREY, HEADING, MARGIN, TICK, TICK_LENGTH, TITLE
-from .summary import CASES, LINES
+from .summary import CASES, LINES, OF_HEATMAPS
 from .tables import MOST_SPLITS, explained, groups_by_split, largest_classes, lines_of, shown, without_counts
 
 EVALUATION_WORDS = {
@@ -38,6 +38,8 @@ EVALUATION_WORDS = {
     "energy": ("能量", "Energy"),
     "contrast_to_noise": ("CNR", "CNR"),
     "text_specificity": ("文本特异性", "Text specificity"),
+    "deletion_margin": ("删除优于随机", "Deletion margin"),
+    "insertion_margin": ("插入优于随机", "Insertion margin"),
     "chance": ("随机", "Chance"),
     "class_place": ("该类平均位置", "Class's place"),
     "gaussian": ("居中高斯", "Gaussian"),
@@ -109,7 +111,7 @@ class Column(NamedTuple):
     width: int
 
 
-_MEASURES = ("pointing_strict", "iou_half", "iou_otsu", "energy", "contrast_to_noise", "text_specificity")
+_MEASURES = ("pointing_strict", "iou_half", "iou_otsu", "energy", "contrast_to_noise", *OF_HEATMAPS)
 COLUMNS = (
     Column("n images", "accuracy", "n", 72),
     Column("accuracy", "accuracy", "interval", 140),

@@ -19,10 +19,11 @@ CASES = (
     "wrong_inside",
     "wrong_outside",
 )  # annotated text predicted or not; a hit or not
+OF_HEATMAPS = ("text_specificity", "deletion_margin", "insertion_margin")  # columns of the table
 MEASURES = (
     *("accuracy", "auc", "pointing", "pointing_strict", "iou_half", "iou_otsu", "energy", "contrast_to_noise"),
     *CASES,
-    "text_specificity",
+    *OF_HEATMAPS,
 )
 LINES = ("overall", "macro")
 MOST_GROUPS = 200  # each takes a fraction of a second, and of a minute with 1000 texts
@@ -49,7 +50,7 @@ def evaluate(
 
     An image's true class is what was predicted where it is among the labels, else the first label. Accuracy is of
     labelled images, by true class; AUC by label, and overall the classes' mean; localisation and CASES are of
-    annotations, by annotated text; text specificity of heatmaps, by explained text. "macro" is the mean of the classes
+    annotations, by annotated text; OF_HEATMAPS of heatmaps, by explained text. "macro" is the mean of the classes
     that have a value, n their number; AUC's n is the number of images with the label. A measure without a value is left
     out. Baselines see the annotations of one split; see `measure_baselines`. Intervals: see `bootstrap`.
 
@@ -108,7 +109,7 @@ class _Group:
         self.method = method
         self.images: dict[str, _Image] = {}
         self.annotations: dict[tuple[str, int], _Annotation] = {}  # by (id, annotated text)
-        self.specificities: dict[tuple[str, int], float] = {}  # by (id, explained text)
+        self.heatmaps: dict[tuple[str, int], np.ndarray] = {}  # OF_HEATMAPS, NaN for none, by (id, explained text)
 
     def add(self, row: Mapping, indices: Mapping[str, int]) -> None:
         """Raises KeyError, TypeError, ValueError where it is no row of the table."""
@@ -118,8 +119,7 @@ class _Group:
             raise ValueError("target_text_idx, annotated")
         if image not in self.images:
             self.images[image] = _read_image(row, indices)
-        if row.get("text_specificity") is not None:
-            self.specificities.setdefault((image, target), float(row["text_specificity"]))
+        self.heatmaps.setdefault((image, target), np.array([row.get(column) for column in OF_HEATMAPS], float))
         if annotated is not None:
             before = self.annotations.get((image, annotated))
             if before is None or (target == annotated and not before.is_own):
@@ -165,7 +165,7 @@ def _evaluate_group(group: _Group, baselines: Mapping, names: Sequence[str], tol
     sections = [
         _accuracy(group, of_image),
         _localisation(group, of_image, tolerance),
-        _Section(("text_specificity",), _units(group.specificities, of_image, list(group.specificities.values()))),
+        _Section(OF_HEATMAPS, _units(group.heatmaps, of_image, list(group.heatmaps.values()), len(OF_HEATMAPS))),
     ]
     labelled = [image for image in images.values() if image.labels]
     beside = _of_baselines(group, sections[1].units, baselines)

@@ -67,6 +67,8 @@ COLUMNS = (
     ("IoU（Otsu）", "iou_otsu", "value"),
     ("能量", "energy", "value"),
     ("CNR", "contrast_to_noise", "value"),
+    ("删除优于随机", "deletion_margin", "value"),
+    ("插入优于随机", "insertion_margin", "value"),
 )
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 
 from models.evaluation.measures import GRID, pack_coverage
+from models.evaluation.summary import OF_HEATMAPS
 
 NAMES = ["正常", "松动", "骨折"]
 MEASURED = ("distance", "energy", "iou_half", "iou_otsu", "contrast_to_noise")
@@ -42,6 +43,7 @@ def random_rows(count, names=NAMES, settings=("one",), labels=True, annotations=
             own_labels = [own] + ([(own + 1) % len(names)] if number % 5 == 0 else [])
             values |= {"probabilities": probabilities.tolist(), "patient": f"p{number // 2}", **columns}
             predicted, specificity = int(probabilities.argmax()), float(rng.random())
+            values |= dict(zip(OF_HEATMAPS[1:], rng.random(2).tolist()))
             about = own_labels if labels else [], predicted, own, annotated, setting, specificity, names
             rows.append(row(image, *about, **values))
     return rows, coverages

@@ -10,7 +10,7 @@ from sklearn.metrics import confusion_matrix, roc_auc_score
 from models.errors import InputError
 from models.evaluation import summary
 from models.evaluation.measures import GRID, measure_heatmap, pack_coverage
-from models.evaluation.summary import CASES, MEASURES, evaluate
+from models.evaluation.summary import CASES, MEASURES, OF_HEATMAPS, evaluate
 
 
 def only_group(rows, coverages=None, tolerance=15):
@@ -63,18 +63,18 @@ def plain_measure(rows, measure, tolerance):
         predicted = NAMES.index(each["predicted"])
         right = predicted in each["label_indices"]
         hit = each["distance"] is not None and each["distance"] <= tolerance
-        of_case = {"right": right, "wrong": not right}
+        of_case = {"right": predicted == each["annotated"], "wrong": predicted != each["annotated"]}
         values = {
             "accuracy": right,
             "pointing": hit,
             "pointing_strict": each["distance"] == 0,
             **{case: of_case[case.split("_")[0]] and hit == case.endswith("inside") for case in CASES},
             **{name: each[name] for name in ("iou_half", "iou_otsu", "energy", "contrast_to_noise")},
-            "text_specificity": each["text_specificity"],
+            **{name: each[name] for name in OF_HEATMAPS},
         }
         line = {
             "accuracy": predicted if right else each["label_indices"][0],
-            "text_specificity": each["target_text_idx"],
+            **dict.fromkeys(OF_HEATMAPS, each["target_text_idx"]),
         }
         line = line.get(measure, each["annotated"])
         if line is not None and values[measure] is not None:
