@@ -112,6 +112,7 @@ class Column(NamedTuple):
 
 
 _MEASURES = ("pointing_strict", "iou_half", "iou_otsu", "energy", "contrast_to_noise", *OF_HEATMAPS)
+_WITH_MINUS = OF_HEATMAPS[1:]  # may be negative, their intervals at both ends
 COLUMNS = (
     Column("n images", "accuracy", "n", 72),
     Column("accuracy", "accuracy", "interval", 140),
@@ -119,7 +120,7 @@ COLUMNS = (
     Column("n annotations", "pointing", "n", 96),
     Column("pointing", "pointing", "interval", 140),
     *(Column(name, "pointing", name, 100) for name in ("chance", "class_place", "gaussian")),
-    *(Column(name, name, "interval", 140) for name in _MEASURES),
+    *(Column(name, name, "interval", 164 if name in _WITH_MINUS else 140) for name in _MEASURES),
 )
 
 
