@@ -182,7 +182,7 @@ FLAGS = (
     ),
     ("--faithfulness", SWITCH, "检验热力图：按它删除和插入像素，给出曲线下面积与随机图之差"),
     ("--list-layers", SWITCH, "列出可作为目标层的层后退出，只需要 --model-path"),
-    ("--lang", {"choices": LANGUAGES, "default": "zh"}, "图中文字的语言：zh 中文（默认），en 英文"),
+    ("--lang", {"choices": LANGUAGES}, "图中文字的语言：zh 中文（默认），en 英文"),
     (
         "--save-heatmap",
         {"nargs": "?", "const": "all", "choices": tuple(HEATMAP_SIZES)},
@@ -279,7 +279,7 @@ def question_of(args) -> Question:
 
 def output_choice(args) -> OutputChoice:
     has_figure = not (args.no_figure or args.overlay_only)
-    return OutputChoice(has_figure, args.save_heatmap, args.lang, args.overlay_format)
+    return OutputChoice(has_figure, args.save_heatmap, args.lang or LANGUAGES[0], args.overlay_format)
 
 
 # ---------------------------------------------------------------------------------------------

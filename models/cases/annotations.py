@@ -38,6 +38,7 @@ class Annotation(NamedTuple):
     masks: dict[int, np.ndarray]  # index of a text -> bool [H, W], not empty
     points_only: frozenset[int]  # texts that points alone annotate: they have no area
     ignored: list[str]  # labels of shapes that are no text, each once
+    empty: list[str] = ()  # labels of texts of which nothing lies in the image
 
 
 def read_annotations(
@@ -55,7 +56,7 @@ def read_annotations(
     Raises InputError, naming the annotation's file, where it cannot be used, or has labels of which none is a text.
     """
     lookup = TextLookup(names, texts)
-    masks, with_area, ignored = {}, set(), {}
+    masks, with_area, ignored, empty = {}, set(), {}, {}
     if not case.annotations and default is not None:
         check_shared(default)
     files = [(file, _kind(file)) for file in _files(case, default)]
@@ -72,7 +73,9 @@ def read_annotations(
                 elif mask.any():
                     masks[label] = masks[label] | mask if label in masks else mask
                     with_area |= {label} if shape.has_area else set()
-    return Annotation(masks, frozenset(masks.keys() - with_area), list(ignored))
+                else:
+                    empty[shape.label] = None
+    return Annotation(masks, frozenset(masks.keys() - with_area), list(ignored), list(empty))
 
 
 def check_shared(default: str) -> None:
@@ -85,6 +88,18 @@ def check_shared(default: str) -> None:
             raise InputError(
                 "它只能标注一张图像；各图像共用的标注应是 COCO 文件或文件夹，单独的标注请写在列表的 annotation 列"
             )
+
+
+def matched_by_name(case: Case, shared: str) -> str | None:
+    """What of an annotation that several images share is a case's by its name: a file of a folder, an entry of COCO.
+
+    None where there is none, or the annotation is neither. Raises InputError as `read_annotations`.
+    """
+    if os.path.isdir(shared):
+        return annotation_in(shared, case.path, case.image)
+    document = _document(shared) if _kind(shared) == JSON else None
+    entry = document.entry_of(case.path, case.image) if isinstance(document, Coco) else None
+    return None if entry is None else f"{shared} 中的 {entry[1]['file_name']}"
 
 
 def fingerprint(case: Case, default: str | None = None) -> str:

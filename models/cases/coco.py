@@ -54,8 +54,8 @@ class Coco:
         used = (name for annotations in of_images.values() for name, _ in annotations)
         self._labels = list(dict.fromkeys(used))
 
-    def outlines(self, path: str, image: str, size: tuple[int, int]) -> Outlines:
-        """What is annotated in an image, at `size` (H, W); nothing where the file does not have it.
+    def entry_of(self, path: str, image: str) -> tuple[list, dict] | None:
+        """(what is annotated, the entry) of an image, None where the file does not have it.
 
         `path`: where the image is; `image`: as the list has it. Raises InputError where several entries may be it.
         """
@@ -63,11 +63,14 @@ class Coco:
         if len(entries) > 1:
             shown = " 和 ".join(quoted(entry["file_name"]) for _, entry in entries[:2])
             raise InputError(f"无法知道 {image} 是 {shown} 中的哪一个；请在列表中写出更长的路径")
-        shapes = []
-        for drawn, entry in entries:
-            check_shape_count(drawn)
-            frame = frame_of(entry.get("width"), entry.get("height"), size)
-            shapes = [Shape(name, partial(_draw, annotation, frame)) for name, annotation in drawn]
+        return entries[0] if entries else None
+
+    def outlines(self, path: str, image: str, size: tuple[int, int]) -> Outlines:
+        """What is annotated in an image, at `size` (H, W); nothing where the file does not have it. See `entry_of`."""
+        drawn, entry = self.entry_of(path, image) or ([], {})
+        check_shape_count(drawn)
+        frame = frame_of(entry.get("width"), entry.get("height"), size)
+        shapes = [Shape(name, partial(_draw, annotation, frame)) for name, annotation in drawn]
         return Outlines(shapes, self._labels)
 
 

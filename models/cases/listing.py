@@ -149,8 +149,15 @@ class _RowReader:
         if os.path.isabs(written):
             return written, _mode(written)
         ways = dict.fromkeys((written, written.replace("\\", "/")))
-        paths = [_join(folder, way) for way in ways for folder in self.folders]
-        return next(((path, mode) for path in paths if (mode := _mode(path)) is not None), (paths[0], None))
+        for folders in (self.folders[:1], self.folders[1:]):
+            paths = [_join(folder, way) for way in ways for folder in folders]
+            modes = {os.path.realpath(path): (path, mode) for path in paths if (mode := _mode(path)) is not None}
+            if len(modes) > 1:
+                (one, _), (other, _), *_ = modes.values()
+                raise InputError(f"{written} 可能是 {one} 或 {other}，请写出更长的路径")
+            if modes:
+                return next(iter(modes.values()))
+        return _join(self.folder, written), None
 
     def find_below(self, written: str) -> str:
         """The one file below the image folders whose path ends as it is written; InputError for none or several."""
@@ -209,7 +216,8 @@ class _RowReader:
     def read_annotations(self, cell: str, labels: list[int]) -> list[str]:
         """The paths of a cell's annotations; masks must be as many as labels, since nothing in them says of which."""
         paths, masks = [], 0
-        for written in _parts(cell):
+        whole = ";" in cell and self.resolve(cell)[1] is not None  # a file's name may hold a separator
+        for written in [cell] if whole else _parts(cell):
             path, mode = self.resolve(written)
             if mode is None:
                 raise InputError(f"找不到标注 {written}")

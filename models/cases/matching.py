@@ -5,6 +5,8 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
+from ..images.finding import IMAGE_SUFFIXES
+
 _SEPARATORS = re.compile(r"[/\\]+")
 
 
@@ -14,7 +16,9 @@ def parts_of(path: str) -> tuple[str, ...]:
 
 
 def without_suffix(parts: Sequence[str]) -> tuple[str, ...]:
-    return (*parts[:-1], os.path.splitext(parts[-1])[0])
+    """The last part without the suffix of an image or an annotation; names as 1.2.840.3 have none."""
+    stem, suffix = os.path.splitext(parts[-1])
+    return (*parts[:-1], stem if suffix.lower() in (*IMAGE_SUFFIXES, ".json") else parts[-1])
 
 
 class PathIndex:

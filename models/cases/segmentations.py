@@ -64,11 +64,11 @@ def _outlines(dataset, instance: str | None, size: tuple[int, int]) -> Outlines:
     shared = (dataset.get("SharedFunctionalGroupsSequence") or [{}])[0]
     frames = defaultdict(list)
     for index, group in enumerate(groups):
-        if instance is None or instance in (_sources_of(group, shared) or (instance,)):
+        if instance is None or _is_of(instance, group, shared):
             segment = _group(group, shared, "SegmentIdentificationSequence")[0].ReferencedSegmentNumber
             frames[segment].append(index)
     if groups and not frames:
-        raise InputError("DICOM SEG 引用的不是这张图像（SOPInstanceUID 不同）；请检查标注与图像是否对应")
+        raise InputError("DICOM SEG 引用的不是这张图像（SOPInstanceUID 不同，或不是第一帧）；请检查标注与图像是否对应")
     labels = {segment.SegmentNumber: str(segment.SegmentLabel) for segment in dataset.SegmentSequence}
     level = float(dataset.get("MaximumFractionalValue", 1)) / 2 if kind == "FRACTIONAL" else 0.5
     shapes = [
@@ -82,14 +82,19 @@ def _group(group, shared, name: str) -> list:
     return group.get(name) or shared.get(name) or []
 
 
-def _sources_of(group, shared) -> list[str]:
-    """The instances that a frame was drawn on, none where it does not say so."""
+def _is_of(instance: str, group, shared) -> bool:
+    """Whether a frame was drawn on the first frame of an instance, the one that is read; or does not say on which."""
     derivations = _group(group, shared, "DerivationImageSequence")
-    return [
-        str(source.ReferencedSOPInstanceUID)
-        for derivation in derivations
-        for source in derivation.get("SourceImageSequence") or ()
-    ]
+    sources = [source for derivation in derivations for source in derivation.get("SourceImageSequence") or ()]
+    return not sources or any(
+        str(source.ReferencedSOPInstanceUID) == instance and _is_of_first_frame(source) for source in sources
+    )
+
+
+def _is_of_first_frame(source) -> bool:
+    """Whether a source is an image's first frame; one that names no frame is the whole image."""
+    frames = source.get("ReferencedFrameNumber")
+    return frames is None or 1 in np.atleast_1d(frames)
 
 
 def _draw(dataset, indices: list[int], level: float, size: tuple[int, int]) -> np.ndarray:

@@ -57,7 +57,10 @@ def evaluate_run(state: RunState, totals: Totals, cases: CaseChoice, lang: str) 
     written = [state.write_table(path, lines) for path, lines in contents.items()]
     drawing = draw_evaluation(translated, totals.names, lang)
     write_files({picture: encode_figure(drawing, picture.suffix)}, durable=True, staging=state.staging)
-    say(*terminal_lines(evaluation, totals.names), *_wrong_reasons(totals, cases.tolerance))
+    say(
+        *terminal_lines(evaluation, totals.names),
+        *_wrong_reasons(totals, cases.tolerance, evaluation["groups"][0]["setting"]),
+    )
     say(f"评估已保存：{'、'.join(map(str, [*written, picture]))}")
 
 
@@ -72,14 +75,19 @@ def _target(state: RunState, names: list[str]) -> str:
 SHOWN_CASES = 10
 
 
-def _wrong_reasons(totals: Totals, tolerance: float) -> list[str]:
-    """The images of which the first setting predicts what is annotated, and looks elsewhere."""
-    rows = [row for row in totals.rows(tolerance) if row.get("case") == "right_outside"]
-    images = list(dict.fromkeys(row["id"] for row in rows if row["setting"] == rows[0]["setting"]))
-    if not images:
-        return []
-    more = f" 等 {len(images)} 张" if len(images) > SHOWN_CASES else ""
-    return [f"预测正确而峰在标注外：{'、'.join(images[:SHOWN_CASES])}{more}（见结果表的 case 列）"]
+def _wrong_reasons(totals: Totals, tolerance: float, first: str | None) -> list[str]:
+    """Of each split the images whose annotated text is predicted while the `first` setting's heatmap lies elsewhere."""
+    images: dict[str | None, dict[str, None]] = {}
+    for row in totals.rows(tolerance):
+        if row.get("case") == "right_outside" and row["setting"] == first:
+            images.setdefault(row.get("split"), {})[row["id"]] = None
+    lines = []
+    for split, of_split in images.items():
+        where = "" if split is None else f"（划分 {split}）"
+        more = f" 等 {len(of_split)} 张" if len(of_split) > SHOWN_CASES else ""
+        shown = "、".join([*of_split][:SHOWN_CASES])
+        lines.append(f"预测正确而峰在标注外{where}：{shown}{more}（见结果表的 case 列）")
+    return lines
 
 
 def _rows(totals: Totals) -> Iterator[dict]:

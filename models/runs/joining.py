@@ -9,14 +9,18 @@ from collections.abc import Mapping
 
 from ..class_texts import names_and_texts
 from ..errors import InputError, InputWarning, shortened
+from ..results.parts import LANGUAGES
 from .evaluating import CaseChoice
+from .records import PlannedImage
 from .run import report
 from .settings import check_settings
 from .state import RunState, other_shard
 
 
-def join(folder: str | os.PathLike, tolerance: float, lang: str) -> int:
+def join(folder: str | os.PathLike, tolerance: float, lang: str | None = None) -> int:
     """Write the tables and the evaluation of an output folder; returns the exit code: 1 where images are missing.
+
+    `lang`: of LANGUAGES, None for the run's own.
 
     The lines of shards go into the folder's own state first, as those of one run, which `--resume` goes on with.
     Raises InputError where there is no run, a run is going on, or shards do not go together.
@@ -25,25 +29,31 @@ def join(folder: str | os.PathLike, tolerance: float, lang: str) -> int:
     if not state.state.is_dir():
         raise InputError(f"{folder} 中没有运行的记录（.clip_gradcam）；请检查 --output-dir")
     with contextlib.closing(state.lock()):
-        shards = [shard for shard in state.shards() if shard.settings_file.exists()]
+        shards = state.begun_shards()
         if shards:
             _gather(state, shards)
-        names = _names_of(state.read_settings() or {}, state)
+        settings = state.read_settings() or {}
+        names = _names_of(settings, state)
+        state.remove(state.evaluation)
+        lang = lang or (settings.get("lang") if settings.get("lang") in LANGUAGES else LANGUAGES[0])
         return report(state, names, CaseChoice(tolerance=tolerance), lang)
 
 
 def _gather(state: RunState, shards: list[RunState]) -> None:
-    """Make the lines of the shards, and those of the whole run that went on after them, the whole run's."""
+    """Make the lines of the shards those of a run of the whole list."""
     settings = _settings_of(shards)
-    whole = {name: value for name, value in settings.items() if name != "shards"}
     texts = len(_names_of(settings, shards[0]))
-    plans = {shard.shard: shard.plan(texts) for shard in shards}
-    first, images = next(iter(plans.items()))
-    for shard, others in plans.items():
-        if [image._replace(pending=None) for image in others] != [image._replace(pending=None) for image in images]:
-            raise InputError(f"分片 {shard} 与分片 {first} 的图像列表不同：请在列表不变时重新运行其中一份")
-    own = [state] if state.read_settings() == whole else []
-    state.take_over(whole, images, [*shards, *own])
+    images = _without_progress(shards[0].plan(texts))
+    for other in shards[1:]:
+        if _without_progress(other.plan(texts)) != images:
+            raise InputError(
+                f"分片 {other.shard} 与分片 {shards[0].shard} 的图像列表或标注不同：请在它们不变时重新运行其中一份"
+            )
+    state.take_over({name: value for name, value in settings.items() if name != "shards"}, images, shards)
+
+
+def _without_progress(images: list[PlannedImage]) -> list[PlannedImage]:
+    return [image._replace(pending=None) for image in images]
 
 
 def _settings_of(shards: list[RunState]) -> dict:

@@ -18,10 +18,11 @@ class Truth(NamedTuple):
 
     labels: list[int]  # indices of texts: the list's; where it has none, the annotated ones
     annotation: Annotation
+    names: Sequence[str]  # of the texts
 
     @classmethod
-    def of(cls, labels: Sequence[int], annotation: Annotation) -> Truth:
-        return cls(list(labels) or sorted(annotation.masks), annotation)
+    def of(cls, labels: Sequence[int], annotation: Annotation, names: Sequence[str]) -> Truth:
+        return cls(list(labels) or sorted(annotation.masks), annotation, names)
 
     def annotated_text(self, target: int, predicted: int) -> int | None:
         """The text whose annotation the heatmap of `target` is measured on; None where there is none.
@@ -64,8 +65,14 @@ class Truth(NamedTuple):
     @property
     def warning(self) -> str | None:
         """What the reader must know of the annotations."""
-        ignored = self.annotation.ignored
-        return f"标注中的 {'、'.join(ignored)} 不是类别文本，没有参加评估" if ignored else None
+        annotation = self.annotation
+        others = [self.names[text] for text in annotation.masks if text not in self.labels]
+        problems = {
+            "标注中的 {} 不是类别文本，没有参加评估": annotation.ignored,
+            "{} 的标注是空的，或在图像之外": annotation.empty,
+            "标注中的 {} 不是该图像的标签": others,
+        }
+        return "；".join(text.format("、".join(about)) for text, about in problems.items() if about) or None
 
     def packed_coverages(self, rows: Sequence[dict]) -> dict[str, str]:
         """{index of a text: its annotation's coverage, packed} of those that the rows were measured on."""

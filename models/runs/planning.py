@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ..cases.annotations import check_shared, fingerprint
+from ..cases.annotations import check_shared, fingerprint, matched_by_name
 from ..cases.listing import Case, CaseList, read_cases
 from ..cases.tables import COLUMNS
 from ..errors import InputError, InputWarning, say
@@ -38,6 +39,8 @@ def plan_images(sources: Sources, exclude: str | os.PathLike, names: Sequence[st
     With both the list is narrowed to the images that are found. `exclude`: the output folder; `by_label`: each image's
     labels are to be explained. Raises InputError as `find_images` and `read_cases`.
     """
+    if sources.cases is not None or sources.annotations is not None:
+        _check_names(names)
     if sources.annotations is not None:
         check_shared(sources.annotations)
     if sources.cases is None:
@@ -56,7 +59,33 @@ def plan_images(sources: Sources, exclude: str | os.PathLike, names: Sequence[st
         output, digest = outputs[os.path.abspath(case.path)], fingerprint(case, sources.annotations)
         return PlannedImage(case.path, output, True, columns, case.labels, case.annotations, digest)
 
-    return Plan(root, list(map(planned, cases)))
+    images = list(map(planned, cases))
+    _check_matches(images, sources.annotations)
+    return Plan(root, images)
+
+
+def _check_names(names: Sequence[str]) -> None:
+    """InputError where two texts have one short name: labels and annotations could not tell them apart."""
+    twice = [name for name, count in Counter(name.strip() for name in names).items() if count > 1]
+    if twice:
+        raise InputError(f"类别的短名 {twice[0]} 出现了两次：标签和标注无法区分它们，请改名")
+
+
+def _check_matches(images: Sequence[PlannedImage], default: str | None) -> None:
+    """InputError where two images have one annotation by their names: one of them would be measured on another's."""
+    named = Counter(path for image in images for path in image.annotations)
+    shared = {path for path, count in named.items() if count > 1 or os.path.isdir(path)}
+    shared |= {default} if default else set()
+    owners: dict[str, str] = {}
+    for image in images:
+        for path in shared.intersection(image.annotations or [default]):
+            match = None
+            with contextlib.suppress(InputError):  # said of the image
+                match = matched_by_name(image, path)
+            owner = owners.setdefault(match, image.image) if match else image.image
+            if owner != image.image:
+                advice = "请让子文件夹也一致，或在列表的 annotation 列写明各自的文件"
+                raise InputError(f"按文件名，{match} 同时是 {owner} 和 {image.image} 的标注：{advice}")
 
 
 def _describe(listed: CaseList, sources: Sources) -> None:
@@ -89,6 +118,7 @@ def _plan_of_found(sources: Sources, exclude) -> Plan:
         image = PlannedImage(path, name, True, {"id": f"{place}/{file}" if place else file, "image": path})
         case = fingerprint(image, sources.annotations) if sources.annotations else None
         planned.append(image._replace(case=case))
+    _check_matches(planned, sources.annotations)
     return Plan(found.root, planned)
 
 

@@ -38,15 +38,21 @@ class Progress:
 
     def advance(self, failed: bool) -> None:
         """One more image is finished; the bar and the lines show the sums of all ranks."""
-        finished, failures = self.ranks.add("finished", 1), self.ranks.add("failed", int(failed))
         with self.lock:
-            self.finished, self.failures = max(self.finished, self.before + finished), failures
-            if failures:
-                self.bar.set_postfix_str(f"失败 {failures}", refresh=False)
+            self._count(1, int(failed))
+            if self.failures:
+                self.bar.set_postfix_str(f"失败 {self.failures}", refresh=False)
             self.bar.update(max(0, self.finished - self.bar.n))
+
+    def _count(self, finished: int, failed: int) -> None:
+        """Add to the sums of all ranks, and take them over."""
+        self.finished = max(self.finished, self.before + self.ranks.add("finished", finished))
+        self.failures = max(self.failures, self.ranks.add("failed", failed))
 
     def _say_lines(self) -> None:
         while not self.ended.wait(PERIOD):
+            with self.lock:
+                self._count(0, 0)  # other ranks may go on after this one
             say(self.line(time.monotonic() - self.started), to=sys.stderr)
 
     def line(self, seconds: float) -> str:

@@ -150,7 +150,7 @@ class Run:
         if image.case is None:
             return None
         names, texts = self.explainer.question.names, self.explainer.question.texts
-        return Truth.of(image.labels, read_annotations(image, names, texts, size, self.cases.annotations))
+        return Truth.of(image.labels, read_annotations(image, names, texts, size, self.cases.annotations), names)
 
 
 NO_USE_GOING_ON = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)  # the disk's trouble, not one image's

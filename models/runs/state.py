@@ -48,6 +48,11 @@ _PART = re.compile(r"rows-(\d+|earlier|joined)\.jsonl")
 _STAGED = re.compile(r"\.clip_gradcam_\w*\.tmp")
 
 
+def beside(table: Path) -> Path:
+    """Where a table goes while a program holds its place."""
+    return table.with_name(f"{table.stem}-new{table.suffix}")
+
+
 def other_shard(shard: Shard, other: Shard, folder: Path) -> Comparison:
     """How a difference between two shards is named."""
     advice = f"各分片的设置要相同；要用新的设置重新开始，请先删除 {folder / STATE_FOLDER}，或换 --output-dir"
@@ -78,22 +83,18 @@ class RunState:
 
     # -- one run at a time --------------------------------------------------------------------
 
-    def lock(self):
-        """Hold the folder until the returned file is closed or the process ends; InputError if another run does.
+    def lock(self) -> contextlib.ExitStack:
+        """Hold the folder until what is returned is closed or the process ends; InputError if another run does.
 
         Shards are beside each other; a run of the whole list is alone.
         """
-        file = self._lock()
-        try:
-            for other in self.shards() if self.shard is None else [RunState(self.folder)]:
-                if (other.state / "lock").exists():
-                    other._lock().close()
-        except BaseException:
-            file.close()
-            raise
-        return file
+        with contextlib.ExitStack() as stack:
+            if self.shard is not None:
+                stack.enter_context(RunState(self.folder)._lock(shared=True))
+            stack.enter_context(self._lock())
+            return stack.pop_all()
 
-    def _lock(self):
+    def _lock(self, shared: bool = False):
         try:
             self._check_own()
             self.staging.mkdir(parents=True, exist_ok=True)
@@ -101,7 +102,7 @@ class RunState:
         except OSError as error:
             raise InputError(f"无法写入输出目录 {self.folder}：{reason(error)}") from error
         try:
-            _lock_file(file)
+            _lock_file(file, shared)
         except OSError as error:
             if error.errno not in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
                 warnings.warn(f"{self.folder} 所在的文件系统不支持文件锁，请勿同时运行两次", InputWarning, stacklevel=2)
@@ -113,8 +114,9 @@ class RunState:
                 f"输出目录 {self.folder} 正由另一次运行写入（{holder}），请等它结束或换 --output-dir"
             ) from error
         file.truncate(0)
-        file.seek(0)
-        file.write(f"主机 {socket.gethostname()}，进程 {os.getpid()}".encode())
+        if not shared:
+            file.seek(0)
+            file.write(f"主机 {socket.gethostname()}，进程 {os.getpid()}".encode())
         return file
 
     def _check_own(self) -> None:
@@ -133,14 +135,19 @@ class RunState:
         """Write the plan of a run. With `resume` what an earlier run finished is not to do again.
 
         `images`: in the order of the tables, all to do; of a shard those in its own chunks of `batch` images stay so.
-        Raises InputError where an earlier run's settings differ, or those of another shard.
+        One kind of run counts in a folder: shards take away what a run of the whole list left, and the other way round.
+        Raises InputError where an earlier run's settings differ, or those of another shard, or shards are not joined.
         """
         images = list(images)
         if self.shard is not None:
             settings = {**settings, "shards": [self.shard.count, batch]}
             self._check_other_shards(settings)
         earlier = self.read_settings() if resume else None
-        self._remove(self.evaluation)
+        if resume and earlier is None and self.begun_shards():
+            raise InputError(f"{self.folder} 中是各分片的结果：请先执行 --join --output-dir {self.folder}，再 --resume")
+        for other in self.shards() if self.shard is None else [RunState(self.folder)]:
+            other._forget()
+        self.remove(self.evaluation)
         for leftover in self.staging.iterdir():  # of a run that was killed
             if _STAGED.fullmatch(leftover.name) and not leftover.is_dir():
                 leftover.unlink(missing_ok=True)
@@ -186,17 +193,16 @@ class RunState:
 
     def _forget(self) -> None:
         """Take away what an earlier run wrote of itself, the settings first: without them nothing is resumed."""
-        for shard in self.shards() if self.shard is None else ():
-            shard._forget()
         for path in (self.settings_file, *self._parts()):
             path.unlink(missing_ok=True)
-        self._remove(self.tables)
+        self.remove((*self.tables, *self.evaluation))
 
-    def _remove(self, tables: Iterable[Path]) -> None:
+    def remove(self, tables: Iterable[Path]) -> None:
         """Take away what an earlier run of the whole list said; what a program holds stays: see `write_table`."""
         for table in tables if self.shard is None else ():
-            with contextlib.suppress(PermissionError):
-                table.unlink(missing_ok=True)
+            for path in (table, beside(table)):
+                with contextlib.suppress(PermissionError):
+                    path.unlink(missing_ok=True)
 
     def _keep_finished(self, texts: int, cases: Mapping[str, str | None]) -> set[str]:
         """Paths of the images whose line is written and whose files are all there in their size.
@@ -219,6 +225,10 @@ class RunState:
         self._write_lines(kept, finished())
         self._drop_parts(but=kept.name)
         return done
+
+    def begun_shards(self) -> list[RunState]:
+        """The shards that have begun since the last run of the whole list."""
+        return [shard for shard in self.shards() if shard.settings_file.exists()]
 
     def take_over(self, settings: Mapping, images: Sequence[PlannedImage], runs: Sequence[RunState]) -> None:
         """Make the lines of several runs over the same images this one's; a success is not hidden by a failure."""
@@ -259,7 +269,7 @@ class RunState:
         except InputError as error:
             if not isinstance(error.__cause__, PermissionError):
                 raise
-        other = path.with_name(f"{path.stem}-new{path.suffix}")
+        other = beside(path)
         self._write_lines(other, lines())
         warnings.warn(
             f"{path} 正被另一个程序（例如 Excel）打开，这次的表写在 {other}；关闭那个程序后可以改回原名",
@@ -336,14 +346,18 @@ class Part:
             raise InputError(f"无法写入结果表 {self._file.name}：{reason(error)}") from error
 
 
-def _lock_file(file) -> None:
-    """An exclusive lock that ends with the process and that its child processes do not inherit."""
+def _lock_file(file, shared: bool) -> None:
+    """A lock that ends with the process and that its child processes do not inherit; `shared` with others of the kind.
+
+    Windows has no shared one: there a shard does not keep a run of the whole list away.
+    """
     try:
         import fcntl
     except ImportError:
         import msvcrt
 
-        file.seek(1 << 20)  # beyond the text, which others may read
-        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        if not shared:
+            file.seek(1 << 20)  # beyond the text, which others may read
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
     else:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.lockf(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)

@@ -225,8 +225,13 @@ CASE_OF = dict(zip(itertools.product((True, False), repeat=2), CASES))
 
 def list_columns(columns: Sequence[str]) -> dict[str, str]:
     """{a list's column: its name in the tables}: where the tables have a column of that name, `list_` before it."""
-    taken = {*COLUMNS, "names", "probabilities"}
-    return {column: f"list_{column}" if column in taken else column for column in columns}
+    taken, renamed = {*COLUMNS, "names", "probabilities"}, {}
+    for column in columns:
+        name = column
+        while name in taken or (name != column and name in columns):
+            name = f"list_{name}"
+        renamed[column] = name
+    return renamed
 
 
 def table_columns(carried: Sequence[str] | None) -> list[str]:

@@ -9,7 +9,7 @@ import pytest
 from annotated import NAMES, TEXTS, assert_masks, case_of, read
 from PIL import Image
 
-from models.cases.annotations import check_shared, fingerprint, read_annotations
+from models.cases.annotations import Annotation, check_shared, fingerprint, read_annotations
 from models.errors import InputError
 
 SIZE = (8, 8)
@@ -48,7 +48,7 @@ def column_of(image, labels=(2,), **options):
 
 
 def test_no_annotation():
-    assert read([], SIZE) == ({}, frozenset(), [])
+    assert read([], SIZE) == Annotation({}, frozenset(), [], [])
 
 
 def test_a_folder_mirrors_the_images(folder):

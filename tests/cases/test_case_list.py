@@ -204,6 +204,24 @@ def test_a_bare_name_anywhere_below_the_image_folders(folder):
     assert "第 2 行：找不到图像 c.png。图像不在列表旁边时，请用 --image-path" in problem("image\nc.png\n")
 
 
+def test_one_path_in_two_image_folders_is_not_guessed(folder):
+    for name in ("甲/c.png", "乙/c.png"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).touch()
+    assert "第 2 行：c.png 可能是 甲/c.png 或 乙/c.png，请写出更长的路径" in problem(
+        "image\nc.png\n", image_folders=["甲", "乙"]
+    )
+    (case,), *_ = read_cases(write("image\na.png\n"), NAMES, image_folders=[".", "甲"])
+    assert case.path == "a.png"  # beside the list
+
+
+def test_an_annotation_whose_name_holds_a_separator(folder):
+    for name in ("m;1.png", "n.png"):
+        (folder / name).touch()
+    (one, two), *_ = read_cases(write("image,label,annotation\na.png,0,m;1.png\nb.png,0;1,n.png;a.png\n"), NAMES)
+    assert (one.annotations, two.annotations) == (["m;1.png"], ["n.png", "a.png"])
+
+
 def test_a_list_from_windows(folder):
     (folder / "影像" / "甲.json").touch()
     (case,), *_ = read_cases(write("image,annotation\r\n影像\\甲.png,影像\\甲.json\r\n"), NAMES)

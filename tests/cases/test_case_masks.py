@@ -10,6 +10,7 @@ import pytest
 from annotated import assert_masks, drawing, read
 from PIL import Image
 
+from models.cases.annotations import Annotation
 from models.cases.masks import read_mask
 from models.cases.shapes import check_proportions, resize_nearest
 from models.errors import InputError
@@ -110,7 +111,7 @@ def test_jpeg_is_inside_from_half_of_white(save):
 
 def test_an_empty_mask_is_no_annotation(save):
     annotation = read([save(np.zeros(SIZE, dtype=np.uint8))], SIZE, labels=[1])
-    assert annotation == ({}, frozenset(), [])
+    assert annotation == Annotation({}, frozenset(), [], ["松动"])
 
 
 def test_the_first_mask_is_of_the_first_label(save):

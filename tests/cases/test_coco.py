@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw
 from pycocotools import mask as reference
 
 from models.cases import annotations, coco
+from models.cases.annotations import Annotation
 from models.cases.shapes import Frame
 from models.errors import InputError
 
@@ -98,7 +99,7 @@ def test_boxes_polygons_and_runs_of_an_image(save):
     assert_masks(result, {0: both, 2: both})
     assert (result.ignored, result.points_only) == (["左"], frozenset())
     assert_masks(read([path], SIZE, image="b.png"), {1: filled()})
-    assert read([path], SIZE, image="c.png") == ({}, frozenset(), [])
+    assert read([path], SIZE, image="c.png") == Annotation({}, frozenset(), [], [])
 
 
 def test_a_box_without_segmentation_as_pycocotools(save):
@@ -128,7 +129,7 @@ def test_categories_are_names_or_texts(save):
     assert result.ignored == ["category_id 1"]
     path = save([entry(5, "a.png"), entry(6, "b.png")], [box(6, 13)])
     assert refusal(path).startswith("其中的标签 '左' 都不是类别文本，")
-    assert read([save([entry(5, "a.png")], [])], SIZE) == ({}, frozenset(), [])
+    assert read([save([entry(5, "a.png")], [])], SIZE) == Annotation({}, frozenset(), [], [])
 
 
 def test_the_image_by_the_end_of_its_path(save):

@@ -11,6 +11,7 @@ from annotated import NAMES, TEXTS, assert_masks, drawing, read
 from PIL import Image, ImageDraw
 
 from models.cases import files, shapes
+from models.cases.annotations import Annotation
 from models.errors import InputError
 
 SIZE = (20, 30)
@@ -155,7 +156,7 @@ def test_json_by_its_content(save):
 
 def test_what_lies_outside(save):
     outside = save(shape("骨折", "rectangle", (40, 1), (50, 9)), shape("松动", "circle", (-90, -90), (-85, -90)))
-    assert read([outside], SIZE) == ({}, frozenset(), [])
+    assert read([outside], SIZE) == Annotation({}, frozenset(), [], ["骨折", "松动"])
     half = save(shape("骨折", "rectangle", (25, 15), (45, 35)))
     assert_masks(read([half], SIZE), {2: labelme_mask(SIZE, "rectangle", [(25, 15), (45, 35)])})
 
@@ -201,7 +202,7 @@ def test_shapes_that_are_none(save):
 def test_labels_of_which_none_is_a_text(save):
     path = save(shape("假体松动", "point", (1, 1)), shape("左", "point", (1, 1)))
     assert refusal(path) == "其中的标签 '假体松动'、'左' 都不是类别文本，最接近的是 松动；请改成类别的短名"
-    assert read([save()], SIZE) == ({}, frozenset(), [])
+    assert read([save()], SIZE) == Annotation({}, frozenset(), [], [])
 
 
 def test_sizes_that_are_none(save):

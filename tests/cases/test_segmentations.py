@@ -29,11 +29,12 @@ def item(**elements):
     return dataset
 
 
-def frame(segment, source=None):
-    """The functional groups of a frame."""
+def frame(segment, source=None, number=None):
+    """The functional groups of a frame; `number`: of the source's frame, one or several."""
     groups = item(SegmentIdentificationSequence=[item(ReferencedSegmentNumber=segment)])
     if source is not None:
-        groups.DerivationImageSequence = [item(SourceImageSequence=[item(ReferencedSOPInstanceUID=source)])]
+        about = {"ReferencedSOPInstanceUID": source} | ({} if number is None else {"ReferencedFrameNumber": number})
+        groups.DerivationImageSequence = [item(SourceImageSequence=[item(**about)])]
     return groups
 
 
@@ -108,6 +109,12 @@ def test_frames_of_another_image_are_left_out(save, radiograph):
     assert_masks(read([path], SIZE, path=radiograph), {2: ONE, 1: TWO})
     assert_masks(read([save([(1,), (1, THERE)], [ONE, TWO])], SIZE, path=radiograph), {2: ONE})
     assert "引用的不是这张图像" in refusal(save([(1, THERE)], [ONE]), radiograph)
+
+
+def test_frames_on_another_frame_of_the_image_are_left_out(save, radiograph):
+    path = save([(1, HERE, 1), (1, HERE, 2), (2, HERE, [2, 1])], [ONE, TWO, THREE])
+    assert_masks(read([path], SIZE, path=radiograph), {2: ONE, 1: THREE})
+    assert "不是第一帧" in refusal(save([(1, HERE, 2)], [ONE]), radiograph)
 
 
 def test_the_instance_of_an_image_that_is_deflated(save, radiograph):

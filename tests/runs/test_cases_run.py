@@ -383,6 +383,57 @@ def test_images_that_are_right_for_the_wrong_reason_are_named(over, home, capsys
     assert heading["Class"] == "all" and heading["Hit (tolerance)"] == "0.00 (0.00–0.00)"
 
 
+def test_one_annotation_is_not_two_images(over, command, home, capsys):
+    """By its bare name it would be; where the folders agree, or the list names it, it is whose it is."""
+    Path("ann").mkdir()
+    document = labelme((24, 32), ("松动", "point", [[3, 3]]))
+    Path("ann/000.json").write_text(document, encoding="utf-8")
+    message = "按文件名，ann/000.json 同时是 data/000.png 和 data/b/c/000.png 的标注"
+    for folders in (["--annotations", "ann"], ["--annotations", "ann", "--image-path", "data"]):
+        listed = ["--cases", write_list([{"image": "data/000.png"}, {"image": "data/b/c/000.png"}])]
+        over(*([] if "--image-path" in folders else listed), *folders, code=2)
+        assert message in capsys.readouterr().err
+    coco = {"images": [{"id": 1, "file_name": "000.png", "height": 24, "width": 32}], "annotations": []}
+    Path("coco.json").write_text(json.dumps({**coco, "categories": []}), encoding="utf-8")
+    over(*listed, "--annotations", "coco.json", code=2)
+    assert "coco.json 中的 000.png 同时是 data/000.png 和 data/b/c/000.png 的标注" in capsys.readouterr().err
+    Path("ann/c").mkdir()
+    Path("ann/000.json").rename("ann/c/000.json")
+    assert shown(over(*listed, "--annotations", "ann"), "annotated") == [(None,), ("松动",)]
+    named = [{"image": name, "annotation": "ann/c/000.json"} for name in ("data/000.png", "data/b/c/000.png")]
+    assert len(over("--cases", write_list(named))) == 2
+
+
+def test_what_contradicts_the_list_or_shows_nothing_is_a_warning(over, home):
+    outside = ("感染", "rectangle", [[90, 90], [95, 95]])
+    text = labelme((24, 32), ("松动", "rectangle", [[1, 1], [9, 9]]), outside)
+    Path("a.json").write_text(text, encoding="utf-8")
+    (row,) = over("--cases", write_list([{"image": "data/000.png", "label": "正常", "annotation": "a.json"}]))
+    assert "感染 的标注是空的，或在图像之外；标注中的 松动 不是该图像的标签" in row["warning"]
+
+
+def test_short_names_that_are_one_are_refused_before_the_model(over, cases, capsys):
+    texts = ["--class-texts", "正常", "松动", "松动 ", "--model-path", "nowhere.pth"]
+    over("--cases", cases, *texts, code=2)
+    assert "类别的短名 松动 出现了两次" in capsys.readouterr().err
+
+
+def test_the_first_settings_wrong_reasons_of_each_split(over, cases, monkeypatch, capsys):
+    from models.runs import evaluating
+
+    rows = [("甲", "a", "x", "right_outside"), ("乙", "a", "x", "right_inside"), ("甲", "b", "y", "right_inside")]
+    rows += [("乙", "b", "y", "right_outside"), ("甲", "c", "y", "right_outside"), ("甲", "d", None, "wrong_outside")]
+    rows = [dict(zip(("setting", "id", "split", "case"), row, strict=True)) for row in rows]
+
+    class Rows:
+        def rows(self, tolerance):
+            return iter(rows)
+
+    where = "预测正确而峰在标注外（划分 {}）：{}（见结果表的 case 列）"
+    lines = [where.format(split, image) for split, image in (("x", "a"), ("y", "c"))]
+    assert evaluating._wrong_reasons(Rows(), 15, "甲") == lines
+
+
 def test_how_a_list_is_read_is_said_and_what_it_lacks(over, home, capsys):
     Path("a.json").write_text(labelme((24, 32), ("松动", "point", [[3, 3]])), encoding="utf-8")
     rows = [{"文件名": "data/000.png", "标注": "a.json", "住院号": "7", "疾病": "松动"}]

@@ -113,6 +113,53 @@ def test_shards_join_to_what_one_run_leaves(home, run, as_undisturbed, capsys):
     assert main(["--join", "--output-dir", "out"]) == 0 and contents("out") == before
 
 
+def over_list(run, rows, *more):
+    Path("cases.csv").write_text("\n".join(["image,age", *rows]) + "\n", encoding="utf-8")
+    run("--cases", "cases.csv", "--batch-size", "1", *more)
+    return {row["id"]: row["age"] for row in rows_of("out")} if Path("out/results.jsonl").exists() else None
+
+
+def test_shards_that_run_anew_count_and_not_what_was_joined_before(run):
+    """Nor does a shard's plan count any more once a run of the whole list has gone on after the joining."""
+    listed = ["data/000.png,50", "data/001.png,60"]
+    for ages in (listed, [line.replace("0,", "1,") for line in listed]):
+        for number in (1, 2):
+            assert over_list(run, ages, "--shard", f"{number}/2") is None  # what was there is taken away
+        assert main(["--join", "--output-dir", "out"]) == 0
+        assert [f"{name},{age}" for name, age in ((row["id"], row["age"]) for row in rows_of("out"))] == ages
+    more = [*ages, "data/b/c/000.png,70"]
+    assert len(over_list(run, more, "--resume")) == 3
+    assert main(["--join", "--output-dir", "out", "--tolerance", "5"]) == 0
+    assert [row["age"] for row in rows_of("out")] == [line.split(",")[1] for line in more]
+
+
+def test_shards_that_are_not_joined_are_not_forgotten_by_a_resumption(run, capsys):
+    run("--shard", "1/2", "--batch-size", "1")
+    run("--resume", "--batch-size", "1", code=2)
+    assert "请先执行 --join --output-dir out，再 --resume" in capsys.readouterr().err
+    assert main(["--join", "--output-dir", "out"]) == 1
+    run("--resume", "--batch-size", "1")
+    assert "完成 2 张（另有 3 张此前已完成）" in capsys.readouterr().out and len(rows_of("out")) == 5
+
+
+def test_shards_begin_beside_each_other_where_a_whole_run_was(run):
+    from models.runs.state import RunState
+
+    run()
+    with RunState("out", Shard(1, 2)).lock(), RunState("out", Shard(2, 2)).lock():
+        assert Path("out/.clip_gradcam/shard-2-of-2/lock").read_text(encoding="utf-8")
+
+
+def test_the_joined_evaluation_has_the_language_of_the_run(run):
+    Path("cases.csv").write_text("image,label\ndata/000.png,0\n", encoding="utf-8")
+    for flags, name in ((["--lang", "en"], "all"), ([], "全部")):
+        run("--cases", "cases.csv", *flags)
+        assert main(["--join", "--output-dir", "out"]) == 0
+        assert f",{name},accuracy," in Path("out/evaluation.csv").read_text(encoding="utf-8")
+    assert main(["--join", "--output-dir", "out", "--lang", "en"]) == 0
+    assert ",all,accuracy," in Path("out/evaluation.csv").read_text(encoding="utf-8")
+
+
 def test_a_shard_that_has_not_begun_or_failed_is_made_up_for(home, run, as_undisturbed, capsys):
     Path("data/000.png").rename("kept.png")
     Path("data/000.png").write_bytes(b"")
@@ -154,7 +201,7 @@ def test_lists_that_differ_are_not_joined(home, run, capsys):
     write_images(home / "data", 1, start=7)
     run("--shard", "2/2", "--batch-size", "1")
     assert main(["--join", "--output-dir", "out"]) == 2
-    assert "图像列表不同" in capsys.readouterr().err
+    assert "图像列表或标注不同" in capsys.readouterr().err
 
 
 def test_a_run_of_the_whole_list_begins_anew_without_the_shards(run, as_undisturbed):
