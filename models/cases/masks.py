@@ -23,6 +23,7 @@ from .shapes import check_proportions, resize_nearest
 
 FORMATS = ("PNG", "BMP", "TIFF", "GIF", "JPEG")
 SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".gif", ".jpg", ".jpeg")
+LEAST_OF_A_COLOUR = 0.01  # share of the bright pixels; fewer are the edges of another
 HALF_OF_WHITE = 128
 MOST_CLASSES = 64  # that a map of classes numbers; no mask with soft edges is as dark as that
 BORDER = 255  # what maps of classes write between classes
@@ -86,8 +87,18 @@ def _levels(image) -> np.ndarray:
         return np.asarray(image)
     if image.mode == "1":
         return np.asarray(image.convert("L"))
-    colours = image.convert("RGBA") if image.mode == "RGBa" else image
-    return np.asarray(colours.convert("RGB")).max(axis=2)
+    colours = np.asarray((image.convert("RGBA") if image.mode == "RGBa" else image).convert("RGB"))
+    levels = colours.max(axis=2)
+    _check_colours(colours[levels >= HALF_OF_WHITE])
+    return levels
+
+
+def _check_colours(colours: np.ndarray) -> None:
+    """InputError where bright pixels [N, 3] are of several colours, by which of red, green and blue they have."""
+    bright = colours >= colours.max(axis=1, keepdims=True) / 2
+    _, counts = np.unique(bright @ [1, 2, 4], return_counts=True)
+    if (counts > LEAST_OF_A_COLOUR * len(colours)).sum() > 1:
+        raise InputError("掩膜有几种颜色，像是各类别的编号；请每类一个掩膜，内为白")
 
 
 def _levels_of_palette(image) -> np.ndarray:

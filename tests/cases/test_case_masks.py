@@ -109,6 +109,14 @@ def test_jpeg_is_inside_from_half_of_white(save):
     assert "没有一处达到白色的一半" in refusal(save(square * np.uint8(90), "m.jpg"), (32, 32))
 
 
+def test_colours_of_classes_are_no_mask(save):
+    colours = np.zeros((20, 20, 3), dtype=np.uint8)
+    colours[2:9, 2:9] = 250, 60, 50
+    assert read_mask(save(colours), (20, 20)).sum() == 49  # one colour is one mask
+    colours[12:15, 12:15] = 40, 230, 30
+    assert "掩膜有几种颜色" in refusal(save(colours), (20, 20))
+
+
 def test_an_empty_mask_is_no_annotation(save):
     annotation = read([save(np.zeros(SIZE, dtype=np.uint8))], SIZE, labels=[1])
     assert annotation == Annotation({}, frozenset(), [], ["松动"])
