@@ -167,8 +167,3 @@ def unpack_levels(packed: str) -> np.ndarray:
     if len(levels) != GRID * GRID or not unpack.eof or unpack.unused_data or not levels.any():
         raise InputError("输出目录中保存的标注不是本工具写的，或已损坏：请换一个输出目录重新运行")
     return levels.reshape(GRID, GRID)
-
-
-def unpack_coverage(packed: str) -> np.ndarray:
-    """`pack_coverage`'s text -> coverage float32 [224, 224]; InputError where it is none."""
-    return unpack_levels(packed) / np.float32(255)

@@ -23,7 +23,7 @@ from models.evaluation.measures import (
     measure_heatmap,
     pack_coverage,
     segmentation,
-    unpack_coverage,
+    unpack_levels,
 )
 
 
@@ -166,14 +166,13 @@ def test_packed_coverages_come_back_to_the_level():
     coverage = coverage_of(((y - 900) / 400) ** 2 + ((x - 700) / 250) ** 2 < 1)
     packed = pack_coverage(coverage)
     assert packed.isascii() and len(packed) < 2048
-    assert unpack_coverage(packed).dtype == np.float32
-    np.testing.assert_allclose(unpack_coverage(packed), coverage, atol=1 / 255)
+    np.testing.assert_allclose(unpack_levels(packed) / 255, coverage, atol=1 / 255)
 
 
 def test_a_single_pixel_of_a_large_image_does_not_vanish():
     coverage = np.zeros((GRID, GRID), np.float32)
     coverage[3, 5] = 1e-4
-    assert np.argwhere(unpack_coverage(pack_coverage(coverage))).tolist() == [[3, 5]]
+    assert np.argwhere(unpack_levels(pack_coverage(coverage))).tolist() == [[3, 5]]
 
 
 def encoded(data):
@@ -200,12 +199,12 @@ HOSTILE = {
 @pytest.mark.parametrize("packed", HOSTILE.values(), ids=HOSTILE)
 def test_what_is_no_packed_coverage_is_refused(packed):
     with pytest.raises(InputError, match="标注.*换一个输出目录"):
-        unpack_coverage(packed)
+        unpack_levels(packed)
 
 
 def test_what_does_not_shrink_is_still_ours():
     noise = np.frombuffer(os.urandom(GRID * GRID), np.uint8).reshape(GRID, GRID) / np.float32(255)
-    np.testing.assert_allclose(unpack_coverage(pack_coverage(noise)), noise, atol=1e-6)
+    np.testing.assert_allclose(unpack_levels(pack_coverage(noise)) / 255, noise, atol=1e-6)
 
 
 # -- baselines --------------------------------------------------------------------------------
