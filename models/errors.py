@@ -5,6 +5,8 @@ import re
 import sys
 from collections.abc import Callable, Iterable
 
+from .messages import Joined, Message, current_language
+
 # Controls (C0, DEL, C1), line and paragraph separators, halves of surrogate pairs, and what turns or hides letters
 # without a sign of its own: bidi marks, zero-width characters, tags, fillers.
 UNPRINTABLE = (
@@ -37,10 +39,25 @@ def shortened(text: str, limit: int) -> str:
 
 
 class _OneLine(Exception):
-    """An exception whose text is fit to be shown: one line, nothing in it that a terminal obeys."""
+    """An exception whose text is fit to be shown: one line, nothing in it that a terminal obeys.
+
+    `template`, `values`: as for Message, or a Message alone. Its str is in the language in which it was raised.
+    """
+
+    def __init__(self, template: str | Message, *values):
+        super().__init__(template, *values)
+        self.lang = current_language()
+
+    @property
+    def message(self) -> Message:
+        template, *values = self.args
+        return template if isinstance(template, Message) else Message(str(template), *values)
+
+    def in_language(self, lang: str) -> str:
+        return shortened(escape_unprintable(self.message.in_language(lang)), LONGEST_MESSAGE)
 
     def __str__(self):
-        return shortened(escape_unprintable(super().__str__()), LONGEST_MESSAGE)
+        return self.in_language(self.lang)
 
 
 class InputError(_OneLine, ValueError):
@@ -60,42 +77,48 @@ def closest(name, names: Iterable[str], count: int = 1, cutoff: float = 0.6) -> 
     return difflib.get_close_matches(str(name).lower(), names, count, cutoff)
 
 
-def closest_hint(name, names: Iterable[str], count: int = 1, cutoff: float = 0.6) -> str:
+def closest_hint(name, names: Iterable[str], count: int = 1, cutoff: float = 0.6) -> Message | str:
     """The closest names as the beginning of an advice, "" where none is like it."""
     close = closest(name, names, count, cutoff)
-    return f"最接近的是 {'、'.join(close)}；" if close else ""
+    return Message("最接近的是 {}；", Joined("、", close)) if close else ""
 
 
 def check_at_least(flag: str, value: int | None, least: int) -> None:
     """InputError where a number is below its least value; None is no number."""
     if value is not None and value < least:
-        raise InputError(f"{flag} 至少是 {least}，收到 {shortened(str(value), 40)}")
+        raise InputError("{} 至少是 {}，收到 {}", flag, least, shortened(str(value), 40))
 
 
 def check_at_most(flag: str, value: int | None, most: int) -> None:
     """InputError where a number is above what any machine has memory for; None is no number."""
     if value is not None and value > most:
-        raise InputError(f"{flag} 至多是 {most}，收到 {shortened(str(value), 40)}")
+        raise InputError("{} 至多是 {}，收到 {}", flag, most, shortened(str(value), 40))
 
 
 def check_written(flag: str, value: str | Iterable[str] | None) -> None:
     """InputError where a path or a name is empty, or holds what no system takes in one; None is none."""
     for text in [value] if isinstance(value, str) else value or ():
         if not text.strip():
-            raise InputError(f"{flag} 后面的值是空的")
+            raise InputError("{} 后面的值是空的", flag)
         if "\0" in text:
-            raise InputError(f"{flag} 的值 {text} 含有空字符，不能作路径或名称")
+            raise InputError("{} 的值 {} 含有空字符，不能作路径或名称", flag, text)
 
 
-def check_text_indices(indices: Iterable[int], count: int, name: str = "目标文本索引") -> None:
+TARGET_INDEX = Message("目标文本索引")
+
+
+def check_text_indices(indices: Iterable[int], count: int, name: str | Message = TARGET_INDEX) -> None:
     """InputError, with the range, where one of `indices` is none of `count` texts'."""
     for index in indices:
         if not 0 <= index < count:
-            raise InputError(f"{name} {shortened(str(index), 40)} 超出范围：共 {count} 个文本，可用 0 到 {count - 1}")
+            problem = "{} {} 超出范围：共 {} 个文本，可用 0 到 {}"
+            raise InputError(problem, name, shortened(str(index), 40), count, count - 1)
 
 
-def reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str | Message:
     """What an exception says, on one line."""
+    if isinstance(error, _OneLine):
+        return error.message
     message = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
     return escape_unprintable(message.split("\n")[0])
 
@@ -108,19 +131,19 @@ def say(*lines, to=None) -> None:
 
 def print_error(message) -> None:
     """One line on standard error."""
-    say(f"错误: {shortened(str(message), LONGEST_MESSAGE)}", to=sys.stderr)
+    say(Message("错误: {}", shortened(str(message), LONGEST_MESSAGE)), to=sys.stderr)
 
 
 DEBUG = "CLIP_GRADCAM_DEBUG"  # an environment variable: show where an exception comes from
 
 
-def unforeseen(error: Exception) -> str:
+def unforeseen(error: Exception) -> Message | str:
     """What to say of an exception that is no InputError."""
     if isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and re.search(r"out of memory|allocate", str(error))
     ):
-        return "内存或显存不足；请减小 --img-size 或 --batch-size，或加 --cpu"
+        return Message("内存或显存不足；请减小 --img-size 或 --batch-size，或加 --cpu")
     if isinstance(error, OSError):  # a name longer than the file system takes, say
-        return f"{reason(error)}：{error.filename}" if error.filename else reason(error)
-    what = f"{type(error).__name__}：{shortened(reason(error), 500)}"
-    return f"没有料到的错误 {what}；请检查输入，或设环境变量 {DEBUG}=1 再运行，把显示的全部内容报告给开发者"
+        return Message("{}：{}", reason(error), error.filename) if error.filename else reason(error)
+    what = Message("{}：{}", type(error).__name__, shortened(str(reason(error)), 500))
+    return Message("没有料到的错误 {}；请检查输入，或设环境变量 {}=1 再运行，把显示的全部内容报告给开发者", what, DEBUG)
