@@ -10,15 +10,13 @@ from ..explain.heatmap import TEXT_UNSPECIFIC, blend, is_flat, resize_map, show_
 from ..explain.methods import METHODS
 from ..explain.question import Question
 from ..images.preprocessing import Region
-from .figure import draw_figure, encode_figure
-from .formats import thin
-from .grid import draw_grid
+from .drawing import draw_results, file_marks, for_figure
+from .figure import encode_figure
 from .outlines import Outline
 from .parts import FOOTER_WORDS, in_language
 
 WHERE_ONLY = "该文本与图像的相似度靠后，热力图的颜色不说明有没有：它只说明若有会在哪里，有没有请看概率"
 TEXT_FREE = "{} 不看文本：无论问什么，热力图都一样"
-TILE_SIDE = 640  # pixels: what a text's overlay is thinned to in the grid of several
 
 
 class ImageResult(NamedTuple):
@@ -227,52 +225,3 @@ def _each_once(named: Iterable[tuple[str, list[str]]], alone: bool = False) -> l
         for note in notes:
             about.setdefault(note, []).append(name)
     return [note if alone else f"{'、'.join(names)}：{note}" for note, names in about.items()]
-
-
-def for_figure(heatmap: np.ndarray, overlay: np.ndarray, alone: bool) -> tuple:
-    """What a figure needs of a drawn map: of one among several a thinned overlay, so that many take little memory."""
-    return (heatmap, overlay) if alone else (None, thin(overlay, TILE_SIDE))
-
-
-def file_marks(results: Results) -> list[str | int | None]:
-    """What tells the files of each explained map apart: nothing for a single one, the text's index, the method."""
-    if len(results) > 1:
-        return ["default" if result.is_default else result.method for result in results]
-    targets = results[0].targets
-    return [None] if len(targets) == 1 else targets
-
-
-SAME = 1e-3  # of their maxima: maps that differ by less look alike
-
-
-def each_once(results: Results) -> tuple[Results, list[int]]:
-    """Results of several methods without those whose map an earlier one has, which says so; and their indices."""
-    once, indices = [], []
-    for index, result in enumerate(results):
-        same = next((place for place, other in enumerate(once) if _look_alike(other, result)), None)
-        if same is None:
-            once.append(result)
-            indices.append(index)
-        else:
-            once[same] = once[same]._replace(also=(*once[same].also, result))
-    return Results(once), indices
-
-
-def _look_alike(one: ImageResult, other: ImageResult) -> bool:
-    """Whether two methods' maps, each over its maximum, are the same to the eye and beyond."""
-    if one.maps.shape != other.maps.shape:
-        return False
-    a, b = (np.maximum(result.maps[0], 0) for result in (one, other))
-    return a.max() > 0 and b.max() > 0 and np.allclose(a / a.max(), b / b.max(), rtol=0, atol=SAME)
-
-
-def draw_results(results: Results, drawn, lang: str):
-    """The figure of one explained text, or the grid of several texts or methods; `drawn`: each (heatmap, overlay)."""
-    if len(drawn) > 1:
-        overlays = [overlay for _, overlay in drawn]
-        if len(results) > 1:
-            results, indices = each_once(results)
-            overlays = [overlays[index] for index in indices]
-        return draw_grid(results, overlays, lang)
-    ((heatmap, overlay),) = drawn
-    return draw_figure(results[0], heatmap, overlay, lang)

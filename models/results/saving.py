@@ -1,4 +1,7 @@
-"""The files that show a result (figure or grid, overlays, arrays), and what the command says of them."""
+"""The files that show a result (figure or grid, overlays, arrays), and what the command says of them.
+
+Reads the results themselves: Results of `models.results.result`.
+"""
 
 import os
 from pathlib import Path
@@ -7,10 +10,10 @@ from typing import NamedTuple
 import numpy as np
 
 from ..writing import write_files
+from .drawing import draw_results, file_marks, for_figure
 from .figure import encode_figure
 from .formats import array_path, encode_array, encode_image, figure_file, overlay_path
 from .parts import percent
-from .result import Results, draw_results, file_marks, for_figure
 
 HEATMAP_SIZES = {"all": ("heatmap", "heatmap_layer"), "layer": ("heatmap_layer",)}  # which arrays are saved
 
@@ -34,7 +37,7 @@ class OutputFiles(NamedTuple):
     contents: dict[Path, bytes]
 
 
-def encode_outputs(results: Results, save_path: str | os.PathLike, choice: OutputChoice) -> OutputFiles:
+def encode_outputs(results, save_path: str | os.PathLike, choice: OutputChoice) -> OutputFiles:
     """Make the heatmaps, draw and encode every file of an image: the figure at `save_path`, the others beside it."""
     figure_path = figure_file(save_path)
     marks = file_marks(results)
@@ -59,7 +62,7 @@ def encode_outputs(results: Results, save_path: str | os.PathLike, choice: Outpu
     return files._replace(contents={**drawn, **files.contents})
 
 
-def save_results(results: Results, save_path: str | os.PathLike, choice: OutputChoice | None = None) -> list[Path]:
+def save_results(results, save_path: str | os.PathLike, choice: OutputChoice | None = None) -> list[Path]:
     """Write the figure at `save_path` and an overlay of each explained text beside it; returns the paths."""
     contents = encode_outputs(results, save_path, choice or OutputChoice()).contents
     write_files(contents)
@@ -69,7 +72,7 @@ def save_results(results: Results, save_path: str | os.PathLike, choice: OutputC
 GUIDE_HINT = "（默认；--method gradcam 是指南的 Grad-CAM：一层，余弦）"
 
 
-def summary(results: Results, files: OutputFiles) -> list[str]:
+def summary(results, files: OutputFiles) -> list[str]:
     """What the command says of one image: prediction, explained texts, layers, and the path of each file."""
     first = results[0]
     names, best = first.question.names, first.predicted

@@ -25,10 +25,11 @@ from clip_gradcam_visualization import explain, main
 from models.explain import defaults
 from models.explain.methods import METHODS, reads_attention
 from models.explain.question import Setting
+from models.results.drawing import draw_results, each_once, for_figure
 from models.results.figure import draw_figure
 from models.results.page import Picture
 from models.results.parts import label_in_language
-from models.results.result import WHERE_ONLY, Results, draw_results, each_once, for_figure
+from models.results.result import WHERE_ONLY, Results
 from models.results.saving import OutputChoice, encode_outputs, summary
 from models.runs.tables import COLUMNS, table_rows
 

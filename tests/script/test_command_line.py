@@ -20,7 +20,7 @@ from tiny_pretrained import Payload
 import clip_gradcam_visualization as script
 from clip_gradcam_visualization import main, visualize_clip_gradcam
 from models.loading.load import load_clip_checkpoint
-from models.results import result as outputs
+from models.results import drawing as outputs
 from models.results.page import Text
 
 SCRIPT = Path(script.__file__)
