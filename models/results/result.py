@@ -41,6 +41,17 @@ class ImageResult(NamedTuple):
     tells_presence: bool = True  # whether the strength of such maps tells what is there from what is not
     outlines: Sequence[Outline | None] = ()  # T, of the annotation that each map is held against; or none at all
     also: tuple = ()  # ImageResults of other methods whose map is the same
+    lang: str = "zh"  # one of LANGUAGES: of its figure and of what it says of itself
+    name: str | None = None  # of the image's file
+
+    def __eq__(self, other) -> bool:
+        """Whether all values are the same, those of arrays too; NaN is the same as NaN."""
+        return isinstance(other, ImageResult) and all(map(_same, self, other))
+
+    def __ne__(self, other) -> bool:
+        return not self == other
+
+    __hash__ = None  # as arrays and lists: what is equal by values that can change has no lasting hash
 
     def resized_maps(self) -> Iterator[np.ndarray]:
         """[H, W] float32 of each explained text, after the ReLU, in its own unit; NaN where the model saw nothing."""
@@ -216,6 +227,15 @@ class Results(tuple):
     def drawn(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """(heatmap [H, W], overlay uint8 [H, W, 3]) of each explained text and method."""
         return ((heatmap, blend(r.pixels, heatmap)) for r in self for heatmap in r.heatmaps())
+
+
+def _same(one, other) -> bool:
+    """Whether two values of results are one: arrays by their elements, lists and tuples by their items, NaN as NaN."""
+    if isinstance(one, np.ndarray) or isinstance(other, np.ndarray):
+        return np.array_equal(one, other, equal_nan=True)
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return bool(one == other or (one != one and other != other))
 
 
 def _each_once(named: Iterable[tuple[str, list[str]]], alone: bool = False) -> list[str]:
