@@ -10,6 +10,7 @@ from ..explain.heatmap import TEXT_UNSPECIFIC, blend, is_flat, resize_map, show_
 from ..explain.methods import METHODS
 from ..explain.question import Question
 from ..images.preprocessing import Region
+from .brief import brief
 from .drawing import draw_results, file_marks, for_figure
 from .figure import encode_figure
 from .outlines import Outline
@@ -50,6 +51,9 @@ class ImageResult(NamedTuple):
 
     def __ne__(self, other) -> bool:
         return not self == other
+
+    def __repr__(self) -> str:
+        return brief(Results([self]), type(self).__name__)
 
     __hash__ = None  # as arrays and lists: what is equal by values that can change has no lasting hash
 
@@ -202,6 +206,9 @@ class ImageResult(NamedTuple):
 
 class Results(tuple):
     """What several methods, or one, say of one image: ImageResults over the same pixels and texts."""
+
+    def __repr__(self) -> str:
+        return brief(self, type(self).__name__)
 
     def messages(self) -> list[str]:
         """The warnings of all, each once; with several methods, after the names of those that it is about.

@@ -80,3 +80,74 @@ def test_what_is_equal_by_values_that_can_change_has_no_hash():
     for thing in (tiny_result(), Results([tiny_result()])):
         with pytest.raises(TypeError, match="unhashable type: 'ImageResult'"):
             hash(thing)
+
+
+# -- what it says of itself -------------------------------------------------------------------
+
+
+def test_a_result_shows_what_the_reader_asks_first():
+    asked = tiny_result([2]).question._replace(method="layercam", similarity="dot")
+    assert repr(rich_result(question=asked, specificities=[0.91, None], region=None)).split("\n") == [
+        "ImageResult a.png（90×60 像素）",
+        "预测：正常（33.3%）",
+        "热力图：LayerCAM，点积",
+        "目标文本：[0] 正常（余弦相似度 0.100，文本特异性 0.91，删除 0.100、插入 0.200、随机 nan）",
+        "目标文本：[2] 感染（余弦相似度 0.300）",
+        "图像编码器：starnet_s1，目标层：stages.3.3（3×4）",
+        "警告: 小心",
+        "警告: 感染：空",
+    ]
+
+
+def test_in_the_results_language():
+    result = tiny_result([2], names=["normal", "loose", "infected"])._replace(lang="en", fused_layers=2)
+    assert str(result).split("\n") == [
+        "ImageResult (90×60 pixels)",
+        "Predicted: normal (33.3%)",
+        "Heatmap: Grad-CAM, two layers",
+        "Target text: [2] infected (cosine similarity 0.300, text specificity 0.90)",
+        "Image encoder: starnet_s1, target layer: stages.3.3 (3×4)",
+    ]
+
+
+def of_method(method, layer="stages.3.3", **changes):
+    result = tiny_result([2])
+    return result._replace(
+        question=result.question._replace(method=method), source=("starnet_s1", layer, 3, 4), **changes
+    )
+
+
+METHODS_OF_ONE = Results(
+    [
+        of_method("gradcam", "stages.2.8 + stages.3.3", fused_layers=2, is_default=True),
+        of_method("gradcam", specificities=[None], flaws=["空"]),
+        of_method("layercam", specificities=[0.5]),
+    ]
+)
+
+
+def test_several_methods_stand_at_their_layers():
+    assert repr(METHODS_OF_ONE).split("\n") == [
+        "Results（90×60 像素）",
+        "预测：正常（33.3%）",
+        "目标文本：[2] 感染（余弦相似度 0.300）",
+        "图像编码器：starnet_s1，目标层：stages.2.8 + stages.3.3（3×4）：默认：Grad-CAM，两层（文本特异性 0.90）",
+        "图像编码器：starnet_s1，目标层：stages.3.3（3×4）：Grad-CAM；LayerCAM（文本特异性 0.50）",
+        "警告: Grad-CAM：空",
+    ]
+    assert str(Results([tiny_result()])) == str(tiny_result()).replace("ImageResult", "Results")
+
+
+@pytest.mark.parametrize("lang", ["zh", "en"])
+def test_at_most_ten_lines_whatever_there_is_to_say(lang):
+    """Long texts and names, characters that would break a line, many texts, many warnings, many layers."""
+    names = [f"文本 {i}\n{'长' * 3000}\x1b[31m" for i in range(20)]
+    result = tiny_result(range(20), names)._replace(
+        cautions=["注意\n" * 900] + list("甲乙丙"), name="片\r" * 90, lang=lang
+    )
+    layers = [of_method("gradcam", f"blocks.{i} + " * 99, lang=lang, cautions=list("甲乙丙丁")) for i in range(9)]
+    for thing, counted in ((result, ["另有 18 个目标文本", "另有 2 条警告"]), (Results(layers), ["另有 6 个目标层"])):
+        lines = repr(thing).split("\n")
+        assert len(lines) == 10 and max(map(len, lines)) <= 500 and not {"\r", "\x1b"} & set("".join(lines))
+        if lang == "zh":
+            assert set(counted) <= set(lines)

@@ -1,0 +1,91 @@
+"""What Python shows of results as text: at most ten lines, in the results' own language.
+
+Like the figure it reads the results themselves: Results of `models.results.result`.
+"""
+
+from ..errors import escape_unprintable, shortened
+from ..messages import Joined, Message
+from .parts import percent
+
+MOST_LINES, MOST_WARNINGS = 10, 3
+LONGEST_NAME, LONGEST_LAYER, LONGEST_LINE = 40, 100, 500  # characters
+
+
+def brief(results, kind: str) -> str:
+    """The prediction, the explained texts, the methods, where their maps come from, and the warnings.
+
+    `kind`: the class that is shown. What does not fit into MOST_LINES is counted.
+    """
+    first = results[0]
+    warnings = _few([Message("警告: {}", message) for message in results.messages()], MOST_WARNINGS, "另有 {} 条警告")
+    height, width = first.pixels.shape[:2]
+    title = kind if first.name is None else f"{kind} {shortened(first.name, LONGEST_NAME)}"
+    head = [
+        Message("{}（{}×{} 像素）", title, width, height),
+        Message("预测：{}（{}）", _name(first, first.predicted), percent(first.probabilities[first.predicted])),
+    ]
+    room = MOST_LINES - len(head) - len(warnings)
+    lines = [*head, *(_of_one(first, room) if len(results) == 1 else _of_several(results, room)), *warnings]
+    return "\n".join(_on_one_line(line.in_language(first.lang)) for line in lines)
+
+
+def _of_one(result, room: int) -> list[Message]:
+    """The method, each explained text, and the layer, in so many lines."""
+    pairs = enumerate(result.targets)
+    texts = [_text(result, target, _measured(result, index)) for index, target in pairs]
+    heatmap = Message("热力图：{}", result.full_label(result.lang))
+    return [heatmap, *_few(texts, room - 2, "另有 {} 个目标文本"), _source(result)]
+
+
+def _of_several(results, room: int) -> list[Message]:
+    """The explained text, and each layer with the methods whose maps lie there, in so many lines."""
+    by_source: dict[str, list] = {}
+    for result in results:
+        by_source.setdefault(result.source, []).append(result)
+    layers = [
+        Message("{}：{}", _source(members[0]), Joined("；", map(_method, members))) for members in by_source.values()
+    ]
+    return [_text(results[0], results[0].target), *_few(layers, room - 1, "另有 {} 个目标层")]
+
+
+def _text(result, target: int, measured="") -> Message:
+    """An explained text: how like the image it is, and what was measured of its map."""
+    similarity = result.similarities[target]
+    return Message("目标文本：[{}] {}（余弦相似度 {:.3f}{}）", target, _name(result, target), similarity, measured)
+
+
+def _measured(result, index: int) -> Joined:
+    """What was measured of a text's map: its specificity, its faithfulness."""
+    specificity, tested = result.specificities[index], result.tested[index]
+    measured = []
+    if specificity is not None:
+        measured.append(Message("，文本特异性 {:.2f}", specificity))
+    if tested is not None:
+        areas = tested.deletion, tested.insertion, tested.random
+        measured.append(Message("，删除 {:.3f}、插入 {:.3f}、随机 {:.3f}", *areas))
+    return Joined("", measured)
+
+
+def _method(result) -> Message:
+    """A method of several by its full name, and its map's specificity."""
+    label, specificity = result.full_label(result.lang), result.specificities[0]
+    label = Message("默认：{}", label) if result.is_default else label
+    return Message("{}", label) if specificity is None else Message("{}（文本特异性 {:.2f}）", label, specificity)
+
+
+def _source(result) -> Message:
+    encoder, layer, rows, columns = result.source
+    return Message("图像编码器：{}，目标层：{}（{}×{}）", encoder, shortened(layer, LONGEST_LAYER), rows, columns)
+
+
+def _name(result, index: int) -> str:
+    return shortened(result.names[index], LONGEST_NAME)
+
+
+def _few(lines: list, most: int, others: str) -> list:
+    """At most so many lines; the last one says how many `others` there are where they are more."""
+    return lines if len(lines) <= most else [*lines[: most - 1], Message(others, len(lines) - most + 1)]
+
+
+def _on_one_line(text: str) -> str:
+    return shortened(escape_unprintable(text), LONGEST_LINE)
