@@ -1,7 +1,9 @@
 """What is known of one image: an ImageResult for each method, and Results of several over the same image."""
 
 import math
+import os
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -9,15 +11,19 @@ import numpy as np
 from ..explain.heatmap import TEXT_UNSPECIFIC, blend, is_flat, resize_map, show_cam_on_image, to_heatmap
 from ..explain.methods import METHODS
 from ..explain.question import Question
+from ..heavy import Image
 from ..images.preprocessing import Region
 from .brief import brief
 from .drawing import draw_results, file_marks, for_figure
 from .figure import encode_figure
 from .outlines import Outline
+from .page import Drawing, draw_pixels
 from .parts import FOOTER_WORDS, in_language
+from .saving import OutputChoice, check_choice, save_results
 
 WHERE_ONLY = "该文本与图像的相似度靠后，热力图的颜色不说明有没有：它只说明若有会在哪里，有没有请看概率"
 TEXT_FREE = "{} 不看文本：无论问什么，热力图都一样"
+NOTEBOOK_WIDTH = 1000  # pixels of the page: about a notebook's width on a laptop
 
 
 class ImageResult(NamedTuple):
@@ -200,7 +206,17 @@ class ImageResult(NamedTuple):
         height, width = self.pixels.shape[:2]
         return self.region or Region(0.0, 0.0, float(width), float(height))
 
-    def _repr_png_(self) -> bytes:
+    # what is drawn of it
+
+    def figure(self, lang: str | None = None):
+        """As `Results.figure`."""
+        return Results([self]).figure(lang)
+
+    def save(self, path: str | os.PathLike, **choice) -> list[Path]:
+        """As `Results.save`."""
+        return Results([self]).save(path, **choice)
+
+    def _repr_png_(self) -> tuple[bytes, dict]:
         return Results([self])._repr_png_()
 
 
@@ -227,9 +243,28 @@ class Results(tuple):
         """(result, index into its targets) of each explained text and method."""
         return [(result, index) for result in self for index in range(len(result.targets))]
 
-    def _repr_png_(self) -> bytes:
+    def figure(self, lang: str | None = None):
+        """The figure, or the grid of several, as a PIL image; `lang` of LANGUAGES, None for the results' own."""
+        return Image.fromarray(draw_pixels(self._drawing(lang)))
+
+    def save(self, path: str | os.PathLike, **choice) -> list[Path]:
+        """Write the figure at `path` (.png where it has no suffix; .pdf, .svg, .jpg ...) and the overlays beside it.
+
+        `choice`: fields of OutputChoice, such as `heatmap="all"`. Returns the paths, the figure's first. InputError
+        for a choice that there is not, or where nothing can be written.
+        """
+        return save_results(self, path, OutputChoice(**{"lang": self[0].lang, **choice}))
+
+    def _repr_png_(self) -> tuple[bytes, dict]:
+        """The figure for a notebook, at most NOTEBOOK_WIDTH wide on the screen with all its pixels."""
+        drawing = self._drawing()
+        return encode_figure(drawing, ".png"), {"width": min(NOTEBOOK_WIDTH, drawing.width)}
+
+    def _drawing(self, lang: str | None = None) -> Drawing:
+        lang = lang or self[0].lang
+        check_choice(OutputChoice(lang=lang))
         alone = len(file_marks(self)) == 1
-        return encode_figure(draw_results(self, [for_figure(*drawn, alone) for drawn in self.drawn()], "zh"), ".png")
+        return draw_results(self, [for_figure(*drawn, alone) for drawn in self.drawn()], lang)
 
     def drawn(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """(heatmap [H, W], overlay uint8 [H, W, 3]) of each explained text and method."""

@@ -9,10 +9,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..errors import InputError, closest_hint
+from ..messages import LANGUAGES, Joined
 from ..writing import write_files
 from .drawing import draw_results, file_marks, for_figure
 from .figure import encode_figure
-from .formats import array_path, encode_array, encode_image, figure_file, overlay_path
+from .formats import OVERLAY_FORMATS, array_path, encode_array, encode_image, figure_file, overlay_path
 from .parts import percent
 
 HEATMAP_SIZES = {"all": ("heatmap", "heatmap_layer"), "layer": ("heatmap_layer",)}  # which arrays are saved
@@ -25,6 +27,17 @@ class OutputChoice(NamedTuple):
     heatmap: str | None = None  # one of HEATMAP_SIZES
     lang: str = "zh"
     overlay_format: str | None = None  # of OVERLAY_FORMATS; None: the figure's own
+
+
+CHOICES = {"heatmap": (None, *HEATMAP_SIZES), "lang": LANGUAGES, "overlay_format": (None, *OVERLAY_FORMATS)}
+
+
+def check_choice(choice: OutputChoice) -> None:
+    """InputError, with the closest, where a value is none of CHOICES."""
+    for option, values in CHOICES.items():
+        if (value := getattr(choice, option)) not in values:
+            hint = closest_hint(value, filter(None, values))
+            raise InputError("{} 不能是 {!r}；{}可用 {}", option, value, hint, Joined("、", values))
 
 
 class OutputFiles(NamedTuple):
@@ -63,8 +76,13 @@ def encode_outputs(results, save_path: str | os.PathLike, choice: OutputChoice) 
 
 
 def save_results(results, save_path: str | os.PathLike, choice: OutputChoice | None = None) -> list[Path]:
-    """Write the figure at `save_path` and an overlay of each explained text beside it; returns the paths."""
-    contents = encode_outputs(results, save_path, choice or OutputChoice()).contents
+    """Write the figure at `save_path` and an overlay of each explained text beside it; returns the paths.
+
+    InputError for a choice that there is not, or where nothing can be written.
+    """
+    choice = choice or OutputChoice()
+    check_choice(choice)
+    contents = encode_outputs(results, save_path, choice).contents
     write_files(contents)
     return list(contents)
 

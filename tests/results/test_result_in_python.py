@@ -1,13 +1,18 @@
 """A result in Python: what is equal, what it says of itself, what it draws and saves."""
 
+import io
+
 import numpy as np
 import pytest
+from PIL import Image
 from tiny import tiny_result
 
+from models.errors import InputError
 from models.explain.faithfulness import Faithfulness
 from models.images.preprocessing import Region
 from models.results.outlines import Outline
 from models.results.result import ImageResult, Results
+from models.results.saving import OutputChoice, save_results
 
 # -- what is equal ----------------------------------------------------------------------------
 
@@ -151,3 +156,76 @@ def test_at_most_ten_lines_whatever_there_is_to_say(lang):
         assert len(lines) == 10 and max(map(len, lines)) <= 500 and not {"\r", "\x1b"} & set("".join(lines))
         if lang == "zh":
             assert set(counted) <= set(lines)
+
+
+# -- what it draws and saves ------------------------------------------------------------------
+
+ONE, TEXTS, METHODS = tiny_result([2]), tiny_result([0, 2]), METHODS_OF_ONE  # a figure, a grid of texts, of methods
+
+
+def saved_as_before(result, path, **choice):
+    """The files of `save_results`, by name."""
+    results = result if isinstance(result, Results) else Results([result])
+    return {path.name: path.read_bytes() for path in save_results(results, path, OutputChoice(**choice))}
+
+
+@pytest.mark.parametrize("result", [ONE, TEXTS, METHODS], ids=["text", "texts", "methods"])
+@pytest.mark.parametrize(
+    "name, choice",
+    [
+        ("a.png", {}),
+        ("a", {"lang": "en", "overlay_format": "webp"}),
+        ("a.jpg", {"heatmap": "layer", "figure": False}),
+        ("a.pdf", {"heatmap": "all"}),
+    ],
+    ids=str,
+)
+def test_saving_writes_the_files_of_the_command(result, name, choice, tmp_path):
+    expected = saved_as_before(result, tmp_path / "expected" / name, **choice)
+    paths = result.save(tmp_path / "new" / "folder" / name, **choice)
+    assert {path.name: path.read_bytes() for path in paths} == expected
+    assert paths == [tmp_path / "new" / "folder" / name for name in expected]  # in their order
+    assert set(paths[0].parent.iterdir()) == set(paths)
+
+
+def test_what_is_saved_and_drawn_is_in_the_results_language(tmp_path):
+    english = TEXTS._replace(lang="en")
+    for result, lang in ((TEXTS, "zh"), (english, "en")):
+        result.save(tmp_path / f"{lang}.svg")
+        expected = saved_as_before(TEXTS, tmp_path / "expected.svg", lang=lang)
+        assert (tmp_path / f"{lang}.svg").read_bytes() == expected["expected.svg"]
+        np.testing.assert_array_equal(result.figure(), TEXTS.figure(lang))
+    assert english._repr_png_() != TEXTS._repr_png_() == english._replace(lang="zh")._repr_png_()
+
+
+@pytest.mark.parametrize("result", [ONE, TEXTS, METHODS], ids=["text", "texts", "methods"])
+def test_the_figure_is_the_picture_that_is_saved(result, tmp_path):
+    path, *_ = result.save(tmp_path / "a.png", lang="en")
+    with Image.open(path) as saved:
+        np.testing.assert_array_equal(result.figure("en"), saved)
+    figure = result.figure()
+    assert isinstance(figure, Image.Image) and (figure.mode, figure.size) == ("RGB", saved.size)
+
+
+@pytest.mark.parametrize("size, is_wide", [((60, 90), True), ((900, 60), False)])
+def test_a_notebook_shows_a_wide_figure_1000_pixels_wide_and_widens_none(size, is_wide):
+    for result in (tiny_result([0, 2], size=size), Results([tiny_result([0, 2], size=size)])):
+        shown, metadata = result._repr_png_()
+        width = Image.open(io.BytesIO(shown)).width
+        assert (width > 1000) == is_wide and metadata == {"width": 1000 if is_wide else width}
+
+
+@pytest.mark.parametrize(
+    "choice, problem",
+    [
+        ({"heatmap": "layers"}, "heatmap 不能是 'layers'；最接近的是 layer；可用 None、all、layer"),
+        ({"overlay_format": "tif"}, "overlay_format 不能是 'tif'；可用 None、png、jpg、webp"),
+        ({"lang": "fr"}, "lang 不能是 'fr'；可用 zh、en"),
+    ],
+)
+def test_a_choice_that_there_is_not_writes_nothing(choice, problem, tmp_path):
+    with pytest.raises(InputError) as error:
+        ONE.save(tmp_path / "a.png", **choice)
+    assert str(error.value) == problem and not list(tmp_path.iterdir())
+    with pytest.raises(InputError, match="lang 不能是"):
+        ONE.figure("fr")

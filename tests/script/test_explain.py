@@ -68,8 +68,8 @@ def test_the_result_holds_what_was_computed(clip, picture):
 )
 def test_a_notebook_shows_the_figure(clip, picture, options, tmp_path):
     result = small(clip, picture, TEXTS, **options)
-    shown = result._repr_png_()
-    assert Image.open(io.BytesIO(shown)).width > 800
+    shown, metadata = result._repr_png_()
+    assert metadata == {"width": min(1000, Image.open(io.BytesIO(shown)).width)}
     script.save_results(result if isinstance(result, Results) else Results([result]), tmp_path / "figure.png")
     assert (tmp_path / "figure.png").read_bytes() == shown
 

@@ -79,7 +79,7 @@ def test_the_example_of_explain_runs_as_printed(workplace):
     name = "Local Grad-CAM，两层，点积"
     check = f"\nassert result.map.shape == (900, 700) and result.full_label() == '{name}', result.full_label()\n"
     check += "assert result.layer == 'stages.2.8 + stages.3.3' and result.geometry == (0, 0, 700, 900)\n"
-    run_as_printed(example + check + "assert result._repr_png_().startswith(b'\\x89PNG')", workplace)
+    run_as_printed(example + check + "assert result._repr_png_()[0].startswith(b'\\x89PNG')", workplace)
 
 
 def test_the_published_model_that_is_shipped_runs_as_printed(workplace, monkeypatch):
