@@ -26,7 +26,7 @@ import os
 import sys
 import warnings
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -43,6 +43,7 @@ from models.errors import (
     check_at_most,
     check_written,
     print_error,
+    reason,
     say,
     unforeseen,
 )
@@ -100,7 +101,7 @@ from models.runs.joining import join
 from models.runs.planning import Plan, Sources, plan_images
 from models.runs.run import Run, finish_run, one_thread
 from models.runs.settings import settings_of_run
-from models.runs.sharing import Ranks, chunk_size, parse_shard
+from models.runs.sharing import Ranks, chunk_size, most_at_once, parse_shard
 from models.runs.state import RunState
 from models.runs.tables import package_versions
 from models.towers.similarity import check_text_features
@@ -574,6 +575,36 @@ class Explainer:
             tested.update(zip(alike, zip(*[iter(measured)] * len(targets))))
         return [of_setting._replace(faithfulness=list(tested[index])) for index, of_setting in enumerate(maps)]
 
+    def results(self, pixels: Mapping[int | None, np.ndarray]) -> Iterator[Results]:
+        """The results of images uint8 [H, W, 3] by their places in a list, in batches through the model."""
+        prepare = preprocessing_of(self.model, self.question.img_size)
+        on_cpu = placement(self.model.image_encoder)[0].type == "cpu"
+        size = most_at_once(on_cpu) if prepare.fixed_size else 1
+        places = list(pixels)
+        for start in range(0, len(places), size):
+            batch = {place: prepare(pixels[place]) for place in places[start : start + size]}
+            for place, maps in zip(batch, self._maps_of_batch(batch)):
+                yield self.result(pixels[place], maps)
+
+    def _maps_of_batch(self, batch: Mapping[int | None, torch.Tensor]) -> list[list[ImageMaps]]:
+        """The maps of each model input [1, 3, h, w]; one at a time where they fail together.
+
+        An InputError names the image that it is about; none where it is about each of several: it is the model's.
+        """
+        if len(batch) > 1:
+            with contextlib.suppress(InputError, MemoryError, RuntimeError):
+                return self(torch.cat(list(batch.values())))
+        maps, errors = [], {}
+        for place, image in batch.items():
+            try:
+                maps += self(image)
+            except InputError as error:
+                errors[place] = error
+        for place, error in errors.items():
+            with naming_image(None if len(errors) == len(batch) > 1 else place):
+                raise error
+        return maps
+
     def result(self, pixels: np.ndarray, maps: list[ImageMaps]) -> Results:
         """Everything that figures, files and tables say of one image; pixels uint8 [H, W, 3]."""
         return Results(self._result(pixels, *of_setting) for of_setting in zip(maps, self.settings, self.layer_names))
@@ -619,6 +650,17 @@ class Explainer:
         return None if region.is_whole(*size) else region
 
 
+@contextlib.contextmanager
+def naming_image(place: int | None) -> Iterator[None]:
+    """While it lasts an InputError says which image of a list it is about; None: there is no list."""
+    try:
+        yield
+    except InputError as error:
+        if place is None:
+            raise
+        raise InputError("image[{}]：{}", place, reason(error)) from error
+
+
 def class_text_features(model, texts: list[str]) -> torch.Tensor:
     """The texts' features [K, D] by the model's own text tower, whatever surrounds the call."""
     tower = getattr(model, "text_encoder", None)
@@ -647,18 +689,19 @@ def explain(
     text_features: torch.Tensor | None = None,
     grey_range: str | Sequence | None = None,
     subtract_others: bool | None = None,
-) -> ImageResult | Results:
-    """Explain one image against K class texts; the result is frozen, and shows its figure in a notebook.
+) -> ImageResult | Results | list[ImageResult] | list[Results]:
+    """Explain one image, or several, against K class texts; a result is frozen, and shows its figure in a notebook.
 
-    `image`: a path, a PIL image, or an array [H, W] or [H, W, 3] (see `to_pixels`). `class_texts`: a list, or a dict
-    {short name: description}. `target_text_idx`: None explains the most similar text, several or "all" more than
-    one. `target_layer`: a module or a dotted path, or a list of them to fuse; None for the encoder's own.
+    `image`: a path, a PIL image, or an array [H, W] or [H, W, 3] (see `to_pixels`); a list or tuple of them goes to the
+    model in batches and gives the list of their results, each of which keeps its image's pixels. `class_texts`: a list,
+    or a dict {short name: description}. `target_text_idx`: None explains the most similar text, several or "all" more
+    than one. `target_layer`: a module or a dotted path, or a list of them to fuse; None for the encoder's own.
     `img_size` counts where the model names none, 224 where neither does. `method`, `similarity`: of METHODS and
     SIMILARITIES, None for the encoder's default; method "all" gives Results: the default's and one per method.
     `contrast`: what speaks for a text rather than for the others. `subtract_others`: whether the other texts are
     taken off (`others_directions`), None for the method's default. `faithfulness`: test each heatmap by deletion and
     insertion. `text_features` [K, D] spare embedding the texts again. `grey_range`: how more than 8 bits of grey become
-    8 (see `parse_grey_range`). Raises InputError for what cannot be used.
+    8 (see `parse_grey_range`). Raises InputError for what cannot be used, with an image's place in the list.
     """
     model = clip_of(model)
     own_size = getattr(model, "img_size", None)
@@ -669,15 +712,18 @@ def explain(
     gamma = CONTRAST_GAMMA if contrast else 0.0
     question = Question(names, texts, targets, gamma, method, similarity, subtract_others, faithfulness, img_size)
     check_question(question)
-    pixels = to_pixels(image, grey_range)
+    is_list = isinstance(image, (list, tuple))
+    pixels = {}  # of each image, by its place in the list; None for the only one
+    for place, one in enumerate(image) if is_list else [(None, image)]:
+        with naming_image(place):
+            pixels[place] = to_pixels(one, grey_range)
     if use_cuda and torch.cuda.is_available():
         model.to("cuda")
     explainer = Explainer(model, text_features, question, target_layer, image_encoder_name)
     if text_features is None:
         explainer.text_features = class_text_features(model, texts)
-    (maps,) = explainer(preprocessing_of(model, img_size)(pixels))
-    results = explainer.result(pixels, maps)
-    return results if method == "all" else results[0]
+    answers = [results if method == "all" else results[0] for results in explainer.results(pixels)]
+    return answers if is_list else answers[0]
 
 
 def visualize_clip_gradcam(
@@ -697,8 +743,10 @@ def visualize_clip_gradcam(
 
     Everything as for `explain`, whose other `options` may follow. Several texts, or "all", give overlays [T, H, W, 3]
     that share one colour scale; method "all" the default's and one per method, each on its own. With `save_path` the
-    figure and the overlays are written.
+    figure and the overlays are written. InputError for a list of images, which are `explain`'s.
     """
+    if isinstance(image_path, (list, tuple)):
+        raise InputError("visualize_clip_gradcam 一次解释一张图像；多张图像请用 explain，再对每个结果用 save")
     answer = explain(
         model,
         image_path,
