@@ -92,8 +92,8 @@ from models.images.preprocessing import DEFAULT_IMG_SIZE, Region, describe_assum
 from models.images.reading import read_image, to_pixels
 from models.loading.fingerprint import fingerprint
 from models.loading.load import choose_device, embed_texts, load_clip_checkpoint
+from models.messages import LANGUAGES, Joined, Message, as_message, current_language
 from models.results.formats import OVERLAY_FORMATS, check_output_name
-from models.results.parts import LANGUAGES
 from models.results.result import ImageResult, Results
 from models.results.saving import HEATMAP_SIZES, OutputChoice, encode_outputs, save_results, summary
 from models.runs.evaluating import CaseChoice
@@ -114,7 +114,7 @@ PATH, NAME, TEXT, INT = {"metavar": "PATH"}, {"metavar": "NAME"}, {"metavar": "T
 FLOAT = {"metavar": "FLOAT", "type": float}
 SEVERAL, SWITCH = {"nargs": "+"}, {"action": "store_true"}
 
-# flag, what argparse is told, help
+# flag, what argparse is told, help (in Chinese, or a Message)
 FLAGS = (
     (
         "--model-path",
@@ -173,8 +173,11 @@ FLAGS = (
     (
         "--method",
         NAME | {"choices": (*METHODS, "all")},
-        "热力图方法（默认：卷积网络用 local-gradcam，两层，点积；ViT 用 legrad-attention；都减去其他文本。"
-        f"gradcam 是指南的 Grad-CAM：一层，余弦）：{'、'.join(METHODS)}；all 把它们与默认并排",
+        Message(
+            "热力图方法（默认：卷积网络用 local-gradcam，两层，点积；ViT 用 legrad-attention；都减去其他文本。"
+            "gradcam 是指南的 Grad-CAM：一层，余弦）：{}；all 把它们与默认并排",
+            Joined("、", METHODS),
+        ),
     ),
     (
         "--similarity",
@@ -183,7 +186,7 @@ FLAGS = (
     ),
     ("--faithfulness", SWITCH, "检验热力图：按它删除和插入像素，给出曲线下面积与随机图之差"),
     ("--list-layers", SWITCH, "列出可作为目标层的层后退出，只需要 --model-path"),
-    ("--lang", {"choices": LANGUAGES}, "图中文字的语言：zh 中文（默认），en 英文"),
+    ("--lang", {"choices": LANGUAGES}, "图、表、帮助和提示的语言：zh 中文（默认），en 英文"),
     (
         "--save-heatmap",
         {"nargs": "?", "const": "all", "choices": tuple(HEATMAP_SIZES)},
@@ -210,22 +213,29 @@ EITHER = (
 
 
 def build_parser() -> ChineseArgumentParser:
-    """The parser of the command line: every flag, with its default."""
+    """The parser of the command line, in the language of now: every flag, with its default."""
     parser = ChineseArgumentParser(
         prog="clip_gradcam_visualization.py",
-        description="用 Grad-CAM 显示图像中哪些区域与一段文本最相关（CLIP 图像-文本相似度的热力图）。",
-        epilog="例：python clip_gradcam_visualization.py --model-path m.pth --image-path a.jpg --class-texts 正常 异常",
+        description=_help("用 Grad-CAM 显示图像中哪些区域与一段文本最相关（CLIP 图像-文本相似度的热力图）。"),
+        epilog=_help(
+            "例：python clip_gradcam_visualization.py --model-path m.pth --image-path a.jpg --class-texts 正常 异常"
+        ),
         add_help=False,
         allow_abbrev=False,
     )
-    group = parser.add_argument_group("参数")
+    group = parser.add_argument_group(_help("参数"))
     either = {}  # one of each
     for flags in EITHER:
         either.update(dict.fromkeys(flags, group.add_mutually_exclusive_group()))
     for flag, options, text in FLAGS:
         names = ("-h", flag) if flag == "--help" else (flag,)
-        either.get(flag, group).add_argument(*names, **options, help=text)
+        either.get(flag, group).add_argument(*names, **options, help=_help(text))
     return parser
+
+
+def _help(text: str | Message) -> str:
+    """A text of the help in the language of now."""
+    return str(as_message(text))
 
 
 def check_arguments(args) -> None:
@@ -237,11 +247,11 @@ def check_arguments(args) -> None:
     if not (args.list_layers or args.join):
         required["--image-path 或 --cases"] = args.image_path or args.cases
         required["--class-texts 或 --class-texts-file"] = args.class_texts or args.class_texts_file
-    missing = [flag for flag, value in required.items() if not value]
+    missing = [Message(flag) for flag, value in required.items() if not value]
     if missing:
-        raise InputError(f"缺少必需的参数：{'、'.join(missing)}（--help 显示用法）")
+        raise InputError("缺少必需的参数：{}（--help 显示用法）", Joined("、", missing))
     if args.image_encoder is not None and args.image_encoder not in OWN_ENCODERS:
-        raise InputError(f"未知的图像编码器 {args.image_encoder!r}；{encoders_hint(args.image_encoder)}")
+        raise InputError("未知的图像编码器 {!r}；{}", args.image_encoder, encoders_hint(args.image_encoder))
     for flag, value, least, most in (
         ("--img-size", args.img_size, 16, 4096),
         ("--embed-dim", args.embed_dim, 1, 65536),
@@ -254,10 +264,10 @@ def check_arguments(args) -> None:
         check_output_name(args.output_name)
     parse_grey_range(args.grey_range)
     if not 0 <= args.tolerance <= GRID:
-        raise InputError(f"--tolerance 应在 0 到 {GRID} 之间（224×224 的像素），收到 {args.tolerance}")
+        raise InputError("--tolerance 应在 0 到 {} 之间（224×224 的像素），收到 {}", GRID, args.tolerance)
     for flag, value in (("--split", args.split), ("--target label", args.target == "label")):
         if value and not args.cases:
-            raise InputError(f"{flag} 需要病例列表 --cases")
+            raise InputError("{} 需要病例列表 --cases", flag)
     if args.overlay_only and args.save_heatmap:
         raise InputError("--overlay-only 与 --save-heatmap 只能二选一；只是不要可视化图请用 --no-figure")
 
@@ -373,7 +383,7 @@ class CLIPGradCAM:
         for maps, peaks in zip(text_maps.maps, text_maps.gradient_peaks):
             flaw = diagnose_flat_map(self.model, maps[0], peaks[0], self.others is not None)
             if flaw:
-                warnings.warn(flaw, InputWarning, stacklevel=2)
+                warnings.warn(InputWarning(flaw), stacklevel=2)
             heatmaps.append(to_heatmap(maps[0], images.shape[-2:]))
         return heatmaps[0] if len(heatmaps) == 1 else np.stack(heatmaps)
 
@@ -441,7 +451,7 @@ class CLIPGradCAM:
         except torch.linalg.LinAlgError:  # Eigen-CAM of activations that are not finite
             by_method = [Maps(*[forward.images.new_tensor(torch.nan)] * 2)]
         if not all(torch.isfinite(maps).all() for maps, _ in by_method):
-            raise InputError(f"热力图中出现 NaN 或无穷大：{why_not_finite(forward.tower, forward.images)}")
+            raise InputError("热力图中出现 NaN 或无穷大：{}", why_not_finite(forward.tower, forward.images))
         if not (self.others and self.others.of_maps):
             return by_method
         share = self.others.share
@@ -634,7 +644,7 @@ class Explainer:
             tells_presence=tells_presence(self.encoder, setting),
         )
 
-    def _cautions(self, pixels: np.ndarray) -> list[str]:
+    def _cautions(self, pixels: np.ndarray) -> list[Message]:
         """What the reader must know of the model and of the picture, whatever is asked of them."""
         cautions = (describe_assumed_size(self.model, self.question.img_size), describe_flat_picture(pixels))
         return [*filter(None, cautions), *getattr(self.model, "cautions", ())]
@@ -706,7 +716,7 @@ def explain(
     model = clip_of(model)
     own_size = getattr(model, "img_size", None)
     if own_size and img_size not in (own_size, None):
-        warnings.warn(f"img_size={img_size} 与检查点不符，按检查点的 {own_size} 处理", InputWarning, stacklevel=2)
+        warnings.warn(InputWarning("img_size={} 与检查点不符，按检查点的 {} 处理", img_size, own_size), stacklevel=2)
     names, texts = names_and_texts(class_texts)
     targets = target_texts(target_text_idx, len(texts))
     gamma = CONTRAST_GAMMA if contrast else 0.0
@@ -761,7 +771,7 @@ def visualize_clip_gradcam(
     )
     results = answer if isinstance(answer, Results) else Results([answer])
     for message in results.messages():
-        warnings.warn(message, InputWarning, stacklevel=2)
+        warnings.warn(InputWarning(message), stacklevel=2)
     if save_path is not None:
         save_results(results, save_path)
     if len(results) == 1 and np.ndim(target_text_idx) == 0 and not isinstance(target_text_idx, str):
@@ -784,8 +794,8 @@ def run_one(args, question: Question) -> None:
     explainer = explainer_of(args, model, question)
     (maps,) = explainer(preprocessing_of(model, args.img_size)(pixels))
     results = explainer.result(pixels, maps)
-    for message in results.messages():
-        warnings.warn(message, InputWarning, stacklevel=1)
+    for message in results.messages(current_language()):
+        warnings.warn(InputWarning(message), stacklevel=1)
     files = encode_outputs(results, save_path, output_choice(args))
     write_files(files.contents)
     say(*summary(results, files))
@@ -833,7 +843,7 @@ def planned_images(args, question: Question) -> Plan:
     plan = plan_images(sources, args.output_dir, question.names, args.target == "label")
     several = next((image for image in plan.images if len(image.labels) > 1), None)
     if args.target == "label" and question.method == "all" and several:
-        raise InputError(f"--method all 一次只比较一个文本，而 {several.image} 有 {len(several.labels)} 个标签")
+        raise InputError("--method all 一次只比较一个文本，而 {} 有 {} 个标签", several.image, len(several.labels))
     return plan
 
 
@@ -845,12 +855,12 @@ def print_layers(model) -> None:
     """Each layer that gives a spatial map, its size, and a mark at the default; at the guide's where that has none."""
     fused = default_layers(model, model.image_encoder_name)
     marked = [layer_name(model, layer) for layer in fused or [get_target_layer_for_clip(model)]]
-    mark = "  （默认）" if fused else "  （--method gradcam 的目标层）"
+    mark = Message("  （默认）") if fused else Message("  （--method gradcam 的目标层）")
     img_size = getattr(model, "img_size", None) or DEFAULT_IMG_SIZE
-    say(f"{model.image_encoder_name} 可作为目标层的层（输入 {img_size}×{img_size}；通道×行×列）：")
+    say(Message("{} 可作为目标层的层（输入 {}×{}；通道×行×列）：", model.image_encoder_name, img_size, img_size))
     for name, (channels, rows, columns) in list_spatial_layers(model, img_size):
         if rows * columns > 1:
-            say(f"  {name}  {channels}×{rows}×{columns}" + (mark if name in marked else ""))
+            say(f"  {name}  {channels}×{rows}×{columns}" + str(mark if name in marked else ""))
 
 
 def is_one_image(args) -> bool:
@@ -889,7 +899,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what libraries say to developers
             warnings.simplefilter("always", InputWarning)
-            warnings.showwarning = lambda message, *_: say(f"警告: {message}", to=sys.stderr)
+            warnings.showwarning = lambda message, *_: say(Message("警告: {}", message), to=sys.stderr)
             exit_code = run(build_parser().parse_args(argv))
             sys.stdout.flush()  # here, where a closed pipe is expected
             return exit_code
@@ -899,7 +909,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output, `head` say, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
-        print("已中断；多张图像时加 --resume 接着做", file=sys.stderr)
+        say(Message("已中断；多张图像时加 --resume 接着做"), to=sys.stderr)
         return 130
     except Exception as error:
         if os.environ.get(DEBUG):

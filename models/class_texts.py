@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from .errors import InputError, check_text_indices, closest_hint, reason, shortened
 from .inputs import check_regular_file
+from .messages import Message
 
 LARGEST_FILE = 10 << 20  # bytes
 MOST_TEXTS = 1000  # each is a backward pass, a map and a column of the tables
@@ -21,7 +22,7 @@ def _object_of_strings(path):
         if len(texts) < len(pairs):
             names = set()
             twice = next(key for key, _ in pairs if key in names or names.add(key))
-            raise InputError(f"类别文本文件 {path} 中类别 {_shown(twice)} 出现了两次")
+            raise InputError("类别文本文件 {} 中类别 {} 出现了两次", path, _shown(twice))
         return texts
 
     return build
@@ -37,33 +38,33 @@ def read_class_texts(path: str | os.PathLike) -> dict[str, str]:
     Raises InputError where the file is missing or no regular file, too large, no JSON (with line and column), no object
     of strings, empty, or has a key twice.
     """
-    check_regular_file(path, "类别文本文件")
+    check_regular_file(path, Message("无法读取类别文本文件 {}", path))
     try:
         with open(path, "rb") as file:
             data = file.read(LARGEST_FILE + 1)
         if len(data) > LARGEST_FILE:
-            raise InputError(f"类别文本文件 {path} 超过 {LARGEST_FILE >> 20} MB：它应只含类别的短名和描述")
+            raise InputError("类别文本文件 {} 超过 {} MB：它应只含类别的短名和描述", path, LARGEST_FILE >> 20)
         texts = json.loads(data.decode("utf-8-sig"), object_pairs_hook=_object_of_strings(path))
     except UnicodeDecodeError as error:
-        raise InputError(f"类别文本文件 {path} 不是 UTF-8 编码，请另存为 UTF-8") from error
+        raise InputError("类别文本文件 {} 不是 UTF-8 编码，请另存为 UTF-8", path) from error
     except InputError:
         raise
     except OSError as error:
-        raise InputError(f"无法读取类别文本文件 {path}：{reason(error)}") from error
+        raise InputError("无法读取类别文本文件 {}：{}", path, reason(error)) from error
     except json.JSONDecodeError as error:
         raise InputError(
-            f"类别文本文件 {path} 不是合法的 JSON：第 {error.lineno} 行第 {error.colno} 列，{error.msg}"
+            "类别文本文件 {} 不是合法的 JSON：第 {} 行第 {} 列，{}", path, error.lineno, error.colno, error.msg
         ) from error
     except (ValueError, RecursionError) as error:  # a number of thousands of digits; brackets thousands deep; a NUL
-        raise InputError(f"类别文本文件 {path} 不是合法的 JSON：{reason(error)}") from error
+        raise InputError("类别文本文件 {} 不是合法的 JSON：{}", path, reason(error)) from error
     if not isinstance(texts, dict):
-        raise InputError(f'类别文本文件 {path} 应是 {{"类别": "描述"}} 形式的对象，读到的是 {type(texts).__name__}')
+        raise InputError('类别文本文件 {} 应是 {{"类别": "描述"}} 形式的对象，读到的是 {}', path, type(texts).__name__)
     if not texts:
-        raise InputError(f"类别文本文件 {path} 中没有类别")
+        raise InputError("类别文本文件 {} 中没有类别", path)
     for name, description in texts.items():
         if not isinstance(description, str) or not description.strip():
             raise InputError(
-                f"类别文本文件 {path} 中 {_shown(name)} 的描述应是非空的字符串，读到的是 {_shown(description)}"
+                "类别文本文件 {} 中 {} 的描述应是非空的字符串，读到的是 {}", path, _shown(name), _shown(description)
             )
     return texts
 
@@ -73,20 +74,20 @@ def names_and_texts(class_texts: Mapping[str, str] | Sequence[str]) -> tuple[lis
     if isinstance(class_texts, str):
         class_texts = [class_texts]
     if not isinstance(class_texts, Iterable):
-        raise InputError(f"类别文本应是文本的列表，或 {{短名: 描述}} 的字典，收到 {type(class_texts).__name__}")
+        raise InputError("类别文本应是文本的列表，或 {{短名: 描述}} 的字典，收到 {}", type(class_texts).__name__)
     pairs = class_texts.items() if isinstance(class_texts, Mapping) else [(text, text) for text in class_texts]
     names, texts = zip(*pairs) if pairs else ((), ())
     if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
         raise InputError("类别文本不能为空：请给出至少一个非空的文本")
     if len(texts) > MOST_TEXTS:
-        raise InputError(f"类别文本有 {len(texts)} 个，至多 {MOST_TEXTS} 个：请分几次运行")
+        raise InputError("类别文本有 {} 个，至多 {} 个：请分几次运行", len(texts), MOST_TEXTS)
     for text in (*names, *texts):
         if not isinstance(text, str) or not text.strip():
-            raise InputError(f"类别的短名应是非空的字符串，收到 {_shown(text)}")
+            raise InputError("类别的短名应是非空的字符串，收到 {}", _shown(text))
         if len(text) > LONGEST_TEXT:
-            raise InputError(f"类别文本 {_shown(text)} 有 {len(text)} 个字符，至多 {LONGEST_TEXT} 个：请缩短")
+            raise InputError("类别文本 {} 有 {} 个字符，至多 {} 个：请缩短", _shown(text), len(text), LONGEST_TEXT)
         if re.search("[\ud800-\udfff]", text):
-            raise InputError(f"类别文本 {_shown(text)} 含有无效的字符（残缺的编码），请检查终端或文件的编码")
+            raise InputError("类别文本 {} 含有无效的字符（残缺的编码），请检查终端或文件的编码", _shown(text))
     return list(names), list(texts)
 
 
@@ -101,7 +102,7 @@ def text_indices(values: Sequence[str], names: Sequence[str], flag: str) -> list
         else:
             hint = closest_hint(value, names)
             raise InputError(
-                f"{flag} {_shown(value)} 不是索引，也不是类别的短名；{hint}可用 0 到 {len(names) - 1} 或短名"
+                "{} {} 不是索引，也不是类别的短名；{}可用 0 到 {} 或短名", flag, _shown(value), hint, len(names) - 1
             )
     check_text_indices(indices, len(names), flag)
     return indices

@@ -18,6 +18,7 @@ from torch import nn
 
 from .errors import CheckpointError, InputWarning
 from .heavy import torchvision, transformers
+from .messages import Message
 from .towers.image import CONVNEXTS, EFFICIENTNETS, RESNETS, ImageEncoder
 from .towers.similarity import check_scale, softmax_probabilities
 from .towers.text import TextEncoder, build_text_encoder, is_clip_text
@@ -90,10 +91,10 @@ class CLIPModel(TwoTowers):
         self._fit_to(checkpoint, assign)
         weights = self._match(checkpoint, strict)
         if checkpoint.ignored:
-            message = (
-                f"忽略了检查点中与热力图无关的 {len(checkpoint.ignored)} 个参数：{first_names(checkpoint.ignored)}"
+            message = Message(
+                "忽略了检查点中与热力图无关的 {} 个参数：{}", len(checkpoint.ignored), first_names(checkpoint.ignored)
             )
-            warnings.warn(message, InputWarning, stacklevel=2)
+            warnings.warn(InputWarning(message), stacklevel=2)
         for name in ("img_size", "mean", "std"):
             setattr(self, name, checkpoint.metadata.get(name, getattr(self, name)))
         return super().load_state_dict(weights, strict=strict, assign=assign)
@@ -103,8 +104,10 @@ class CLIPModel(TwoTowers):
         encoder = checkpoint.image_encoder_name
         if encoder and encoder != self.image_encoder_name:
             raise CheckpointError(
-                f"检查点的图像编码器是 {encoder}，模型是 {self.image_encoder_name}；"
-                f'请用 CLIPModel(image_encoder_name="{encoder}") 建立模型'
+                '检查点的图像编码器是 {}，模型是 {}；请用 CLIPModel(image_encoder_name="{}") 建立模型',
+                encoder,
+                self.image_encoder_name,
+                encoder,
             )
         if checkpoint.batch_norm_eps is not None:
             for module in self.image_encoder.modules():
@@ -141,9 +144,9 @@ class CLIPModel(TwoTowers):
             if temperature is None:
                 temperature = 0.07
                 like = [name for name in checkpoint.ignored if re.search(r"temperature|logit_scale|\btau\b", name)]
-                instead = f"（其中的 {first_names(like)} 没有采用）" if like else ""
-                message = f"检查点没有 temperature{instead}，概率按 0.07 计算（热力图不受影响）"
-                warnings.warn(message, InputWarning, stacklevel=3)
+                instead = Message("（其中的 {} 没有采用）", first_names(like)) if like else ""
+                message = Message("检查点没有 temperature{}，概率按 0.07 计算（热力图不受影响）", instead)
+                warnings.warn(InputWarning(message), stacklevel=3)
             weights["temperature"] = torch.tensor(float(temperature))
         fitted = fit_weights(own, weights, self.image_encoder_name, strict)
         if not fitted["temperature"].is_meta:

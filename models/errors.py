@@ -5,7 +5,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable
 
-from .messages import Joined, Message, current_language
+from .messages import Joined, Message, as_message, current_language, in_language
 
 # Controls (C0, DEL, C1), line and paragraph separators, halves of surrogate pairs, and what turns or hides letters
 # without a sign of its own: bidi marks, zero-width characters, tags, fillers.
@@ -38,7 +38,7 @@ def shortened(text: str, limit: int) -> str:
     return f"{text[: limit - end - 1]}…{text[len(text) - end :]}"
 
 
-class _OneLine(Exception):
+class OneLine(Exception):
     """An exception whose text is fit to be shown: one line, nothing in it that a terminal obeys.
 
     `template`, `values`: as for Message, or a Message alone. Its str is in the language in which it was raised.
@@ -51,7 +51,7 @@ class _OneLine(Exception):
     @property
     def message(self) -> Message:
         template, *values = self.args
-        return template if isinstance(template, Message) else Message(str(template), *values)
+        return Message(template, *values) if values else as_message(template)
 
     def in_language(self, lang: str) -> str:
         return shortened(escape_unprintable(self.message.in_language(lang)), LONGEST_MESSAGE)
@@ -60,7 +60,7 @@ class _OneLine(Exception):
         return self.in_language(self.lang)
 
 
-class InputError(_OneLine, ValueError):
+class InputError(OneLine, ValueError):
     """Something of the user's cannot be used; the message is one line: what, where, and what to try."""
 
 
@@ -68,7 +68,7 @@ class CheckpointError(InputError):
     """A checkpoint that cannot be used."""
 
 
-class InputWarning(_OneLine, UserWarning):
+class InputWarning(OneLine, UserWarning):
     """Something the user should know although the work went on; the command line prints it as one line."""
 
 
@@ -115,12 +115,15 @@ def check_text_indices(indices: Iterable[int], count: int, name: str | Message =
             raise InputError(problem, name, shortened(str(index), 40), count, count - 1)
 
 
-def reason(error: BaseException) -> str | Message:
-    """What an exception says, on one line."""
-    if isinstance(error, _OneLine):
+def reason(error: BaseException, limit: int = LONGEST_MESSAGE) -> str | Message:
+    """What an exception says, on one line; of another's exception `limit` characters."""
+    if isinstance(error, OneLine):
         return error.message
-    message = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
-    return escape_unprintable(message.split("\n")[0])
+    said = getattr(error, "strerror", None) or next(iter(error.args), None)
+    if isinstance(said, Message):
+        return said
+    said = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
+    return escape_unprintable(shortened(said.split("\n")[0], limit))
 
 
 def say(*lines, to=None) -> None:
@@ -131,7 +134,8 @@ def say(*lines, to=None) -> None:
 
 def print_error(message) -> None:
     """One line on standard error."""
-    say(Message("错误: {}", shortened(str(message), LONGEST_MESSAGE)), to=sys.stderr)
+    shown = shortened(str(in_language(message, current_language())), LONGEST_MESSAGE)
+    say(Message("错误: {}", shown), to=sys.stderr)
 
 
 DEBUG = "CLIP_GRADCAM_DEBUG"  # an environment variable: show where an exception comes from

@@ -27,7 +27,7 @@ class HeavyModule(ModuleType):
         except ImportError as error:
             if self._advice is None:
                 raise
-            raise InputError(self._advice.format(reason(error))) from error
+            raise InputError(self._advice, reason(error)) from error
         return getattr(sys.modules[self.__name__], name)
 
 
@@ -38,6 +38,6 @@ tqdm, Image, ImageOps = HeavyModule("tqdm"), HeavyModule("PIL.Image"), HeavyModu
 ImageDraw, ImageFont = HeavyModule("PIL.ImageDraw"), HeavyModule("PIL.ImageFont")
 cv2 = HeavyModule(
     "cv2",
-    "无法载入 OpenCV（{}）；若缺少 libGL，"
-    "请执行 pip install opencv-python-headless，或 apt-get install libgl1 libglib2.0-0",
+    "无法载入 OpenCV（{}）；若缺少 libGL，请执行 pip install opencv-python-headless，"
+    "或 apt-get install libgl1 libglib2.0-0",
 )

@@ -77,13 +77,21 @@ class Message:
 
 
 class Joined(Message):
-    """Several values or messages in a row, with a separator of the catalogue between them: "、", "；", "，"."""
+    """Values or messages in a row, "、", "；" or another separator of the catalogue between them; of none, false."""
 
     def __init__(self, separator: str, values: Iterable):
         super().__init__(separator, *values)
 
+    def __bool__(self) -> bool:
+        return bool(self.values)
+
     def in_language(self, lang: str) -> str:
         return translated(self.template, lang).join(str(in_language(value, lang)) for value in self.values)
+
+
+def as_message(sentence: str | Message) -> Message:
+    """A sentence of ours that takes no values, as a Message."""
+    return sentence if isinstance(sentence, Message) else Message(sentence)
 
 
 def in_language(value, lang: str):

@@ -8,16 +8,17 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from .errors import InputError, reason
+from .messages import Message
 
 
 def check_output_folder(folder: Path) -> None:
     """Raise InputError before any work where `folder` is no folder or cannot be written. Makes nothing."""
     existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists() or is_link(parent))
     if not existing.is_dir():
-        what = "指向不存在的地方" if is_link(existing) else "是文件"
-        raise InputError(f"输出目录 {folder} 无法建立：{existing} {what}")
+        what = Message("指向不存在的地方") if is_link(existing) else Message("是文件")
+        raise InputError("输出目录 {} 无法建立：{} {}", folder, existing, what)
     if not os.access(existing, os.W_OK | os.X_OK):
-        raise InputError(f"没有写入输出目录 {folder} 的权限")
+        raise InputError("没有写入输出目录 {} 的权限", folder)
 
 
 def write_files(
@@ -43,7 +44,7 @@ def write_files(
     try:
         for path, content in files.items():
             if path.is_dir() and not is_link(path):
-                raise IsADirectoryError(0, "同名的文件夹已存在", str(path))
+                raise IsADirectoryError(0, Message("同名的文件夹已存在"), str(path))
             path.parent.mkdir(parents=True, exist_ok=True)
             handle, temporary = tempfile.mkstemp(prefix=".clip_gradcam_", suffix=".tmp", dir=staging or path.parent)
             staged.append((temporary, path))
@@ -64,7 +65,7 @@ def write_files(
         if isinstance(error, InputError) or not isinstance(error, (OSError, ValueError)):
             raise
         # ValueError: a NUL in a name
-        raise InputError(f"无法写入 {getattr(error, 'filename', None) or path}：{reason(error)}") from error
+        raise InputError("无法写入 {}：{}", getattr(error, "filename", None) or path, reason(error)) from error
 
 
 def _remove(remove, paths: Iterable) -> None:
@@ -86,7 +87,7 @@ def check_no_link_between(folder: Path, path: Path) -> None:
     """
     for parent in path.parents[: len(path.parts) - len(folder.parts) - 1]:
         if is_link(parent):
-            raise InputError(f"{parent} 是链接，不经由它写到别处：请删除这个链接，或换 --output-dir")
+            raise InputError("{} 是链接，不经由它写到别处：请删除这个链接，或换 --output-dir", parent)
 
 
 def check_own(path: Path, kind: Callable[[int], bool] = stat.S_ISREG) -> None:
@@ -100,7 +101,7 @@ def check_own(path: Path, kind: Callable[[int], bool] = stat.S_ISREG) -> None:
 
 
 def not_our_own(path) -> InputError:
-    return InputError(f"{path} 不是本工具写的（是链接、管道、设备，或类型不对）：请删除它，或换 --output-dir")
+    return InputError("{} 不是本工具写的（是链接、管道、设备，或类型不对）：请删除它，或换 --output-dir", path)
 
 
 _OPEN_MODES = {"rb": os.O_RDONLY, "r+b": os.O_RDWR | os.O_CREAT, "ab": os.O_WRONLY | os.O_APPEND | os.O_CREAT}

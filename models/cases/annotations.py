@@ -18,6 +18,7 @@ from ..errors import InputError, reason
 from ..images.dicom import is_dicom
 from ..images.reading import DICOM_SUFFIXES
 from ..inputs import check_regular_file
+from ..messages import Joined, Message
 from .coco import Coco, is_coco
 from .files import LARGEST_JSON, ReadOnce, parse_json, read_within
 from .folders import annotation_in
@@ -90,7 +91,7 @@ def check_shared(default: str) -> None:
             )
 
 
-def matched_by_name(case: Case, shared: str) -> str | None:
+def matched_by_name(case: Case, shared: str) -> str | Message | None:
     """What of an annotation that several images share is a case's by its name: a file of a folder, an entry of COCO.
 
     None where there is none, or the annotation is neither. Raises InputError as `read_annotations`.
@@ -99,7 +100,7 @@ def matched_by_name(case: Case, shared: str) -> str | None:
         return annotation_in(shared, case.path, case.image)
     document = _document(shared) if _kind(shared) == JSON else None
     entry = document.entry_of(case.path, case.image) if isinstance(document, Coco) else None
-    return None if entry is None else f"{shared} 中的 {entry[1]['file_name']}"
+    return None if entry is None else Message("{} 中的 {}", shared, entry[1]["file_name"])
 
 
 def fingerprint(case: Case, default: str | None = None) -> str:
@@ -130,14 +131,14 @@ def _naming(file: str):
     try:
         yield
     except InputError as error:
-        raise InputError(f"无法使用标注 {file}：{error}") from error
+        raise InputError("无法使用标注 {}：{}", file, error) from error
     except OSError as error:
-        raise InputError(f"无法读取标注 {file}：{reason(error)}") from error
+        raise InputError("无法读取标注 {}：{}", file, reason(error)) from error
 
 
 def _kind(file: str) -> str:
     """What a file is by its beginning; InputError where it cannot be read."""
-    check_regular_file(file, "标注")
+    check_regular_file(file, Message("无法读取标注 {}", file))
     with _naming(file), open(file, "rb") as opened:
         if opened.read(_LONGEST_BLANK).lstrip(_BEFORE_JSON).startswith(b"{"):
             return JSON
@@ -183,5 +184,6 @@ def _check_labels(outlines: Outlines, lookup: TextLookup) -> None:
     """InputError where a file has labels, but none that is a text: it is of other findings, or they are misspelt."""
     if outlines.labels and all(lookup.find(label) is None for label in outlines.labels):
         labels = list(dict.fromkeys(outlines.labels))
-        shown = "、".join(map(quoted, labels[:LABELS_SHOWN])) + ("…" if len(labels) > LABELS_SHOWN else "")
-        raise InputError(f"其中的标签 {shown} 都不是类别文本，{lookup.hint(labels[0])}请改成类别的短名")
+        shown = Joined("、", map(quoted, labels[:LABELS_SHOWN]))
+        shown = Message("{}…", shown) if len(labels) > LABELS_SHOWN else shown
+        raise InputError("其中的标签 {} 都不是类别文本，{}请改成类别的短名", shown, lookup.hint(labels[0]))

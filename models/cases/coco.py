@@ -11,6 +11,7 @@ import numpy as np
 from ..errors import InputError
 from ..images.limits import check_pixel_count
 from ..images.preprocessing import Region
+from ..messages import Joined, Message
 from .matching import PathIndex, parts_of
 from .shapes import (
     Frame,
@@ -25,7 +26,7 @@ from .shapes import (
 )
 from .texts import quoted
 
-_DAMAGED = "COCO 文件已损坏，请重新导出"
+_DAMAGED = Message("COCO 文件已损坏，请重新导出")
 _LONGEST_NUMBER = 6  # characters of 5 bits: no run is longer than 30 bits
 
 
@@ -50,7 +51,7 @@ class Coco:
             ]
             self._images = PathIndex((parts, (annotations, image)) for parts, annotations, image in images if parts)
         except (KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"images、annotations 或 categories 中有一项缺少内容或类型不对；{_DAMAGED}") from error
+            raise InputError("images、annotations 或 categories 中有一项缺少内容或类型不对；{}", _DAMAGED) from error
         used = (name for annotations in of_images.values() for name, _ in annotations)
         self._labels = list(dict.fromkeys(used))
 
@@ -61,8 +62,8 @@ class Coco:
         """
         entries = [entry for entries in self._images.find(path, image) for entry in entries]
         if len(entries) > 1:
-            shown = " 和 ".join(quoted(entry["file_name"]) for _, entry in entries[:2])
-            raise InputError(f"无法知道 {image} 是 {shown} 中的哪一个；请在列表中写出更长的路径")
+            shown = Joined(" 和 ", (quoted(entry["file_name"]) for _, entry in entries[:2]))
+            raise InputError("无法知道 {} 是 {} 中的哪一个；请在列表中写出更长的路径", image, shown)
         return entries[0] if entries else None
 
     def outlines(self, path: str, image: str, size: tuple[int, int]) -> Outlines:
@@ -90,7 +91,7 @@ def _draw(annotation: dict, frame: Frame) -> np.ndarray:
             mask |= polygon(frame.points(_pairs(numbers)), frame.size)
         return mask
     except InputError as error:
-        raise InputError(f"标注 {quoted(str(annotation.get('id')))}：{error}") from error
+        raise InputError("标注 {}：{}", quoted(str(annotation.get("id"))), error) from error
 
 
 def _pairs(numbers) -> list:
@@ -134,7 +135,7 @@ def decode_runs(segmentation: dict, frame: Frame) -> np.ndarray:
     except (ValueError, TypeError, OverflowError):
         numbers = np.array([-1])
     if numbers.ndim != 1 or (numbers < 0).any() or (numbers > width * height).any() or numbers.sum() != width * height:
-        raise InputError(f"RLE 的 counts 不是 {width}×{height} 像素的编码")
+        raise InputError("RLE 的 counts 不是 {}×{} 像素的编码", width, height)
     return coco_runs(numbers, (height, width))
 
 

@@ -20,10 +20,10 @@ def read_within(path: str | os.PathLike, limit: int) -> bytes:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size > limit:
-                raise InputError(f"文件超过 {limit >> 20} MB，请分成几个文件")
+                raise InputError("文件超过 {} MB，请分成几个文件", limit >> 20)
             return file.read(size)
     except OSError as error:
-        raise InputError(f"无法读取（{reason(error)}）") from error
+        raise InputError("无法读取（{}）", reason(error)) from error
 
 
 def as_text(data: bytes) -> str:
@@ -40,15 +40,15 @@ def as_text(data: bytes) -> str:
 def parse_json(data: bytes):
     """What a JSON file holds; InputError where it is no JSON, or holds more than there should be memory for."""
     if data.count(b"[") + data.count(b"{") > MOST_BRACKETS or data.count(b",") > MOST_COMMAS:
-        raise InputError(f"内容过多（列表和对象至多 {MOST_BRACKETS} 个，逗号至多 {MOST_COMMAS} 个），请分成几个文件")
+        raise InputError("内容过多（列表和对象至多 {} 个，逗号至多 {} 个），请分成几个文件", MOST_BRACKETS, MOST_COMMAS)
     try:
         return json.loads(as_text(data))
     except InputError:
         raise
     except json.JSONDecodeError as error:
-        raise InputError(f"不是合法的 JSON：第 {error.lineno} 行第 {error.colno} 列，{error.msg}") from error
+        raise InputError("不是合法的 JSON：第 {} 行第 {} 列，{}", error.lineno, error.colno, error.msg) from error
     except (ValueError, RecursionError) as error:  # a number of thousands of digits; brackets thousands deep
-        raise InputError(f"不是合法的 JSON：{reason(error)}") from error
+        raise InputError("不是合法的 JSON：{}", reason(error)) from error
 
 
 class ReadOnce:

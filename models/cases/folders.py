@@ -6,6 +6,7 @@ import warnings
 
 from ..errors import InputError, InputWarning, reason
 from ..images.reading import DICOM_SUFFIXES
+from ..messages import Message
 from .files import ReadOnce
 from .masks import SUFFIXES
 from .matching import PathIndex, parts_of, without_suffix
@@ -22,8 +23,8 @@ def annotation_in(folder: str, path: str, image: str) -> str | None:
     candidates = _index(folder).find(path, image, ignoring_suffix=True)
     candidates = [others for files in candidates if (others := [file for file in files if not _is_same(file, path)])]
     if len(candidates) > 1:
-        shown = f"{candidates[0][0]} 和 {candidates[1][0]}"
-        raise InputError(f"标注文件夹 {folder} 中有 {shown}，无法知道 {image} 的是哪一个")
+        shown = Message("{} 和 {}", candidates[0][0], candidates[1][0])
+        raise InputError("标注文件夹 {} 中有 {}，无法知道 {} 的是哪一个", folder, shown, image)
     return min(candidates[0], key=_precedence) if candidates else None
 
 
@@ -41,7 +42,7 @@ def _is_same(file: str, path: str) -> bool:
 
 def _read_index(folder: str) -> PathIndex:
     def warn(error: OSError):
-        warnings.warn(f"无法读取文件夹 {error.filename}，已跳过：{reason(error)}", InputWarning, stacklevel=2)
+        warnings.warn(InputWarning("无法读取文件夹 {}，已跳过：{}", error.filename, reason(error)), stacklevel=2)
 
     files = []
     for place, folders, names in os.walk(folder, onerror=warn):

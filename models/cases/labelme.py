@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import InputError
+from ..messages import Joined, Message
 from .masks import read_png
 from .shapes import (
     Frame,
@@ -40,7 +41,7 @@ _KINDS = {
     "point": _Kind(point, 1, 1),
 }
 POINT, MASK = "point", "mask"
-SUPPORTED = "、".join((*_KINDS, MASK))
+SUPPORTED = Joined("、", (*_KINDS, MASK))
 
 
 def is_labelme(document) -> bool:
@@ -74,11 +75,11 @@ def _draw(shape: dict, frame: Frame) -> np.ndarray:
         return _draw_mask(shape, frame)
     kind = _KINDS.get(name) if isinstance(name, str) else None
     if kind is None:
-        raise InputError(f"{label} 的形状是 {quoted(str(name))}，没有面积或不支持；支持 {SUPPORTED}")
+        raise InputError("{} 的形状是 {}，没有面积或不支持；支持 {}", label, quoted(str(name)), SUPPORTED)
     points = frame.points(shape.get("points"))
     if len(points) < kind.least_points or len(points) > (kind.most_points or len(points)):
-        needed = "至少" if kind.most_points is None else "应"
-        raise InputError(f"{label} 的形状 {name} 有 {len(points)} 个点，{needed}有 {kind.least_points} 个")
+        needed = Message("至少") if kind.most_points is None else Message("应")
+        raise InputError("{} 的形状 {} 有 {} 个点，{}有 {} 个", label, name, len(points), needed, kind.least_points)
     return kind.draw(points, frame.size)
 
 
@@ -91,9 +92,9 @@ def _draw_mask(shape: dict, frame: Frame) -> np.ndarray:
     except (binascii.Error, TypeError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{quoted(str(shape['label']))} 的 mask 不是 base64 的 PNG，文件已损坏") from error
+        raise InputError("{} 的 mask 不是 base64 的 PNG，文件已损坏", quoted(str(shape["label"]))) from error
     if len(points) != 2 or (*(points[1] - points[0] + 1)[::-1],) != inside.shape or (points < 0).any():
-        raise InputError(f"{quoted(str(shape['label']))} 的 mask 与它的两个点不符，文件已损坏")
+        raise InputError("{} 的 mask 与它的两个点不符，文件已损坏", quoted(str(shape["label"])))
     (left, top), (right, bottom) = points
     whole = np.zeros(own.size, dtype=bool)
     place = whole[top : bottom + 1, left : right + 1]

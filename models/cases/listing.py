@@ -20,12 +20,17 @@ from typing import NamedTuple
 
 from ..errors import InputError, shortened
 from ..images.reading import DICOM_SUFFIXES
+from ..messages import Joined, Message
 from .matching import ends_with, parts_of
 from .tables import COLUMNS, read_table
 from .texts import TextLookup, quoted
 
 PROBLEMS_SHOWN = 5
 BESIDE = "。图像不在列表旁边时，请用 --image-path 给出它们的文件夹"
+NO_COLUMN = {
+    "label": "列表 {} 没有 label（标签）列，请加上这一列",
+    "split": "列表 {} 没有 split（划分）列，请加上这一列",
+}
 _SEPARATOR = re.compile("[;；]")
 
 
@@ -69,19 +74,21 @@ def read_cases(
     reader = _RowReader(path, table.header, names, image_folders, needs_labels)
     for column, is_needed in {"label": needs_labels, "split": split is not None}.items():
         if is_needed and column not in table.header:
-            raise InputError(f"列表 {path} 没有 {column}（{COLUMNS[column][0]}）列，请加上这一列")
+            raise InputError(NO_COLUMN[column], path)
     rows = table.rows if split is None else _rows_of_splits(path, table, split)
     cases, problems = [], []
     for line, cells in rows:
         try:
             cases.append(reader.read(line, cells))
         except InputError as problem:
-            problems.append(f"第 {line} 行：{shortened(str(problem), 300)}")
+            problems.append(Message("第 {} 行：{}", line, shortened(str(problem), 300)))
             reader.gives_hints = len(problems) < PROBLEMS_SHOWN
     if problems:
-        more = f"；另有 {len(problems) - PROBLEMS_SHOWN} 处" if len(problems) > PROBLEMS_SHOWN else ""
-        hint = BESIDE if reader.has_missing and not image_folders else ""
-        raise InputError(f"列表 {path} 有 {len(problems)} 处错误：{'；'.join(problems[:PROBLEMS_SHOWN])}{more}{hint}")
+        more = Message("；另有 {} 处", len(problems) - PROBLEMS_SHOWN) if len(problems) > PROBLEMS_SHOWN else ""
+        hint = Message(BESIDE) if reader.has_missing and not image_folders else ""
+        raise InputError(
+            "列表 {} 有 {} 处错误：{}{}{}", path, len(problems), Joined("；", problems[:PROBLEMS_SHOWN]), more, hint
+        )
     own = {column: table.written[place] for column, place in reader.places.items()}
     return CaseList(cases, tuple(table.header[place] for place in reader.others), own)
 
@@ -93,8 +100,8 @@ def _rows_of_splits(path, table, split):
     present = dict.fromkeys(filter(None, splits))
     for name in split:
         if name not in present:
-            shown = "、".join(shortened(name, 40) for name in [*present][:20]) or "没有填写"
-            raise InputError(f"列表 {path} 的 split 列中没有 {shortened(name, 40)}，有的是：{shown}")
+            shown = Joined("、", (shortened(name, 40) for name in [*present][:20])) or Message("没有填写")
+            raise InputError("列表 {} 的 split 列中没有 {}，有的是：{}", path, shortened(name, 40), shown)
     return [row for row, name in zip(table.rows, splits) if name in split]
 
 
@@ -111,14 +118,14 @@ class _RowReader:
         self.width = len(header)
         self.places = {column: header.index(column) for column in COLUMNS if column in header}
         self.others = [place for place, name in enumerate(header) if name and name not in COLUMNS]
-        self.lines: dict[tuple[str, str], int] = {}  # (what, value) -> line
+        self.lines: dict[tuple[str, str], int] = {}  # (problem, value) -> line
         self.has_missing = False  # images
 
     def read(self, line: int, cells: list[str]) -> Case:
         """The case of a row; InputError for the first thing that is wrong with it."""
         cells = [cell.strip() for cell in cells]
         if any(cells[self.width :]):
-            raise InputError(f"有 {len(cells)} 格，表头只有 {self.width} 列；含分隔符的内容请加引号")
+            raise InputError("有 {} 格，表头只有 {} 列；含分隔符的内容请加引号", len(cells), self.width)
         cells += [""] * (self.width - len(cells))
         own = {column: cells[place] for column, place in self.places.items()}
         image = own["image"]
@@ -129,12 +136,12 @@ class _RowReader:
             path = self.find_below(image)
             mode = _mode(path)
         if stat.S_ISDIR(mode):
-            raise InputError(f"图像 {image} 是文件夹，请每行一张图像")
-        self.check_new("图像", os.path.normcase(os.path.abspath(path)), line, image)
+            raise InputError("图像 {} 是文件夹，请每行一张图像", image)
+        self.check_new("图像 {} 与第 {} 行相同", os.path.normcase(os.path.abspath(path)), line, image)
         name = own["id"] if "id" in own else self.place(path, image)
         if not name:
             raise InputError("编号是空的")
-        self.check_new("编号", name, line, name)
+        self.check_new("编号 {} 与第 {} 行相同", name, line, name)
         labels = self.read_labels(own.get("label", ""))
         annotations = self.read_annotations(own.get("annotation", ""), labels)
         patient, split = (own.get(column) or None for column in ("patient", "split"))
@@ -154,7 +161,7 @@ class _RowReader:
             modes = {os.path.realpath(path): (path, mode) for path in paths if (mode := _mode(path)) is not None}
             if len(modes) > 1:
                 (one, _), (other, _), *_ = modes.values()
-                raise InputError(f"{written} 可能是 {one} 或 {other}，请写出更长的路径")
+                raise InputError("{} 可能是 {} 或 {}，请写出更长的路径", written, one, other)
             if modes:
                 return next(iter(modes.values()))
         return _join(self.folder, written), None
@@ -165,10 +172,10 @@ class _RowReader:
         candidates = self.files_by_name.get(listed[-1] if listed else "", ())
         paths = [path for path in candidates if ends_with(parts_of(path), listed)]
         if len(paths) > 1:
-            raise InputError(f"图像 {written} 可能是 {paths[0]} 或 {paths[1]}，请写出更长的路径")
+            raise InputError("图像 {} 可能是 {} 或 {}，请写出更长的路径", written, paths[0], paths[1])
         if not paths:
             self.has_missing = True
-            raise InputError(f"找不到图像 {written}")
+            raise InputError("找不到图像 {}", written)
         return paths[0]
 
     @cached_property
@@ -194,10 +201,10 @@ class _RowReader:
                 place = place if is_outside and os.path.isabs(written) else relative
         return place.replace(os.sep, "/")
 
-    def check_new(self, what: str, value: str, line: int, shown: str) -> None:
-        first = self.lines.setdefault((what, value), line)
+    def check_new(self, problem: str, value: str, line: int, shown: str) -> None:
+        first = self.lines.setdefault((problem, value), line)
         if first != line:
-            raise InputError(f"{what} {shown} 与第 {first} 行相同")
+            raise InputError(problem, shown, first)
 
     def read_labels(self, cell: str) -> list[int]:
         """The indices of a cell's labels, each once; a name that holds a separator may stand alone."""
@@ -206,8 +213,8 @@ class _RowReader:
         for label in _parts(cell) if whole is None else ():
             index = self.texts.find(label)
             if index is None:
-                hint = self.texts.hint(label).rstrip("；") if self.gives_hints else ""
-                raise InputError(f"标签 {quoted(label)} 不是类别文本，{hint}")
+                hint = str(self.texts.hint(label)).rstrip("；; ") if self.gives_hints else ""
+                raise InputError("标签 {} 不是类别文本，{}", quoted(label), hint)
             labels.append(index)
         if self.needs_labels and not labels:
             raise InputError("没有标签")
@@ -220,7 +227,7 @@ class _RowReader:
         for written in [cell] if whole else _parts(cell):
             path, mode = self.resolve(written)
             if mode is None:
-                raise InputError(f"找不到标注 {written}")
+                raise InputError("找不到标注 {}", written)
             paths.append(path)
             masks += not (stat.S_ISDIR(mode) or path.lower().endswith((".json", *DICOM_SUFFIXES)))
         check_mask_count(masks, len(labels))
@@ -233,7 +240,7 @@ def check_mask_count(masks: int, labels: int) -> None:
         raise InputError("有掩膜而没有标签：无法知道掩膜属于哪个类别；请填写标签，或用 LabelMe")
     if masks and masks != labels:
         raise InputError(
-            f"标签有 {labels} 个，掩膜有 {masks} 个，无法知道哪个属于哪个；请给出同样多个，用分号分开，或用 LabelMe"
+            "标签有 {} 个，掩膜有 {} 个，无法知道哪个属于哪个；请给出同样多个，用分号分开，或用 LabelMe", labels, masks
         )
 
 

@@ -19,6 +19,7 @@ from ..images.grey import levels_of
 from ..images.limits import check_pixel_count
 from ..images.reading import QUIET
 from ..images.tiff import full_range_of_tiff, is_tiff
+from ..messages import Joined, Message
 from .shapes import check_proportions, resize_nearest
 
 FORMATS = ("PNG", "BMP", "TIFF", "GIF", "JPEG")
@@ -54,14 +55,14 @@ def _read(file: BinaryIO, formats: tuple[str, ...], size: tuple[int, int] | None
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
             if size is not None:
-                check_proportions(*image.size, size, "掩膜")
+                check_proportions(*image.size, size, Message("掩膜"))
             return _inside(image)
     except (InputError, MemoryError):
         raise
     except Image.UnidentifiedImageError as error:  # its text names Python's object, not the file
         raise InputError("不是 LabelMe 或 COCO 的 JSON，也不是 PNG、BMP、TIFF、GIF、JPEG 的掩膜") from error
     except Exception as error:  # Pillow raises whatever its decoders meet: OSError, SyntaxError, struct.error, ...
-        raise InputError(f"掩膜已损坏（{' '.join(reason(error).split())[:150]}），请重新导出") from error
+        raise InputError("掩膜已损坏（{}），请重新导出", " ".join(str(reason(error)).split())[:150]) from error
 
 
 def _inside(image) -> np.ndarray:
@@ -125,8 +126,10 @@ def _check_levels(levels: np.ndarray) -> None:
     values, counts = levels_of(levels)
     classes = values[(values != 0) & (values != BORDER)]
     if len(classes) > 1 and classes.max() < MOST_CLASSES:
-        shown = "、".join(f"{value:g}" for value in classes[:5])
-        raise InputError(f"掩膜中有 {len(classes)} 种非零的值（{shown}…），像是各类别的编号；请每类一个掩膜，内为 255")
+        shown = Joined("、", (f"{value:g}" for value in classes[:5]))
+        raise InputError(
+            "掩膜中有 {} 种非零的值（{}…），像是各类别的编号；请每类一个掩膜，内为 255", len(classes), shown
+        )
     top = values.max()
     is_between = (values > 0.1 * top) & (values < 0.9 * top)
     if is_between.sum() > MOST_LEVELS and counts[is_between].sum() > MOST_BETWEEN * counts.sum():

@@ -16,6 +16,7 @@ import numpy as np
 from ..errors import InputError
 from ..images.dicom_file import is_dicom, read_instance
 from ..images.limits import check_pixel_count
+from ..messages import Joined
 from .files import read_within
 from .shapes import Outlines, Shape, check_proportions, resize_nearest
 
@@ -49,18 +50,18 @@ def _damage_as_input_error():
     except (InputError, MemoryError):
         raise
     except Exception as error:  # pydicom raises ValueError, AttributeError, TypeError, struct.error, ... on a bad file
-        raise InputError(f"DICOM SEG 不完整或已损坏（{' '.join(str(error).split())[:150]}），请重新导出") from error
+        raise InputError("DICOM SEG 不完整或已损坏（{}），请重新导出", " ".join(str(error).split())[:150]) from error
 
 
 def _outlines(dataset, instance: str | None, size: tuple[int, int]) -> Outlines:
     kind = str(dataset.get("SegmentationType", ""))
     if dataset.get("Modality") != "SEG" or kind not in _TYPES:
-        raise InputError(f"这个 DICOM 文件不是 {' 或 '.join(_TYPES)} 的分割（SEG）；请换成分割文件")
+        raise InputError("这个 DICOM 文件不是 {} 的分割（SEG）；请换成分割文件", Joined(" 或 ", _TYPES))
     check_pixel_count(dataset.Columns, dataset.Rows)
     check_proportions(dataset.Columns, dataset.Rows, size, "DICOM SEG ")
     groups = dataset.PerFrameFunctionalGroupsSequence
     if len(groups) > MOST_FRAMES:
-        raise InputError(f"DICOM SEG 有 {len(groups)} 帧，至多 {MOST_FRAMES} 帧")
+        raise InputError("DICOM SEG 有 {} 帧，至多 {} 帧", len(groups), MOST_FRAMES)
     shared = (dataset.get("SharedFunctionalGroupsSequence") or [{}])[0]
     frames = defaultdict(list)
     for index, group in enumerate(groups):

@@ -13,6 +13,7 @@ import numpy as np
 from ..errors import InputError
 from ..heavy import Image, ImageDraw
 from ..images.limits import check_pixel_count
+from ..messages import Message
 
 MOST_SHAPES, MOST_POINTS = 10_000, 200_000  # of one image
 
@@ -30,7 +31,7 @@ class Outlines(NamedTuple):
     labels: list[str]
 
 
-def check_proportions(width: int, height: int, size: tuple[int, int], what: str) -> None:
+def check_proportions(width: int, height: int, size: tuple[int, int], what: Message) -> None:
     """InputError where no factor takes one size to the other, each side to within a pixel of the smaller one.
 
     That is what rounding leaves of a picture that was made smaller or larger as a whole; what was cut off or squeezed
@@ -42,8 +43,9 @@ def check_proportions(width: int, height: int, size: tuple[int, int], what: str)
     is_whole = is_whole or abs(1 / ratios[0] - 1 / ratios[1]) < 1 / width + 1 / height
     if not is_whole:
         raise InputError(
-            f"{what}的大小是 {width}×{height}，图像是 {image_width}×{image_height}，宽高比不同；"
-            "请在同一张图像上标注，不要裁剪或改变宽高比"
+            "{}的大小是 {}×{}，图像是 {}×{}，宽高比不同；请在同一张图像上标注，不要裁剪或改变宽高比",
+            what,
+            *(width, height, image_width, image_height),
         )
 
 
@@ -71,7 +73,7 @@ class Frame(NamedTuple):
         if points.ndim != 2 or points.shape[1] != 2 or not np.isfinite(points).all():
             raise InputError("标注的坐标应是成对的有限的数 [[x, y], …]")
         if len(points) > MOST_POINTS:
-            raise InputError(f"一个形状有 {len(points)} 个点，至多 {MOST_POINTS} 个")
+            raise InputError("一个形状有 {} 个点，至多 {} 个", len(points), MOST_POINTS)
         own = np.array([self.width, self.height], dtype=np.float64)
         return np.clip(points, -own, 2 * own) * (np.array(self.size[::-1]) / own)
 
@@ -87,13 +89,13 @@ def frame_of(width, height, size: tuple[int, int]) -> Frame:
         raise InputError("标注文件中图像的宽或高不是正数")
     width, height = int(width), int(height)
     check_pixel_count(width, height)
-    check_proportions(width, height, size, "标注文件中图像")
+    check_proportions(width, height, size, Message("标注文件中图像"))
     return Frame(width, height, size)
 
 
 def check_shape_count(shapes: Iterable) -> None:
     if len(shapes) > MOST_SHAPES:
-        raise InputError(f"一张图像有 {len(shapes)} 个形状，至多 {MOST_SHAPES} 个")
+        raise InputError("一张图像有 {} 个形状，至多 {} 个", len(shapes), MOST_SHAPES)
 
 
 # -- drawn as LabelMe and CheXlocalize draw: with Pillow, the outline included -----------------

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from ..errors import InputError, closest_hint, shortened
 from ..inputs import check_regular_file
+from ..messages import Joined, Message
 from .files import as_text, read_within
 
 LARGEST_LIST = 200 << 20  # bytes
@@ -40,22 +41,22 @@ def read_table(path: str | os.PathLike) -> Table:
     The delimiter is the one that parts the header. Raises InputError where the file is no list, too large, empty, in an
     encoding that is not known, has no column of images or one column twice.
     """
-    check_regular_file(path, "列表")
+    check_regular_file(path, Message("无法读取列表 {}", path))
     try:
         text = as_text(read_within(path, LARGEST_LIST))
         table = _parse(text, os.path.splitext(path)[1].lower() in TABLE_SUFFIXES)
     except InputError as error:
-        raise InputError(f"列表 {path} {error}") from error
+        raise InputError("列表 {} {}", path, error) from error
     if not table.rows:
-        raise InputError(f"列表 {path} 中没有图像")
+        raise InputError("列表 {} 中没有图像", path)
     return table
 
 
 def _parse(text: str, is_table: bool) -> Table:
     if "\0" in text:
-        raise InputError(f"第 {text[: text.index(chr(0))].count(chr(10)) + 1} 行含有空字符，请另存为 UTF-8 的文本")
+        raise InputError("第 {} 行含有空字符，请另存为 UTF-8 的文本", text[: text.index(chr(0))].count(chr(10)) + 1)
     if max(text.count("\n"), text.count("\r")) > MOST_LINES:
-        raise InputError(f"超过 {MOST_LINES} 行，请分成几个列表，并删去空行")
+        raise InputError("超过 {} 行，请分成几个列表，并删去空行", MOST_LINES)
     names = {delimiter: _names(text, delimiter) for delimiter in DELIMITERS}
     headers = {delimiter: _header(names[delimiter]) for delimiter in DELIMITERS}
     fitting = [delimiter for delimiter in DELIMITERS if "image" in headers[delimiter]]
@@ -91,9 +92,9 @@ def _header(names: list[str]) -> list[str]:
 
 
 def _no_images(header: list[str]) -> str:
-    names = "、".join(shortened(name, 40) for name in header[:30] if name)
+    names = Joined("、", (shortened(name, 40) for name in header[:30] if name))
     hint = closest_hint("image", [name.lower() for name in header])
-    return f"没有 image（图像）列，有的列是 {names}；{hint}请把图像路径的一列命名为 image"
+    return Message("没有 image（图像）列，有的列是 {}；{}请把图像路径的一列命名为 image", names, hint)
 
 
 def _check_once(header: list[str]) -> None:
@@ -101,7 +102,7 @@ def _check_once(header: list[str]) -> None:
     columns = set()
     for name in filter(None, header):
         if name.lower() in columns:
-            raise InputError(f"中 {shortened(name, 60)} 列出现了两次，请改名或删去一列")
+            raise InputError("中 {} 列出现了两次，请改名或删去一列", shortened(name, 60))
         columns.add(name.lower())
 
 
@@ -109,7 +110,7 @@ def _lines(text: str) -> Iterator[str]:
     """The lines as they stand, with their ends; InputError for one that is longer than any list's."""
     for number, match in enumerate(_LINE.finditer(text), 1):
         if match.end() - match.start() > LONGEST_LINE:
-            raise InputError(f"第 {number} 行超过 {LONGEST_LINE} 个字符：这不像是图像的列表")
+            raise InputError("第 {} 行超过 {} 个字符：这不像是图像的列表", number, LONGEST_LINE)
         yield match[0]
 
 
@@ -123,13 +124,13 @@ def _rows(text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
                 yield line, cells
             line = reader.line_num + 1
     except csv.Error as error:
-        raise InputError(f"从第 {line} 行起不是合法的 CSV（{error}）：请检查引号是否成对，并另存为 CSV") from error
+        raise InputError("从第 {} 行起不是合法的 CSV（{}）：请检查引号是否成对，并另存为 CSV", line, error) from error
 
 
 def _at_most(rows: Iterator[tuple[int, list[str]]]) -> list[tuple[int, list[str]]]:
     kept = []
     for row in rows:
         if len(kept) == MOST_ROWS:
-            raise InputError(f"超过 {MOST_ROWS} 行，请分成几个列表")
+            raise InputError("超过 {} 行，请分成几个列表", MOST_ROWS)
         kept.append(row)
     return kept

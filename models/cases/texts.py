@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 
 from ..errors import closest_hint, shortened
+from ..messages import Message
 
 _INDEX = re.compile(r"([0-9]{1,9})(\.0+)?")  # 3, or 3.0 as tables write whole numbers of a column with gaps
 
@@ -30,9 +31,9 @@ class TextLookup:
         index = int(number[1]) if number else len(self.names)
         return index if index < len(self.names) else None
 
-    def hint(self, label: str) -> str:
+    def hint(self, label: str) -> Message:
         """What to try for a label that is no text: the closest names, or how many texts there are."""
-        return closest_hint(label, self.names) or f"可用短名，或索引 0 到 {len(self.names) - 1}；"
+        return closest_hint(label, self.names) or Message("可用短名，或索引 0 到 {}；", len(self.names) - 1)
 
 
 def quoted(label: str) -> str:

@@ -65,11 +65,13 @@ def evaluate(
                 settings.setdefault(row["setting"], _Group(row["method"])).add(row, indices)
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
-            f"结果中有一行不是本工具写的，或已损坏（{shortened(repr(error), 80)}）：请换一个输出目录"
+            "结果中有一行不是本工具写的，或已损坏（{}）：请换一个输出目录", shortened(repr(error), 80)
         ) from error
     count = sum(map(len, splits.values()))
     if count > MOST_GROUPS:
-        raise InputError(f"划分和设置共 {count} 组，至多评估 {MOST_GROUPS} 组：请检查列表的 split 列，它应只有几种值")
+        raise InputError(
+            "划分和设置共 {} 组，至多评估 {} 组：请检查列表的 split 列，它应只有几种值", count, MOST_GROUPS
+        )
     groups = []
     for split, settings in splits.items():
         baselines = _baselines(settings.values(), coverages, tolerance)

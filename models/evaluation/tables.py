@@ -3,8 +3,9 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 from ..errors import escape_unprintable
+from ..messages import Joined, Message, current_language
 from ..results.page import columns_of, wrap_text
-from ..results.parts import in_language
+from ..results.parts import in_language, label_in_language
 from .baselines import BASELINES
 from .summary import CASES
 
@@ -78,14 +79,15 @@ def terminal_lines(evaluation: Mapping, names: Sequence[str]) -> list[str]:
     first = splits[:MOST_SPLITS]
     lines = []
     for groups in first:
-        about = explained(evaluation, "zh")
-        lines.append(_title(groups[0]) + (f"；{about}" if about else ""))
+        about = explained(evaluation, current_language())
+        lines.append(Joined("；", filter(None, [_title(groups[0]), about])))
         lines += _split_lines(groups, names, MOST_LINES // len(first))
     if evaluation.get("failed"):
-        lines.append(f"另有 {evaluation['failed']} 张图像失败，没有计入")
+        lines.append(Message("另有 {} 张图像失败，没有计入", evaluation["failed"]))
     if len(splits) > len(first):
-        lines.append(f"另有 {len(splits) - len(first)} 个划分，见表格")
-    return lines + _notes([group for groups in first for group in groups], evaluation)
+        lines.append(Message("另有 {} 个划分，见表格", len(splits) - len(first)))
+    lines += _notes([group for groups in first for group in groups], evaluation)
+    return list(map(str, lines))
 
 
 EXPLAINED = {  # by what `target` says
@@ -108,11 +110,13 @@ def _split_lines(groups: Sequence[Mapping], names: Sequence[str], most: int) -> 
     lines = _table_of_four(first["cases"])
     classes = largest_classes(first, names, most)
     first = {**first, "macro": without_counts(first["macro"])}
-    lines += _aligned("类别", [(name, line) for name, line in lines_of(first, classes) if line])
+    named = lines_of(first, classes, current_language())
+    lines += _aligned(Message("类别"), [(name, line) for name, line in named if line])
     more = len(first["classes"]) - len(classes)
-    lines += [f"  另有 {more} 类，见表格"] if more else []
+    lines += [Message("  另有 {} 类，见表格", more)] if more else []
     if len(groups) > 1:
-        lines += _aligned("设置（全部图像）", [(group["setting"], group["overall"]) for group in groups])
+        settings = (label_in_language(group["setting"], current_language()) for group in groups)
+        lines += _aligned(Message("设置（全部图像）"), list(zip(settings, (group["overall"] for group in groups))))
     return lines
 
 
@@ -121,8 +125,9 @@ def _table_of_four(cases: Mapping[str, int]) -> list[str]:
     annotations = sum(cases.values())
     if not annotations:
         return []
-    shown = [f"{cases[case]}（{cases[case] / annotations:.1%}）" for case in CASES]
-    return aligned([("", "峰在标注内（容差）", "峰在标注外"), ("预测正确", *shown[:2]), ("预测错误", *shown[2:])])
+    inside, outside, right, wrong = map(Message, ("峰在标注内（容差）", "峰在标注外", "预测正确", "预测错误"))
+    shown = [Message("{}（{:.1%}）", cases[case], cases[case] / annotations) for case in CASES]
+    return aligned([("", inside, outside), (right, *shown[:2]), (wrong, *shown[2:])])
 
 
 def without_counts(line: Mapping) -> dict:
@@ -132,28 +137,29 @@ def without_counts(line: Mapping) -> dict:
     }
 
 
-def _title(group: Mapping) -> str:
-    split = "" if group["split"] is None else f"（划分 {escape_unprintable(group['split'])}）"
-    patients = "" if group["patients"] is None else f"，{group['patients']} 名患者"
-    counts = f"有标签 {group['labelled']} 张，有标注 {group['annotated']} 张"
-    return f"评估{split}：{group['images']} 张图像{patients}，{counts}；{escape_unprintable(group['setting'])}"
+def _title(group: Mapping) -> Message:
+    split = "" if group["split"] is None else Message("（划分 {}）", escape_unprintable(group["split"]))
+    patients = "" if group["patients"] is None else Message("，{} 名患者", group["patients"])
+    counts = Message("有标签 {} 张，有标注 {} 张", group["labelled"], group["annotated"])
+    setting = escape_unprintable(label_in_language(group["setting"], current_language()))
+    return Message("评估{}：{} 张图像{}，{}；{}", split, group["images"], patients, counts, setting)
 
 
-def _aligned(heading: str, lines: Sequence[tuple[str, Mapping]]) -> list[str]:
+def _aligned(heading: Message, lines: Sequence[tuple[str, Mapping]]) -> list[str]:
     """A table of COLUMNS, without those in which nothing stands; its columns meet where a Chinese character is two."""
     columns = [column for column in COLUMNS if any(shown(line, *column[1:]) for _, line in lines)]
     if not columns:
         return []
-    table = [[heading, *(title for title, _, _ in columns)]]
+    table = [[heading, *(Message(title) for title, _, _ in columns)]]
     for name, line in lines:
         (name,) = wrap_text(name, NAME_WIDTH, 1)
-        table.append([name, *(shown(line, *column[1:]) or "—" for column in columns)])
+        table.append([name, *(shown(line, *column[1:], str(Message("（{}）"))) or "—" for column in columns)])
     return aligned(table)
 
 
-def aligned(table: Sequence[Sequence[str]]) -> list[str]:
+def aligned(table: Sequence[Sequence[str | Message]]) -> list[str]:
     """Rows of cells as lines: the first column to the left, numbers to the right, a Chinese character two wide."""
-    table = [[escape_unprintable(cell) for cell in row] for row in table]
+    table = [[escape_unprintable(str(cell)) for cell in row] for row in table]
     widths = [max(map(columns_of, column)) for column in zip(*table)]
     return ["  " + "  ".join(_padded(row, widths)) for row in table]
 
@@ -190,9 +196,9 @@ def _notes(groups: Sequence[Mapping], evaluation: Mapping) -> list[str]:
     """What the hits and their intervals mean, where there are some."""
     if not any(group["annotated"] for group in groups):
         return []
-    over = dict.fromkeys("图像" if group["patients"] is None else "患者" for group in groups)
+    over = dict.fromkeys("按图像" if group["patients"] is None else "按患者" for group in groups)
     grid, tolerance = evaluation["grid"], evaluation["tolerance"]
     return [
-        f"命中（容差）：峰离标注不超过 {tolerance:g} 像素（图像缩到 {grid}×{grid}）；严格：峰在标注内",
-        f"括号内是 95% 区间：按{'、'.join(over)}重抽 {evaluation['draws']} 次",
+        Message("命中（容差）：峰离标注不超过 {:g} 像素（图像缩到 {}×{}）；严格：峰在标注内", tolerance, grid, grid),
+        Message("括号内是 95% 区间：{}重抽 {} 次", Joined("、", map(Message, over)), evaluation["draws"]),
     ]

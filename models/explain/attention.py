@@ -93,7 +93,9 @@ def projection(block: torch.nn.Module, kind: str) -> torch.nn.Module:
     for name, module in block.named_modules():
         if f".{name}".endswith(tuple(f".{ending}" for ending in PROJECTION_NAMES[kind])):
             return module
-    raise InputError(f"在 {type(block).__name__} 中找不到注意力的 {kind} 投影，该方法不支持这种模型；请换一个 --method")
+    raise InputError(
+        "在 {} 中找不到注意力的 {} 投影，该方法不支持这种模型；请换一个 --method", type(block).__name__, kind
+    )
 
 
 @contextlib.contextmanager
@@ -193,7 +195,7 @@ def _pooling(pool: torch.nn.Module) -> torch.nn.MultiheadAttention:
     for module in pool.attention.modules():
         if isinstance(module, torch.nn.MultiheadAttention):
             return module
-    raise InputError(f"注意力池化 {type(pool.attention).__name__} 不是 nn.MultiheadAttention；请换一个 --method")
+    raise InputError("注意力池化 {} 不是 nn.MultiheadAttention；请换一个 --method", type(pool.attention).__name__)
 
 
 def _pool_hook(trace: Trace, graph: str) -> Callable:

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from ..errors import InputError
 from ..heavy import torch
+from ..messages import Message
 from ..weights.modules import evaluating
 from .passes import placement
 from .subject import SCRIPTED
@@ -110,7 +111,7 @@ class Hooks:
 
     def _keep(self, module, register, act, options) -> None:
         if isinstance(module, torch.jit.ScriptModule):
-            raise InputError(SCRIPTED.format(f"层 {type(module).__name__}"))
+            raise InputError(SCRIPTED, Message("层 {}", type(module).__name__))
         with _one_at_a_time:
             self.handles.append(getattr(module, register)(Hook(act), **options))
 
@@ -164,7 +165,7 @@ def tensor_of(output) -> torch.Tensor:
     """The tensor in a layer's output: the output itself, or the first of a tuple."""
     tensor = output[0] if isinstance(output, tuple) and output else output
     if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
-        raise InputError(f"目标层的输出是 {type(output).__name__}，不是张量，无法计算热力图；请换一层")
+        raise InputError("目标层的输出是 {}，不是张量，无法计算热力图；请换一层", type(output).__name__)
     return tensor
 
 

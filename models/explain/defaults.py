@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from ..errors import InputError, closest_hint
 from ..heavy import torch
+from ..messages import Joined, Message
 from .methods import METHODS, methods_for, reads_attention
 from .question import LEAST_TEXTS, OFF_THE_DIRECTION, OFF_THE_MAP, Others, Question, Setting, with_choices
 from .subject import clip_of, unwrapped
@@ -68,9 +69,9 @@ PUBLISHED_ENCODERS = ("clip-vit", "siglip-vit", "siglip2-vit", "clip-resnet")  #
 OWN_ENCODERS = tuple(encoder for encoder in ENCODERS if encoder not in PUBLISHED_ENCODERS)
 
 
-def encoders_hint(name) -> str:
+def encoders_hint(name) -> Message:
     """The encoders closest to a name that is none of them, and all."""
-    return f"{closest_hint(name, OWN_ENCODERS, count=3, cutoff=0.5)}支持：{'、'.join(OWN_ENCODERS)}"
+    return Message("{}支持：{}", closest_hint(name, OWN_ENCODERS, count=3, cutoff=0.5), Joined("、", OWN_ENCODERS))
 
 
 def get_target_layer_for_clip(model, image_encoder_name: str | None = None) -> torch.nn.Module:
@@ -82,7 +83,7 @@ def get_target_layer_for_clip(model, image_encoder_name: str | None = None) -> t
             "模型没有说明图像编码器（image_encoder_name），没有默认的目标层；请给出 target_layer，或 image_encoder_name"
         )
     if name not in ENCODERS:
-        raise InputError(f"没有图像编码器 {name!r} 的默认目标层，请用 --target-layer 指定；{encoders_hint(name)}")
+        raise InputError("没有图像编码器 {!r} 的默认目标层，请用 --target-layer 指定；{}", name, encoders_hint(name))
     return _module_at(model, ENCODERS[name].target_layer)
 
 
@@ -96,8 +97,10 @@ def _module_at(model, path: str) -> torch.nn.Module:
             module = unwrapped(module)[int(part)] if part.startswith("-") else getattr(module, part)
     except (AttributeError, IndexError, TypeError) as error:
         raise InputError(
-            f"图像编码器 {type(model.image_encoder).__name__} 中没有默认的目标层 backbone.{path}，"
-            "它与 image_encoder_name 不是同一种网络；请用 target_layer（--target-layer）给出层的名称"
+            "图像编码器 {} 中没有默认的目标层 backbone.{}，它与 image_encoder_name 不是同一种网络；"
+            "请用 target_layer（--target-layer）给出层的名称",
+            type(model.image_encoder).__name__,
+            path,
         ) from error
     return module
 

@@ -12,6 +12,7 @@ import numpy as np
 from ..heavy import cv2, torch
 from ..heavy import functional as F
 from ..images.preprocessing import Region
+from ..messages import Message
 
 FLATNESS = 1e-6  # a map whose range is below this share of its maximum is one colour
 
@@ -74,20 +75,22 @@ def is_flat(raw_map) -> bool:
 
 def diagnose_flat_map(
     model, raw_map: torch.Tensor | np.ndarray, gradient_peak, others_subtracted: bool = False
-) -> str | None:
+) -> Message | None:
     """Why a map [h, w] (before the ReLU) shows nothing, and what to try; None for a map that shows something."""
     if not is_flat(raw_map):
         return None
     if gradient_peak == 0:
-        cause = "梯度为零，相似度不依赖于该层的这些位置；请用 --target-layer 换一层（--list-layers 列出可用的层）"
+        cause = Message(
+            "梯度为零，相似度不依赖于该层的这些位置；请用 --target-layer 换一层（--list-layers 列出可用的层）"
+        )
     elif raw_map.max() <= 0 and others_subtracted:
-        cause = "没有一处比其他文本更支持这段文本；请看概率，或换一个文本描述或目标文本"
+        cause = Message("没有一处比其他文本更支持这段文本；请看概率，或换一个文本描述或目标文本")
     elif raw_map.max() <= 0 and math.prod(raw_map.shape) > 1:
-        cause = "所有位置的加权激活都不为正，即这段文本与图像相反；请换一个文本描述或目标文本"
+        cause = Message("所有位置的加权激活都不为正，即这段文本与图像相反；请换一个文本描述或目标文本")
     else:
-        cause = f"该层各处的值相同（{raw_map.shape[0]}×{raw_map.shape[1]} 网格）；请用 --target-layer 换更靠前的一层"
-    untrained = "；另外，归一化层的参数全是初始值，检查点看起来未经训练" if looks_untrained(model) else ""
-    return f"热力图为空：{cause}{untrained}"
+        cause = Message("该层各处的值相同（{}×{} 网格）；请用 --target-layer 换更靠前的一层", *raw_map.shape)
+    untrained = Message("；另外，归一化层的参数全是初始值，检查点看起来未经训练") if looks_untrained(model) else ""
+    return Message("热力图为空：{}{}", cause, untrained)
 
 
 def looks_untrained(model) -> bool:

@@ -26,7 +26,7 @@ def find_layer(model, name: str) -> torch.nn.Module:
     backbone = LAYER_PREFIXES[-1]
     candidates = [key.removeprefix(backbone) for key in reversed(modules) if key.startswith(backbone)]
     hint = closest_hint(name, candidates, count=3, cutoff=0.3)
-    raise InputError(f"模型中没有层 {name!r}；{hint}--list-layers 列出全部可用的层")
+    raise InputError("模型中没有层 {!r}；{}--list-layers 列出全部可用的层", name, hint)
 
 
 def layer_name(model, layer: torch.nn.Module) -> str:
@@ -50,11 +50,12 @@ def check_layers(model, layers: Sequence) -> list[torch.nn.Module]:
     modules = set(all_modules(model.image_encoder)) if layers else ()
     for layer in layers:
         if not isinstance(layer, torch.nn.Module):
-            raise InputError(f"目标层应是层的名称或模块，收到的是 {type(layer).__name__}：{layer!r:.80}")
+            raise InputError("目标层应是层的名称或模块，收到的是 {}：{!r:.80}", type(layer).__name__, layer)
         if layer not in modules:
             raise InputError(
-                f"目标层 {layer_name(model, layer)} 不在这个模型的图像编码器之中（属于另一个模型，或文本编码器）；"
-                "请给出层的名称，例如 target_layer='layer4.1'（--list-layers 列出可用的层）"
+                "目标层 {} 不在这个模型的图像编码器之中（属于另一个模型，或文本编码器）；请给出层的名称，"
+                "例如 target_layer='layer4.1'（--list-layers 列出可用的层）",
+                layer_name(model, layer),
             )
     return layers
 
@@ -81,14 +82,16 @@ def as_maps(tensor, image_hw, token_grid):
     if tensor.ndim == 3 and token_grid:
         prefix, rows, columns = token_grid
         if tensor.shape[1] != prefix + rows * columns:
-            raise InputError(f"该层有 {tensor.shape[1]} 个词元，模型的网格是 {prefix} + {rows}×{columns} 个；请换一层")
+            raise InputError(
+                "该层有 {} 个词元，模型的网格是 {} + {}×{} 个；请换一层", tensor.shape[1], prefix, rows, columns
+            )
         return tensor[:, prefix:].transpose(1, 2).unflatten(2, (rows, columns))  # (B, C, h, w)
     if tensor.ndim == 4:
         channels_first = _stretch(tensor.shape[2:], image_hw)
         channels_last = _stretch(tensor.shape[1:3], image_hw)
         if min(channels_first, channels_last) <= 2:
             return tensor if channels_first <= channels_last else tensor.permute(0, 3, 1, 2)
-    raise InputError(f"该层的输出形状是 {list(tensor.shape)}，不是空间特征图，无法计算热力图；请换一层")
+    raise InputError("该层的输出形状是 {}，不是空间特征图，无法计算热力图；请换一层", list(tensor.shape))
 
 
 def _stretch(grid, image_hw) -> float:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from ..errors import InputError, closest_hint
 from ..heavy import functional as F
 from ..heavy import torch
+from ..messages import Joined
 from .attention import attention_gradient, grad_eclip, legrad, legrad_attention, rollout
 from .needs import Activations, Attention, Gradients, MaskedImages
 
@@ -149,12 +150,12 @@ def reads_attention(method: str) -> bool:
 def check_method(method: str) -> str:
     """Return `method`; InputError with the closest and all names where it is none."""
     if method not in METHODS:
-        raise InputError(f"没有方法 {method!r}；{closest_hint(method, METHODS)}可用：{'、'.join(METHODS)}、all")
+        raise InputError("没有方法 {!r}；{}可用：{}、all", method, closest_hint(method, METHODS), Joined("、", METHODS))
     return method
 
 
 def check_similarity(similarity: str) -> str:
     """Return `similarity`; InputError where it is none of SIMILARITIES."""
     if similarity not in SIMILARITIES:
-        raise InputError(f"相似度应是 {' 或 '.join(SIMILARITIES)}，收到 {similarity!r}")
+        raise InputError("相似度应是 {}，收到 {!r}", Joined(" 或 ", SIMILARITIES), similarity)
     return similarity

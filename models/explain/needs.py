@@ -62,8 +62,11 @@ class Gradients:
         kind = next((type(m) for m in all_modules(tower) if type(m).__module__.startswith(QUANTISED)), None)
         if kind is not None:
             raise InputError(
-                f"图像编码器中有量化的层（{kind.__module__}.{kind.__name__}），没有梯度，{method} 无法计算；"
-                "请用量化之前的模型，或用不需要梯度的方法 eigencam、rollout"
+                "图像编码器中有量化的层（{}.{}），没有梯度，{} 无法计算；请用量化之前的模型，"
+                "或用不需要梯度的方法 eigencam、rollout",
+                kind.__module__,
+                kind.__name__,
+                method,
             )
 
     @staticmethod
@@ -190,10 +193,10 @@ class Attention:
         transformer = transformer_of(tower, method)
         if layers:
             if not self.takes_layers:
-                raise InputError(f"{method} 不使用目标层；请去掉 --target-layer 或 --layers")
+                raise InputError("{} 不使用目标层；请去掉 --target-layer 或 --layers", method)
             if any(layer not in list(transformer.blocks) for layer in layers):
                 raise InputError(
-                    f"{method} 的层必须是整个 Transformer 块；用 --layers 给出块的名称，或不给（取最后几块）"
+                    "{} 的层必须是整个 Transformer 块；用 --layers 给出块的名称，或不给（取最后几块）", method
                 )
             return list(dict.fromkeys(layers))
         if self.pool_alone and transformer.pool is not None:
@@ -222,5 +225,5 @@ def transformer_of(tower: torch.nn.Module, method: str) -> Transformer:
     """The transformer of an image tower; InputError where it has none."""
     transformer = tower.transformer() if hasattr(tower, "transformer") else None
     if transformer is None:
-        raise InputError(f"方法 {method} 需要视觉 Transformer（ViT），这个图像编码器没有注意力；请换一个 --method")
+        raise InputError("方法 {} 需要视觉 Transformer（ViT），这个图像编码器没有注意力；请换一个 --method", method)
     return transformer

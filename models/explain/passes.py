@@ -11,8 +11,9 @@ import numpy as np
 
 from ..errors import InputError, reason
 from ..heavy import torch
+from ..messages import Joined, Message
 
-PIXELS = "像素请用 explain，或先做预处理：preprocessing_of(model)(像素)"
+PIXELS = Message("像素请用 explain，或先做预处理：preprocessing_of(model)(像素)")
 
 
 def model_input(images) -> torch.Tensor:
@@ -20,14 +21,14 @@ def model_input(images) -> torch.Tensor:
     if isinstance(images, np.ndarray) and images.dtype.kind in "fiub" and images.itemsize <= 8:
         images = torch.from_numpy(np.ascontiguousarray(images, images.dtype.newbyteorder("=")))
     if not isinstance(images, torch.Tensor):
-        raise InputError(f"images 应是模型的输入 [B, 3, H, W]，收到的是 {type(images).__name__}；{PIXELS}")
+        raise InputError("images 应是模型的输入 [B, 3, H, W]，收到的是 {}；{}", type(images).__name__, PIXELS)
     shape = list(images.shape)
     if not images.is_floating_point():
-        raise InputError(f"images 应是归一化之后的浮点数，收到 {images.dtype}，形状 {shape}；{PIXELS}")
+        raise InputError("images 应是归一化之后的浮点数，收到 {}，形状 {}；{}", images.dtype, shape, PIXELS)
     if images.ndim not in (3, 4):
-        raise InputError(f"images 应是模型的输入 [B, 3, H, W]，收到的形状是 {shape}；{PIXELS}")
+        raise InputError("images 应是模型的输入 [B, 3, H, W]，收到的形状是 {}；{}", shape, PIXELS)
     if 0 in shape:
-        raise InputError(f"images 是空的，形状 {shape}")
+        raise InputError("images 是空的，形状 {}", shape)
     return images[None] if images.ndim == 3 else images
 
 
@@ -55,15 +56,15 @@ def through(tower: torch.nn.Module, images: torch.Tensor) -> Iterator[None]:
 def check_embeddings(tower: torch.nn.Module, images: torch.Tensor, embeddings: torch.Tensor) -> None:
     """InputError, with the cause, where an embedding [B, D] of the images is not finite or has no direction."""
     if not isinstance(embeddings, torch.Tensor):
-        raise InputError(f"图像编码器给出的是 {type(embeddings).__name__}，应是嵌入 [B, D] 的张量；请在编码器中取出它")
+        raise InputError("图像编码器给出的是 {}，应是嵌入 [B, D] 的张量；请在编码器中取出它", type(embeddings).__name__)
     if embeddings.ndim != 2 or len(embeddings) != len(images):
-        raise InputError(f"图像编码器给出的形状是 {list(embeddings.shape)}，应是嵌入 [B, D]，B = {len(images)}")
+        raise InputError("图像编码器给出的形状是 {}，应是嵌入 [B, D]，B = {}", list(embeddings.shape), len(images))
     lengths = embeddings.detach().float().norm(dim=-1)
     if not (torch.isfinite(lengths) & (lengths > 0)).all():
         raise InputError(_why_no_direction(tower, images, lengths))
 
 
-def _why_failed(tower, images, error) -> str:
+def _why_failed(tower, images, error) -> Message:
     """Why a tower could not take the images, in one line."""
     weights = dict(tower.named_parameters()) | dict(tower.named_buffers())
     convolution = next((m for m in tower.modules() if isinstance(m, torch.nn.Conv2d)), None)
@@ -71,35 +72,50 @@ def _why_failed(tower, images, error) -> str:
     shape, devices = list(images.shape), {str(w.device) for w in weights.values()}
     empty = next((name for name, w in weights.items() if w.is_meta), None)
     if empty is not None:
-        return f"图像编码器的权重 {empty} 还在 meta 设备上，没有数值；请先载入权重，例如 load_clip_checkpoint(路径)"
+        return Message(
+            "图像编码器的权重 {} 还在 meta 设备上，没有数值；请先载入权重，例如 load_clip_checkpoint(路径)", empty
+        )
     if len(devices) > 1:
-        return f"图像编码器的权重在不同的设备上（{'、'.join(sorted(devices))}）；请用 model.to(设备) 移到一个设备"
+        return Message(
+            "图像编码器的权重在不同的设备上（{}）；请用 model.to(设备) 移到一个设备", Joined("、", sorted(devices))
+        )
     if any(w.is_inference() for w in weights.values()):
-        return "模型是在 torch.inference_mode() 之内建立的，不能求梯度；请在它之外建立或载入模型"
+        return Message("模型是在 torch.inference_mode() 之内建立的，不能求梯度；请在它之外建立或载入模型")
     if channels and channels != shape[1]:
-        order = "（形状应是 [B, C, H, W]，通道在前）" if shape[-1] == channels else ""
-        return f"图像有 {shape[1]} 个通道，图像编码器的第一个卷积要 {channels} 个{order}；本工具的图像是 RGB，3 个通道"
+        order = Message("（形状应是 [B, C, H, W]，通道在前）") if shape[-1] == channels else ""
+        return Message(
+            "图像有 {} 个通道，图像编码器的第一个卷积要 {} 个{}；本工具的图像是 RGB，3 个通道",
+            shape[1],
+            channels,
+            order,
+        )
     if convolution and min(shape[2:]) < min(convolution.kernel_size):
         least = "×".join(map(str, convolution.kernel_size))
-        return f"图像大小 {shape[2]}×{shape[3]} 小于图像编码器第一个卷积的 {least}；请加大 --img-size（img_size）"
+        return Message(
+            "图像大小 {}×{} 小于图像编码器第一个卷积的 {}；请加大 --img-size（img_size）", shape[2], shape[3], least
+        )
     precisions = {str(w.dtype) for w in weights.values() if w.is_floating_point()}
     if len(precisions) > 1 and "dtype" in str(error):
-        return f"图像编码器的权重有几种精度（{'、'.join(sorted(precisions))}），不能一起计算；请先用 model.float()"
-    return f"图像编码器不能处理形状 {shape} 的输入：{reason(error)}；请检查图像大小（--img-size、img_size）和模型"
+        return Message(
+            "图像编码器的权重有几种精度（{}），不能一起计算；请先用 model.float()", Joined("、", sorted(precisions))
+        )
+    return Message(
+        "图像编码器不能处理形状 {} 的输入：{}；请检查图像大小（--img-size、img_size）和模型", shape, reason(error)
+    )
 
 
-def _why_no_direction(tower, images, lengths) -> str:
+def _why_no_direction(tower, images, lengths) -> Message:
     """Why an embedding of a length that is zero, or no number, cannot be compared."""
     if torch.isfinite(lengths).all():
-        return "图像的嵌入全是零，没有方向，不能与文本比较；请检查检查点的权重"
-    return f"图像的嵌入中有 NaN 或无穷大：{why_not_finite(tower, images)}"
+        return Message("图像的嵌入全是零，没有方向，不能与文本比较；请检查检查点的权重")
+    return Message("图像的嵌入中有 NaN 或无穷大：{}", why_not_finite(tower, images))
 
 
 def why_not_finite(tower: torch.nn.Module, images: torch.Tensor) -> str:
     """Where numbers that are none come from: the image, a weight by its name, or an overflow."""
     if not torch.isfinite(images).all():
-        return "图像中就有，请检查图像的数值"
+        return Message("图像中就有，请检查图像的数值")
     for name, weight in (*tower.named_parameters(), *tower.named_buffers()):
         if weight.is_floating_point() and not torch.isfinite(weight).all():
-            return f"图像编码器的权重 {name} 中就有，检查点已损坏，或训练时发散；请换一个检查点"
-    return f"权重和图像都是有限的，计算中溢出（精度 {placement(tower)[1]}）；请用 model.float() 再试"
+            return Message("图像编码器的权重 {} 中就有，检查点已损坏，或训练时发散；请换一个检查点", name)
+    return Message("权重和图像都是有限的，计算中溢出（精度 {}）；请用 model.float() 再试", placement(tower)[1])

@@ -80,7 +80,7 @@ def check_question(question: Question) -> None:
     if question.similarity is not None:
         check_similarity(question.similarity)
     if question.subtract_others not in (None, True, False):
-        raise InputError(f"subtract_others 应是 True、False 或 None，收到 {question.subtract_others!r}")
+        raise InputError("subtract_others 应是 True、False 或 None，收到 {!r}", question.subtract_others)
     if question.subtract_others and question.contrast:
         raise InputError("contrast（--contrast）与 subtract_others（--subtract-others）只能二选一")
     if question.subtract_others and len(question.texts) < 2:
@@ -93,11 +93,11 @@ def target_texts(target_text_idx, count: int) -> list[int] | None:
         return None
     if isinstance(target_text_idx, str):
         if target_text_idx != "all":
-            raise InputError(f'目标文本索引应是整数、整数列表或 "all"，收到 {target_text_idx!r}')
+            raise InputError('目标文本索引应是整数、整数列表或 "all"，收到 {!r}', target_text_idx)
         return list(range(count))
     targets = np.atleast_1d(np.asarray(target_text_idx))
     if targets.ndim > 1 or targets.size == 0 or not np.issubdtype(targets.dtype, np.integer):
-        raise InputError(f"目标文本索引应是整数，收到 {target_text_idx!r}")
+        raise InputError("目标文本索引应是整数，收到 {!r}", target_text_idx)
     check_text_indices(targets.tolist(), count)
     return list(dict.fromkeys(targets.tolist()))
 
@@ -108,11 +108,11 @@ def target_indices(target_text_idx, similarities: torch.Tensor) -> torch.Tensor:
         return similarities.argmax(dim=1, keepdim=True)
     targets = torch.as_tensor(target_text_idx, device=similarities.device)
     if targets.dtype.is_floating_point or targets.dtype == torch.bool:
-        raise InputError(f"目标文本索引应是整数，收到 {target_text_idx!r}")
+        raise InputError("目标文本索引应是整数，收到 {!r}", target_text_idx)
     batch = len(similarities)
     targets = targets.expand(batch) if targets.ndim == 0 else targets
     if targets.shape[0] != batch:
-        raise InputError(f"目标文本索引有 {targets.shape[0]} 个，图像有 {batch} 张；请给一个整数，或每张图像一个")
+        raise InputError("目标文本索引有 {} 个，图像有 {} 张；请给一个整数，或每张图像一个", targets.shape[0], batch)
     check_text_indices(targets.flatten().tolist(), similarities.shape[1])
     return targets.long().reshape(batch, -1).clone()  # a tensor of inference mode cannot be on a graph
 
@@ -215,7 +215,8 @@ def probabilities_of(model, similarities: torch.Tensor) -> torch.Tensor:
         return model.probabilities(similarities)
     if getattr(model, "temperature", None) is None:
         raise InputError(
-            f"{type(model).__name__} 没有 probabilities 方法，也没有 temperature，不能算出概率；请用 "
-            "load_clip_checkpoint 得到模型，或给它一个 temperature"
+            "{} 没有 probabilities 方法，也没有 temperature，不能算出概率；请用 load_clip_checkpoint 得到模型，"
+            "或给它一个 temperature",
+            type(model).__name__,
         )
     return softmax_probabilities(similarities, model.temperature)

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 
 from ..errors import InputError
 from ..heavy import torch
+from ..messages import Joined, Message
 
 # Class of a wrapper whose forward pass is its inner module's and nothing else -> the path to that module.
 WRAPPERS = {
@@ -23,7 +24,7 @@ WRAPPERS = {
     "PeftModel": "base_model",
     "BaseTuner": "model",
 }
-LOAD = "model = load_clip_checkpoint(路径)"
+LOAD = Message("model = load_clip_checkpoint(路径)")
 
 
 def clip_of(model):
@@ -36,13 +37,13 @@ def clip_of(model):
         model = _inner_clip(model)
     tower = model.image_encoder
     if not isinstance(tower, torch.nn.Module):
-        raise InputError(f"模型的 image_encoder 是 {type(tower).__name__}，不是 nn.Module；请用 {LOAD} 得到模型")
+        raise InputError("模型的 image_encoder 是 {}，不是 nn.Module；请用 {} 得到模型", type(tower).__name__, LOAD)
     if type(tower).__name__ == "FullyShardedDataParallel":
         raise InputError(SHARDED)
     plain = unwrapped(tower)
     for name, module in (("image_encoder", plain), ("image_encoder.backbone", getattr(plain, "backbone", None))):
         if isinstance(module, torch.jit.ScriptModule):
-            raise InputError(SCRIPTED.format(name))
+            raise InputError(SCRIPTED, name)
     return model if plain is tower else _with_tower(model, plain)
 
 
@@ -80,8 +81,10 @@ def _inner_clip(model) -> torch.nn.Module:
     if not clips:
         raise InputError(_no_clip(model))
     if len(clips) > 1:
-        paths = "、".join(f"model.{path}" for path in clips.values())
-        raise InputError(f"{type(model).__name__} 中有 {len(clips)} 个带 image_encoder 的模型：{paths}；请给出其中一个")
+        paths = Joined("、", (f"model.{path}" for path in clips.values()))
+        raise InputError(
+            "{} 中有 {} 个带 image_encoder 的模型：{}；请给出其中一个", type(model).__name__, len(clips), paths
+        )
     return next(iter(clips))
 
 
@@ -104,44 +107,52 @@ def _with_tower(model, tower: torch.nn.Module):
     return view
 
 
-SHARDED = (
-    "FSDP 把权重分在各个进程，单个进程里没有完整的模型；"
-    "请先保存完整的权重（FSDP.state_dict_type 的 FULL_STATE_DICT），再用 load_clip_checkpoint 载入"
+SHARDED = Message(
+    "FSDP 把权重分在各个进程，单个进程里没有完整的模型；请先保存完整的权重（FSDP.state_dict_type 的 "
+    "FULL_STATE_DICT），再用 load_clip_checkpoint 载入"
 )
 SCRIPTED = (
-    "{} 是 TorchScript（torch.jit.script 或 trace 的产物），它内部的层不能被观察；"
-    "请给出转换之前的模型，或用 load_clip_checkpoint 载入检查点"
+    "{} 是 TorchScript（torch.jit.script 或 trace 的产物），它内部的层不能被观察；请给出转换之前的模型，"
+    "或用 load_clip_checkpoint 载入检查点"
 )
 
 
-def _no_model(thing) -> str:
+def _no_model(thing) -> Message:
     """Why something that is no module cannot be explained."""
     if isinstance(thing, (str, os.PathLike)):
         path = os.fspath(thing)
-        return f"需要的是模型，收到的是路径 {path!r}；请先载入：model = load_clip_checkpoint({path!r})"
+        return Message("需要的是模型，收到的是路径 {!r}；请先载入：model = load_clip_checkpoint({!r})", path, path)
     if isinstance(thing, Mapping):
-        return f"需要的是模型，收到的是 {type(thing).__name__}（检查点的内容或权重）；请直接从文件载入：{LOAD}"
+        return Message(
+            "需要的是模型，收到的是 {}（检查点的内容或权重）；请直接从文件载入：{}", type(thing).__name__, LOAD
+        )
     if isinstance(thing, type):
-        return f"需要的是模型，收到的是类 {thing.__name__}；请先建立并载入权重，例如 {LOAD}"
-    return f"需要的是带 image_encoder 的模型，收到的是 {type(thing).__name__}；请用 {LOAD} 得到模型"
+        return Message("需要的是模型，收到的是类 {}；请先建立并载入权重，例如 {}", thing.__name__, LOAD)
+    return Message("需要的是带 image_encoder 的模型，收到的是 {}；请用 {} 得到模型", type(thing).__name__, LOAD)
 
 
-def _no_clip(model: torch.nn.Module) -> str:
+def _no_clip(model: torch.nn.Module) -> Message:
     """Why a module without an image encoder cannot be explained, and how its weights can be used all the same."""
     name = type(model).__name__
     if isinstance(model, torch.jit.ScriptModule):
-        return SCRIPTED.format(name)
+        return Message(SCRIPTED, name)
     if hasattr(model, "save_pretrained") and hasattr(model, "config"):
-        return (
-            f"{name} 是 transformers 的模型对象，没有 image_encoder；请把模型和它的 processor 都用 "
-            "save_pretrained(文件夹) 保存，再用 load_clip_checkpoint(文件夹) 载入"
+        return Message(
+            "{} 是 transformers 的模型对象，没有 image_encoder；"
+            "请把模型和它的 processor 都用 save_pretrained(文件夹) 保存，"
+            "再用 load_clip_checkpoint(文件夹) 载入",
+            name,
         )
     if hasattr(model, "visual") and hasattr(model, "encode_image"):
-        return (
-            f"{name} 是 OpenAI 或 open_clip 的模型对象，没有 image_encoder；请 "
-            'torch.save(model.state_dict(), "clip.pt") 保存权重，再用 load_clip_checkpoint("clip.pt") 载入'
+        return Message(
+            "{} 是 OpenAI 或 open_clip 的模型对象，没有 image_encoder；"
+            '请 torch.save(model.state_dict(), "clip.pt") 保存权重，'
+            '再用 load_clip_checkpoint("clip.pt") 载入',
+            name,
         )
-    return (
-        f"{name} 没有 image_encoder：它不是 CLIP，而像是单独的网络，没有与文本比较的嵌入；"
-        f"请用 {LOAD}，或给出带 image_encoder（图像 [B, 3, H, W] 到嵌入 [B, D]）的模型"
+    return Message(
+        "{} 没有 image_encoder：它不是 CLIP，而像是单独的网络，没有与文本比较的嵌入；请用 {}，"
+        "或给出带 image_encoder（图像 [B, 3, H, W] 到嵌入 [B, D]）的模型",
+        name,
+        LOAD,
     )

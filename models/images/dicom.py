@@ -27,19 +27,19 @@ def read_dicom(file: BinaryIO, path, grey_range: GreyRange = AUTO) -> np.ndarray
     try:
         import pydicom.pixels  # noqa: F401
     except ImportError as error:
-        raise InputError(f'无法读取图像 {path}：读取 DICOM 需要 pydicom：pip install "pydicom>=3"') from error
+        raise InputError('无法读取图像 {}：读取 DICOM 需要 pydicom：pip install "pydicom>=3"', path) from error
     try:
         if not is_dicom(file):
             raise InputError("第 128 字节处没有 DICM 标记，开头也不是 DICOM 的数据；请重新导出为 DICOM 文件")
         stored, header = read_stored(file)
         return _to_rgb(stored, header, grey_range)
     except InputError as error:
-        raise InputError(f"无法读取 DICOM {path}：{' '.join(str(error).split())}") from error
+        raise InputError("无法读取 DICOM {}：{}", path, " ".join(str(error).split())) from error
     except MemoryError:
         raise
     except Exception as error:  # pydicom raises ValueError, AttributeError, TypeError, struct.error, ... on a bad file
         message = " ".join(str(error).split())[:150]
-        raise InputError(f"无法读取 DICOM {path}：文件不完整或已损坏，请重新导出（{message}）") from error
+        raise InputError("无法读取 DICOM {}：文件不完整或已损坏，请重新导出（{}）", path, message) from error
 
 
 def _to_rgb(stored: np.ndarray, header, grey_range: GreyRange) -> np.ndarray:
@@ -47,12 +47,12 @@ def _to_rgb(stored: np.ndarray, header, grey_range: GreyRange) -> np.ndarray:
     kind = header.PhotometricInterpretation
     if stored.ndim == 3:
         if kind not in COLOURS or stored.shape[2] != 3:
-            raise InputError(f"不支持颜色空间 {kind}；请转换为 RGB 或灰度")
+            raise InputError("不支持颜色空间 {}；请转换为 RGB 或灰度", kind)
         return _to_8_bits(stored, header.BitsStored)
     if kind == "PALETTE COLOR":
         return _palette_to_rgb(stored, header)
     if kind not in ("MONOCHROME1", "MONOCHROME2"):
-        raise InputError(f"不支持颜色空间 {kind}；请转换为 RGB 或灰度")
+        raise InputError("不支持颜色空间 {}；请转换为 RGB 或灰度", kind)
     return _monochrome_to_rgb(stored, header, grey_range)
 
 

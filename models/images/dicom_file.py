@@ -16,6 +16,7 @@ from typing import BinaryIO
 import numpy as np
 
 from ..errors import InputError
+from ..messages import Message
 from .limits import check_pixel_count
 
 DECODERS = "pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg"
@@ -104,7 +105,7 @@ def _until_pixels():
 
     def at_pixels(tag, vr, length) -> bool:
         if next(elements) > MOST_ELEMENTS:
-            raise InputError(f"像素之前的数据元素超过 {MOST_ELEMENTS} 个，文件已损坏")
+            raise InputError("像素之前的数据元素超过 {} 个，文件已损坏", MOST_ELEMENTS)
         return tag in (0x7FE00008, 0x7FE00009, 0x7FE00010)
 
     return at_pixels
@@ -115,8 +116,8 @@ def _complete(header) -> None:
     rows, columns = header.get("Rows"), header.get("Columns")
     if not rows or not columns:
         kind = getattr(header.get("SOPClassUID"), "name", "")
-        kind = kind if kind.isprintable() and 0 < len(kind) < 80 else "未知类型"
-        raise InputError(f"其中没有图像（{kind}），或文件不完整；请换成影像文件")
+        kind = kind if kind.isprintable() and 0 < len(kind) < 80 else Message("未知类型")
+        raise InputError("其中没有图像（{}），或文件不完整；请换成影像文件", kind)
     check_pixel_count(columns, rows)
     samples = header.get("SamplesPerPixel") or 1
     kind = str(header.get("PhotometricInterpretation") or ("RGB" if samples == 3 else "MONOCHROME2")).strip().upper()
@@ -169,9 +170,9 @@ def _decoder(syntax):
     try:
         decoder = get_decoder(syntax)
     except NotImplementedError as error:
-        raise InputError(f"不支持压缩格式 {syntax.name}；请转换为未压缩的 DICOM") from error
+        raise InputError("不支持压缩格式 {}；请转换为未压缩的 DICOM", syntax.name) from error
     if not decoder.is_available:
-        raise InputError(f"缺少压缩格式 {syntax.name} 的解码器：{DECODERS}，或转换为未压缩的 DICOM")
+        raise InputError("缺少压缩格式 {} 的解码器：{}，或转换为未压缩的 DICOM", syntax.name, DECODERS)
     return decoder
 
 
@@ -212,7 +213,7 @@ def _inflated(file: BinaryIO) -> io.BytesIO | None:
             break  # all of it, as it is
         size *= 2
     if len(data) > LONGEST_HEADER and end is None:
-        raise InputError(f"像素之前的数据超过 {LONGEST_HEADER >> 20} MB；请重新导出为未压缩的 DICOM")
+        raise InputError("像素之前的数据超过 {} MB；请重新导出为未压缩的 DICOM", LONGEST_HEADER >> 20)
     _inflate(file, stream, data, end or 0)
     return io.BytesIO(data)
 
@@ -302,7 +303,7 @@ def _mended_jpeg(file: BinaryIO, options: dict, decoder) -> BinaryIO:
             if is_mended:
                 frame[first + 1] = 63
     if precision > 8 and "pylibjpeg" not in decoder.available_plugins:
-        raise InputError(f"缺少 {precision} 位 JPEG 的解码器：{DECODERS}，或转换为未压缩的 DICOM")
+        raise InputError("缺少 {} 位 JPEG 的解码器：{}，或转换为未压缩的 DICOM", precision, DECODERS)
     if not is_mended:
         return file
     options.pop("extended_offsets", None)

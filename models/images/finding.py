@@ -13,6 +13,7 @@ from pathlib import PurePath
 from typing import NamedTuple
 
 from ..errors import InputError, InputWarning, reason
+from ..messages import Message
 from .naming import RESULT_PREFIX, ImageFile, common_parent, name_results
 from .reading import DICOM_SUFFIXES
 
@@ -77,19 +78,22 @@ def _search(argument: str, exclude) -> tuple[str, list[_Folder]]:
         root, name = os.path.split(path)
         return root or ".", [_Folder(root or ".", os.path.realpath(root), [name])]
     if not is_folder and not _is_pattern(path):
-        raise InputError(f"找不到图像文件或文件夹：{argument}；请检查路径")
+        raise InputError("找不到图像文件或文件夹：{}；请检查路径", argument)
     root, parts = (path, ()) if is_folder else _split_pattern(path)
     walk = _Walk(root, exclude)
     folders = [folder for folder in walk.match(root, parts) if folder.files] if os.path.isdir(root) else []
     if not folders:
-        passed_over = "（输出目录中的结果不算）" if walk.passed_over else ""
+        passed_over = Message("（输出目录中的结果不算）") if walk.passed_over else ""
         if is_folder:
             suffixes = " ".join(IMAGE_SUFFIXES)
             raise InputError(
-                f"文件夹 {argument} 中没有图像{passed_over}；查找的后缀：{suffixes}；"
-                f"其他后缀请用通配符，例如 {os.path.join(path, '**', 'IM*')}"
+                "文件夹 {} 中没有图像{}；查找的后缀：{}；其他后缀请用通配符，例如 {}",
+                argument,
+                passed_over,
+                suffixes,
+                os.path.join(path, "**", "IM*"),
             )
-        raise InputError(f"没有文件符合 {argument}{passed_over}；请检查路径和大小写，** 表示任意层子文件夹")
+        raise InputError("没有文件符合 {}{}；请检查路径和大小写，** 表示任意层子文件夹", argument, passed_over)
     return root, folders
 
 
@@ -182,7 +186,7 @@ class _Walk:
                     elif entry.is_file() or entry.is_symlink():  # a link to nowhere: named among the failures
                         files.append(entry.name)
         except OSError as error:
-            warnings.warn(f"无法读取文件夹 {path}，已跳过：{reason(error)}", InputWarning, stacklevel=2)
+            warnings.warn(InputWarning("无法读取文件夹 {}，已跳过：{}", path, reason(error)), stacklevel=2)
         if self.starts_in_results:
             kept_files, kept_folders = [name for name in files if not name.startswith(RESULT_PREFIX)], folders
         else:

@@ -2,12 +2,14 @@
 
 import numpy as np
 
+from ..messages import Message
+
 SAMPLE_SIDE = 200  # pixels looked at along each side
 NEAR = 12  # levels that count as the same: a twentieth of the range
 LEAST_SHARE = 0.02  # of the pixels, that differ where a picture shows something
 
 
-def describe_flat_picture(pixels: np.ndarray) -> str | None:
+def describe_flat_picture(pixels: np.ndarray) -> Message | None:
     """What the reader must know where nearly all of RGB uint8 [H, W, 3] is of one level; None for other pictures.
 
     Mostly black background is ordinary: fewer than `LEAST_SHARE` of the pixels must differ from the level of most.
@@ -23,7 +25,6 @@ def describe_flat_picture(pixels: np.ndarray) -> str | None:
             return None
         ranges.append((low, high))
     low, high = min(low for low, _ in ranges), max(high for _, high in ranges)
-    look = (
-        "全黑" if low == 0 and high <= 2 * NEAR else "全白" if high == 255 and low >= 255 - 2 * NEAR else "只有一个灰度"
-    )
-    return f"图像几乎{look}，对它的预测没有意义；请检查图像、DICOM 的窗宽窗位，或换一种 --grey-range"
+    is_black, is_white = low == 0 and high <= 2 * NEAR, high == 255 and low >= 255 - 2 * NEAR
+    look = Message("全黑" if is_black else "全白" if is_white else "只有一个灰度")
+    return Message("图像几乎{}，对它的预测没有意义；请检查图像、DICOM 的窗宽窗位，或换一种 --grey-range", look)

@@ -20,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import InputError
+from ..messages import Message
 
 CELLS = 128  # that a range is cut into
 LEAST_CELLS = 3  # that a picture fills where it has more than scattered levels
@@ -49,7 +50,7 @@ class GreyRange(NamedTuple):
 
 AUTO = GreyRange()
 GREY_RULES = ("auto", "full", "minmax")
-_ADVICE = "可用 auto、full、minmax、两个灰度值（例如 0 4095）或两个百分位（例如 p0.5 p99.5）"
+_ADVICE = Message("可用 auto、full、minmax、两个灰度值（例如 0 4095）或两个百分位（例如 p0.5 p99.5）")
 
 
 def parse_grey_range(choice: str | Sequence | GreyRange | None) -> GreyRange:
@@ -66,11 +67,11 @@ def parse_grey_range(choice: str | Sequence | GreyRange | None) -> GreyRange:
     try:
         low, high = (float(word.removeprefix("p")) for word in words)
     except ValueError:
-        raise InputError(f"--grey-range 不能是 {' '.join(words)!r}；{_ADVICE}") from None
+        raise InputError("--grey-range 不能是 {!r}；{}", " ".join(words), _ADVICE) from None
     if any(marked) != all(marked) or not (np.isfinite([low, high]).all() and low < high):
-        raise InputError(f"--grey-range 的两个数应一小一大、同为灰度值或百分位，收到 {' '.join(words)!r}；{_ADVICE}")
+        raise InputError("--grey-range 的两个数应一小一大、同为灰度值或百分位，收到 {!r}；{}", " ".join(words), _ADVICE)
     if any(marked) and not 0 <= low < high <= 100:
-        raise InputError(f"--grey-range 的百分位在 0 到 100 之间，收到 {' '.join(words)!r}；{_ADVICE}")
+        raise InputError("--grey-range 的百分位在 0 到 100 之间，收到 {!r}；{}", " ".join(words), _ADVICE)
     return GreyRange("percentiles" if any(marked) else "values", low, high)
 
 

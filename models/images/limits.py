@@ -8,4 +8,4 @@ MOST_PIXELS = 64_000_000  # 8000 x 8000: twice the largest radiographs, with whi
 def check_pixel_count(width: int, height: int) -> None:
     """InputError, with what to try, for a picture of more than `MOST_PIXELS`."""
     if width * height > MOST_PIXELS:
-        raise InputError(f"图像过大（{width}×{height}，上限 {MOST_PIXELS} 像素）；请先缩小或裁剪")
+        raise InputError("图像过大（{}×{}，上限 {} 像素）；请先缩小或裁剪", width, height, MOST_PIXELS)

@@ -19,6 +19,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..heavy import Image, torch
+from ..messages import Message
 from .grey import AUTO, GreyRange
 from .preprocessing import Preprocessing
 from .reading import read_image
@@ -35,7 +36,7 @@ class DecodedChunk(NamedTuple):
     index: int
     resized: np.ndarray | list[np.ndarray | None]  # uint8 [B, h, w, 3], zeros where there is no image; or of many sizes
     pixels: list[np.ndarray | None]  # uint8 [H, W, 3] each
-    errors: list[str | None]  # why an image could not be read, one line each
+    errors: list[Message | None]  # why an image could not be read
 
 
 class ImageDataset:
@@ -53,7 +54,7 @@ class ImageDataset:
         if self.prepare.fixed_size:
             resized = np.zeros((len(items), *self.prepare.input_size(1, 1), 3), dtype=np.uint8)
         pixels: list[np.ndarray | None] = [None] * len(items)
-        errors: list[str | None] = [None] * len(items)
+        errors: list[Message | None] = [None] * len(items)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             for row, (_, path) in enumerate(items):
@@ -64,16 +65,13 @@ class ImageDataset:
                     resized[row] = self.prepare.resize_and_crop(image)
                     pixels[row] = image
                 except InputError as error:
-                    errors[row] = _on_one_line(error)
+                    errors[row] = error.message
                 except MemoryError:
-                    errors[row] = f"无法读取图像 {path}：内存不足；请先缩小图像，或减小 --num-workers"
+                    errors[row] = Message("无法读取图像 {}：内存不足；请先缩小图像，或减小 --num-workers", path)
                 except Exception as error:  # whatever a decoder raises: the other images go on
-                    errors[row] = f"无法读取图像 {path}：{type(error).__name__}：{_on_one_line(error)}"
+                    said = " ".join(str(error).split())
+                    errors[row] = Message("无法读取图像 {}：{}：{}", path, type(error).__name__, said)
         return DecodedChunk(index, resized, pixels, errors)
-
-
-def _on_one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 def make_loader(dataset: ImageDataset, chunks: Iterable[Chunk], num_workers: int) -> torch.utils.data.DataLoader:

@@ -68,8 +68,8 @@ def _warn_of_results(images: Sequence[tuple[str, ImageFile]]) -> None:
     """Earlier results outside of the output folder are taken as images; they hardly are."""
     results = [image.path for _, image in images if os.path.basename(image.path).startswith(RESULT_PREFIX)]
     if results:
-        what = f"{len(results)} 张图像的名字以 {RESULT_PREFIX} 开头，例如 {results[0]}"
-        warnings.warn(f"{what}；仍作为图像处理，如果是以前的结果，请移走", InputWarning, stacklevel=4)
+        message = "{} 张图像的名字以 {} 开头，例如 {}；仍作为图像处理，如果是以前的结果，请移走"
+        warnings.warn(InputWarning(message, len(results), RESULT_PREFIX, results[0]), stacklevel=4)
 
 
 def _result_stems(names: Sequence[str]) -> list[str]:

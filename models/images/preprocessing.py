@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..heavy import Image, torch
+from ..messages import Message
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -166,9 +167,9 @@ def preprocessing_of(model, img_size: int | None = None) -> Preprocessing:
     return prepare._replace(**levels)
 
 
-def describe_assumed_size(model, img_size: int | None = None) -> str | None:
+def describe_assumed_size(model, img_size: int | None = None) -> Message | None:
     """What the reader must know where neither the model nor the user says how large its input is."""
     if getattr(model, "preprocessing", None) or getattr(model, "img_size", None) or img_size:
         return None
     side = DEFAULT_IMG_SIZE
-    return f"检查点没有说明输入图像的大小，按 {side}×{side} 处理；训练时若是别的大小，请用 --img-size 给出"
+    return Message("检查点没有说明输入图像的大小，按 {}×{} 处理；训练时若是别的大小，请用 --img-size 给出", side, side)

@@ -14,6 +14,7 @@ import numpy as np
 from ..errors import InputError, reason
 from ..heavy import Image
 from ..inputs import check_regular_file
+from ..messages import Message
 from .dicom import is_dicom, read_dicom
 from .grey import AUTO, GreyRange, grey_to_rgb, parse_grey_range
 from .limits import check_pixel_count
@@ -21,7 +22,7 @@ from .tiff import full_range_of_tiff, is_min_is_white, is_tiff, levels_of_tiff, 
 
 DICOM_SUFFIXES = (".dcm", ".dicom")
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF")  # others of Pillow's start programs, or are no radiographs
-_REFUSED = "不是支持的图像格式（PNG、JPEG、BMP、TIFF、WebP、GIF、DICOM），或文件已损坏"
+_REFUSED = Message("不是支持的图像格式（PNG、JPEG、BMP、TIFF、WebP、GIF、DICOM），或文件已损坏")
 
 # what the EXIF orientation asks for
 _TURNS = {
@@ -42,23 +43,25 @@ def read_image(path: str | os.PathLike, grey_range: GreyRange = AUTO) -> np.ndar
     Grey levels of more than 8 bits become 8 by `grey_range`, those of a DICOM file as its window says unless another
     rule than `auto` is asked for. Raises InputError where the file is missing, damaged, no image, or too large.
     """
-    check_regular_file(path, "图像")
+    check_regular_file(path, Message("无法读取图像 {}", path))
     try:
         with open(path, "rb") as file:
             if is_dicom(file) or os.path.splitext(path)[1].lower() in DICOM_SUFFIXES:
                 return read_dicom(file, path, grey_range)
             return _read_with_pillow(file, grey_range)
     except InputError as error:
-        raise InputError(str(error) if str(path) in str(error) else f"无法读取图像 {path}：{error}") from error
+        if str(path) in str(error):
+            raise
+        raise InputError("无法读取图像 {}：{}", path, error) from error
     except FileNotFoundError as error:
-        raise InputError(f"找不到图像文件：{path}") from error
+        raise InputError("找不到图像文件：{}", path) from error
     except MemoryError:
         raise
     except Image.UnidentifiedImageError as error:  # its text names Python's object, not the file
-        raise InputError(f"无法读取图像 {path}：{_REFUSED}") from error
+        raise InputError("无法读取图像 {}：{}", path, _REFUSED) from error
     except Exception as error:  # Pillow raises whatever its decoders meet: OSError, SyntaxError, struct.error, ...
-        message = " ".join(reason(error).split())[:150]
-        raise InputError(f"无法读取图像 {path}：{_REFUSED}（{message}）") from error
+        message = " ".join(str(reason(error)).split())[:150]
+        raise InputError("无法读取图像 {}：{}（{}）", path, _REFUSED, message) from error
 
 
 def _read_with_pillow(file: BinaryIO, grey_range: GreyRange) -> np.ndarray:
@@ -190,7 +193,7 @@ def to_pixels(image, grey_range: GreyRange | str | tuple | None = None) -> np.nd
         pixels = pixels[..., None]
     if pixels.ndim != 3 or pixels.shape[2] not in (1, 3, 4) or pixels.size == 0 or pixels.dtype.kind not in "buif":
         raise InputError(
-            f"图像应是路径、PIL 图像，或 [高, 宽] 或 [高, 宽, 3] 的数组；收到 {pixels.dtype} {list(pixels.shape)}"
+            "图像应是路径、PIL 图像，或 [高, 宽] 或 [高, 宽, 3] 的数组；收到 {} {}", pixels.dtype, list(pixels.shape)
         )
     pixels = pixels[..., :3]
     if pixels.dtype == np.uint8:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import CheckpointError, InputError, InputWarning
+from ..messages import Joined, Message
 from ..savings import forget
 from ..weights.files import read_checkpoint_file
 from ..weights.hub import (
@@ -61,8 +62,8 @@ def read_content(path: str | os.PathLike, mapped: bool | None = None, download: 
     content = Content(Path(path), read_checkpoint_file(path, mapped))
     adapters = [name for name in ADAPTER_FILES if (Path(path).parent / name).exists()]
     if adapters:
-        message = f"{path} 旁边有适配器（{adapters[0]}），没有采用；模型若带着它训练，{MERGE_FIRST}"
-        warnings.warn(message, InputWarning, stacklevel=3)
+        message = Message("{} 旁边有适配器（{}），没有采用；模型若带着它训练，{}", path, adapters[0], MERGE_FIRST)
+        warnings.warn(InputWarning(message), stacklevel=3)
     return content
 
 
@@ -82,7 +83,7 @@ def _read_folder(folder: Path, mapped: bool | None) -> Content:
     return Content(path, _with_config(checkpoint, folder))
 
 
-MERGE_FIRST = "请先合并：model.merge_and_unload() 之后用 save_pretrained 另存，再读另存的文件夹"
+MERGE_FIRST = Message("请先合并：model.merge_and_unload() 之后用 save_pretrained 另存，再读另存的文件夹")
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 
 
@@ -90,13 +91,13 @@ def refuse_adapters(folder: Path) -> None:
     """InputError where adapters lie in a folder: with them and without them it is another model."""
     adapters = [name for name in ADAPTER_FILES if (folder / name).exists()]
     if adapters:
-        raise InputError(f"文件夹 {folder} 中有适配器（PEFT、LoRA）：{'、'.join(adapters)}；{MERGE_FIRST}")
+        raise InputError("文件夹 {} 中有适配器（PEFT、LoRA）：{}；{}", folder, Joined("、", adapters), MERGE_FIRST)
 
 
 def refuse_adapter_weights(weights: Mapping, path: Path) -> None:
     """CheckpointError where adapters stand among the weights that were read from `path`."""
     if adapter := first_adapter(weights):
-        raise CheckpointError(f"{path} 的权重中有没有合并的适配器（PEFT、LoRA）：{adapter}；{MERGE_FIRST}")
+        raise CheckpointError("{} 的权重中有没有合并的适配器（PEFT、LoRA）：{}；{}", path, adapter, MERGE_FIRST)
 
 
 # what training leaves beside the weights: optimizers, schedulers, random states, arguments
@@ -105,11 +106,11 @@ NO_CHECKPOINT = re.compile(
     r"|custom_checkpoint)\w*\.\w+$|.*-\d+-of-\d+\.\w+$"
 )
 UNMERGED = {  # what shows a checkpoint in pieces -> what to do with them
-    "zero_to_fp32.py": "；这里是 DeepSpeed 的分片，请先用 DeepSpeed 的 zero_to_fp32 合并",
-    ".metadata": "；这里是 FSDP 的分片，请先用 accelerate merge-weights 合并",
-    "pytorch_model_fsdp_0/.metadata": "；这里是 FSDP 的分片，请先用 accelerate merge-weights 合并",
-    "*-of-*.safetensors": "；权重的分片缺少索引 model.safetensors.index.json",
-    "*-of-*.bin": "；权重的分片缺少索引 pytorch_model.bin.index.json",
+    "zero_to_fp32.py": Message("；这里是 DeepSpeed 的分片，请先用 DeepSpeed 的 zero_to_fp32 合并"),
+    ".metadata": Message("；这里是 FSDP 的分片，请先用 accelerate merge-weights 合并"),
+    "pytorch_model_fsdp_0/.metadata": Message("；这里是 FSDP 的分片，请先用 accelerate merge-weights 合并"),
+    "*-of-*.safetensors": Message("；权重的分片缺少索引 model.safetensors.index.json"),
+    "*-of-*.bin": Message("；权重的分片缺少索引 pytorch_model.bin.index.json"),
 }
 
 
@@ -122,9 +123,11 @@ def checkpoint_of(folder: Path) -> Path:
     if len(there) == 1:
         return folder / there[0]
     if there:
-        raise InputError(f"文件夹 {folder} 中有 {len(there)} 个检查点：{'、'.join(there[:5])}；请写明是哪一个文件")
+        raise InputError(
+            "文件夹 {} 中有 {} 个检查点：{}；请写明是哪一个文件", folder, len(there), Joined("、", there[:5])
+        )
     hint = next((hint for name, hint in UNMERGED.items() if any(folder.glob(name))), "")
-    raise InputError(f"找不到检查点文件：{folder}（是文件夹，但其中没有 config.json 或检查点文件{hint}）")
+    raise InputError("找不到检查点文件：{}（是文件夹，但其中没有 config.json 或检查点文件{}）", folder, hint)
 
 
 def _read_files(path: Path, mapped: bool | None = None) -> Mapping:
@@ -137,7 +140,7 @@ def _read_files(path: Path, mapped: bool | None = None) -> Mapping:
         weights = split_checkpoint(shard)[0]
         missing = [name for name in names if name not in weights]
         if missing:
-            raise CheckpointError(f"{file} 中没有 {path.name} 列出的 {first_names(missing)}：文件不是一套的")
+            raise CheckpointError("{} 中没有 {} 列出的 {}：文件不是一套的", file, path.name, first_names(missing))
         tensors.update({name: weights[name] for name in names})
         config.update(_config_of(shard))
     return {"state_dict": tensors, "config": config}
@@ -162,8 +165,10 @@ def _with_config(checkpoint: Mapping, folder: Path) -> MutableMapping:
     own = _config_of(checkpoint)
     for name, value in beside.items():
         if isinstance(own.get(name), (int, float, str)) and own[name] != value:
-            message = f"{folder} 中的 JSON 文件写着 {name} {str(value)[:40]}，检查点写着 {own[name]}，按检查点处理"
-            warnings.warn(message, InputWarning, stacklevel=5)
+            message = Message(
+                "{} 中的 JSON 文件写着 {} {}，检查点写着 {}，按检查点处理", folder, name, str(value)[:40], own[name]
+            )
+            warnings.warn(InputWarning(message), stacklevel=5)
     return {**checkpoint, "config": {**beside, **own}}
 
 
@@ -197,8 +202,8 @@ class Request(NamedTuple):
         unused |= {"mean": self.mean, "std": self.std}
         for name, value in unused.items():
             if value is not None:
-                message = f"{flag_of(name)} {value} 对这种模型不起作用：模型自己说明了它的结构"
-                warnings.warn(message, InputWarning, stacklevel=4)
+                message = Message("{} {} 对这种模型不起作用：模型自己说明了它的结构", flag_of(name), value)
+                warnings.warn(InputWarning(message), stacklevel=4)
 
 
 def flag_of(name: str) -> str:

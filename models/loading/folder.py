@@ -17,6 +17,7 @@ from torch import nn
 from ..errors import CheckpointError, InputError, InputWarning
 from ..heavy import transformers
 from ..images.preprocessing import Preprocessing
+from ..messages import Joined, Message
 from ..savings import forget
 from ..towers.published import PretrainedCLIP, build_towers, vision_of
 from ..towers.tokenizers import tokenizer_of
@@ -36,7 +37,7 @@ MODELS = {
     "altclip": "AltCLIPModel",
     "metaclip_2": "MetaClip2Model",
 }
-SUPPORTED = f"{'、'.join(MODELS.values())} 以及结构与它们相同的模型"
+SUPPORTED = Message("{} 以及结构与它们相同的模型", Joined("、", MODELS.values()))
 FIRST_TOKEN = ("chinese_clip",)  # their text embedding is the first token's
 
 
@@ -60,11 +61,11 @@ def load(content: Content, request: Request, cached=None) -> PretrainedCLIP:
     preprocessing = read_preprocessing(folder, config, request.img_size)
     network = _read_network(folder, config)
     try:
-        with as_input_error("结构不受支持"):
+        with as_input_error(Message("结构不受支持")):
             model = build_towers(network, preprocessing, find_tokenizer, model_type in FIRST_TOKEN)
             _check_grid(model, preprocessing, request.img_size)
     except InputError as error:
-        raise type(error)(f"{folder} 无法使用：{error}；支持：{SUPPORTED}") from error
+        raise type(error)("{} 无法使用：{}；支持：{}", folder, error, SUPPORTED) from error
     model.cautions = preprocessing_cautions(folder, config)
     return model
 
@@ -78,7 +79,7 @@ def _check_grid(model: PretrainedCLIP, preprocessing: Preprocessing, img_size: i
     trained = len(model.image_encoder.backbone.embeddings.position_embedding.weight)
     if img_size is None and rows * columns > max(MOST_PATCHES, trained):
         raise InputError(
-            f"它的预处理得出 {rows}×{columns} 个图块，而模型有 {trained} 个位置；请用 --img-size 给出输入的边长"
+            "它的预处理得出 {}×{} 个图块，而模型有 {} 个位置；请用 --img-size 给出输入的边长", rows, columns, trained
         )
 
 
@@ -95,10 +96,14 @@ def _read_config(folder: Path) -> dict:
     config = read_json(file)
     model_type = str(config.get("model_type"))[:60]
     if model_type not in MODELS and not {"text_config", "vision_config"} <= set(config):
-        raise InputError(f"{folder} 中的模型是 {model_type}；支持：{SUPPORTED}")
+        raise InputError("{} 中的模型是 {}；支持：{}", folder, model_type, SUPPORTED)
     if model_type not in MODELS and not _is_built_in(model_type):
-        code = "需要运行文件夹自带的代码，已拒绝" if "auto_map" in config else "已安装的 transformers 不认识它"
-        raise InputError(f"{folder} 中的模型是 {model_type}，{code}；支持：{SUPPORTED}")
+        code = (
+            Message("需要运行文件夹自带的代码，已拒绝")
+            if "auto_map" in config
+            else Message("已安装的 transformers 不认识它")
+        )
+        raise InputError("{} 中的模型是 {}，{}；支持：{}", folder, model_type, code, SUPPORTED)
     plain = plain_clip(config, file)
     for part in map(plain.get, PARTS):
         part_type = part and part.pop("model_type", None)
@@ -120,19 +125,19 @@ def _read_network(folder: Path, config: Mapping) -> nn.Module:
     refuse_adapter_weights(weights, folder)
     file, layers = folder / "config.json", [(config.get(part) or {}).get("num_hidden_layers", 0) for part in PARTS]
     if max(layers) > len(weights):
-        raise InputError(f"{file} 说有 {max(layers)} 层，而权重只有 {len(weights)} 个：二者不是一套文件")
-    with as_input_error(f"无法按 {file} 建立模型"), quiet(), torch.device("meta"):
+        raise InputError("{} 说有 {} 层，而权重只有 {} 个：二者不是一套文件", file, max(layers), len(weights))
+    with as_input_error(Message("无法按 {} 建立模型", file)), quiet(), torch.device("meta"):
         network = _build(config)
     try:
         vision_of(network)
     except InputError as error:
-        raise InputError(f"{folder} 无法使用：{error}；支持：{SUPPORTED}") from error
+        raise InputError("{} 无法使用：{}；支持：{}", folder, error, SUPPORTED) from error
     try:
-        with as_input_error("其中的张量不能用作权重"):
+        with as_input_error(Message("其中的张量不能用作权重")):
             assign_weights(network, _names_of(network, weights, folder))
             give_buffers_values(network)
     except InputError as error:
-        raise CheckpointError(f"{folder} 的权重与 {file.name} 不符：{error}") from error
+        raise CheckpointError("{} 的权重与 {} 不符：{}", folder, file.name, error) from error
     forget(weights)
     return network
 
@@ -146,7 +151,7 @@ def _build(config: Mapping) -> nn.Module:
         return transformers.AutoModel.from_config(built_in, trust_remote_code=False)
     if not hasattr(transformers, name):
         version = transformers.__version__
-        raise InputError(f"已安装的 transformers {version} 没有 {name}；请升级：pip install -U transformers")
+        raise InputError("已安装的 transformers {} 没有 {}；请升级：pip install -U transformers", version, name)
     return getattr(transformers, name)(getattr(transformers, name.removesuffix("Model") + "Config")(**sizes))
 
 
@@ -169,18 +174,18 @@ def _names_of(network: nn.Module, weights: Mapping, folder: Path) -> dict[str, t
     for key, tensor in weights.items():
         name = _name_in(own, WRAPPER_PREFIX.sub("", key))
         if name in named:
-            raise CheckpointError(f"同一个权重 {name} 出现了两次")
+            raise CheckpointError("同一个权重 {} 出现了两次", name)
         if name not in own and NO_WEIGHTS.search(name):
             continue
         if name.partition(".")[0] not in parts:
             outside.append(key)
         elif own.get(name, tensor).is_floating_point() and not tensor.is_floating_point():
-            raise CheckpointError(f"{key} 不是普通的浮点张量（{tensor.dtype}）")
+            raise CheckpointError("{} 不是普通的浮点张量（{}）", key, tensor.dtype)
         else:
             named[name] = tensor
     if outside:
-        message = f"忽略了 {folder} 中两个编码器之外的 {len(outside)} 个权重：{first_names(outside)}"
-        warnings.warn(message, InputWarning, stacklevel=5)
+        message = Message("忽略了 {} 中两个编码器之外的 {} 个权重：{}", folder, len(outside), first_names(outside))
+        warnings.warn(InputWarning(message), stacklevel=5)
     return named
 
 

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Sequence
 from types import ModuleType
 
-from ..errors import InputError, InputWarning
+from ..errors import InputError
 from ..heavy import torch
 from ..weights.hub import requested_text_encoder
 from ..weights.metadata import unit_levels
@@ -80,14 +80,14 @@ def reader_of(content: Content) -> ModuleType:
 def _add_features(model, texts: Sequence[str], device: str, cached: CachedFeatures | None) -> None:
     """Give a model its texts' features, those of the cache where it has them, and let go of its text tower."""
     if cached is not None and cached.entry is not None:
-        features, messages = cached.entry
-        for message in messages:  # what embedding the texts warned of
-            warnings.warn(message, InputWarning, stacklevel=3)
+        features, cuts = cached.entry
+        for cut in cuts:  # what embedding the texts warned of
+            warnings.warn(cut.warning(), stacklevel=3)
         features = torch.from_numpy(features).clone().to(device)
     else:
         features = embed_texts(model.to(device), list(texts))
         if cached is not None:
-            cached.keep(features.cpu().numpy(), model.text_encoder.describe_cuts(texts))
+            cached.keep(features.cpu().numpy(), model.text_encoder.cuts(texts))
     release_text_tower(model)
     model.class_text_features = features
 

@@ -17,6 +17,7 @@ from torch import nn
 from ..errors import CheckpointError, InputError, InputWarning
 from ..heavy import transformers
 from ..images.preprocessing import Preprocessing
+from ..messages import Joined, Message
 from ..savings import forget
 from ..towers.clip_resnet import build_clip_resnet
 from ..towers.published import CNN, ImageTower, PretrainedCLIP, build_text_tower, build_towers
@@ -32,7 +33,7 @@ from ..weights.search import Contents
 from .content import Content, Request, refuse_adapter_weights
 from .processors import CLIP_MEAN, CLIP_STD, DEVIATIONS, NUMBERS, scaled, three
 
-SUPPORTED = "OpenAI 的 ViT 和 ResNet（RN50 等）、open_clip 中同样结构的模型、Chinese-CLIP 的原始检查点"
+SUPPORTED = Message("OpenAI 的 ViT 和 ResNet（RN50 等）、open_clip 中同样结构的模型、Chinese-CLIP 的原始检查点")
 
 BERT_WORDS = "bert.embeddings.word_embeddings.weight"  # Chinese-CLIP
 CUSTOM_TEXT = (
@@ -45,7 +46,7 @@ def openai_weights(contents: Contents) -> dict[str, torch.Tensor]:
     """The weights of a checkpoint, without the prefixes of wrappers and without constants."""
     check_usable(contents)
     for message in contents.choices:
-        warnings.warn(message, InputWarning, stacklevel=3)
+        warnings.warn(InputWarning(message), stacklevel=3)
     named = {WRAPPER_PREFIX.sub("", key): tensor for key, tensor in contents.weights.items()}
     named = {re.sub(CUSTOM_TEXT, "", key): tensor for key, tensor in named.items()}
     return {key: tensor for key, tensor in named.items() if not NO_WEIGHTS.match(key)}
@@ -64,7 +65,7 @@ class Settings(NamedTuple):
     head_width: int | None = None  # of the image tower's attention; None: by its width
     text_heads: int | None = None  # None: 64 wide
     preprocessing: Mapping = {}  # of open_clip_config.json
-    cautions: tuple[str, ...] = ()  # what of this is assumed
+    cautions: tuple[Message, ...] = ()  # what of this is assumed
 
 
 VISION_FIELDS = {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio", "patch_dropout"}
@@ -87,9 +88,10 @@ def read_settings(path: Path, checkpoint: Mapping, weights: Mapping) -> Settings
         return _open_clip_settings(file)
     if named := re.search(r"model_(.+?)-lr_", run) if isinstance(run, str) else None:
         return Settings("quick_gelu" if "quickgelu" in named[1].lower() else "gelu")
-    message = (
-        f"{path.name} 没有说明激活函数，按 OpenAI 的 QuickGELU 处理；若是 open_clip 用 GELU 训练的模型"
-        "（多数 LAION、DataComp 权重），请把它的 open_clip_config.json 放在同一文件夹，否则结果不准"
+    message = Message(
+        "{} 没有说明激活函数，按 OpenAI 的 QuickGELU 处理；若是 open_clip 用 GELU 训练的模型（多数 LAION、"
+        "DataComp 权重），请把它的 open_clip_config.json 放在同一文件夹，否则结果不准",
+        path.name,
     )
     return Settings("quick_gelu", cautions=(message,))
 
@@ -112,7 +114,7 @@ def _open_clip_settings(file: Path) -> Settings:
     strange = [key for key, value in parts["vision_cfg"].items() if value and key not in VISION_FIELDS]
     strange += [key for key, value in parts["text_cfg"].items() if value and key not in TEXT_FIELDS]
     if strange:
-        raise InputError(f"{file} 中的 {'、'.join(strange[:3])} 不受支持；支持：{SUPPORTED}")
+        raise InputError("{} 中的 {} 不受支持；支持：{}", file, Joined("、", strange[:3]), SUPPORTED)
     activation = "quick_gelu" if read["model_cfg"].get("quick_gelu") else "gelu"
     heads = read["vision_cfg"].get("head_width"), read["text_cfg"].get("heads")
     return Settings(activation, *heads, read["preprocess_cfg"])
@@ -205,18 +207,18 @@ def load(content: Content, request: Request, cached=None) -> PretrainedCLIP:
     path, weights = content.path, openai_weights(content.contents)
     refuse_adapter_weights(weights, path)
     missing = [name for name in NEEDED if name not in weights]
-    missing += [" 或 ".join(names) for names in EITHER if not any(name in weights for name in names)]
+    missing += [Joined(" 或 ", names) for names in EITHER if not any(name in weights for name in names)]
     if missing:
-        raise CheckpointError(f"{path} 中没有 {'、'.join(missing)}，其结构不受支持；支持：{SUPPORTED}")
+        raise CheckpointError("{} 中没有 {}，其结构不受支持；支持：{}", path, Joined("、", missing), SUPPORTED)
     settings = read_settings(path, content.checkpoint, weights)
     find_tokenizer = tokenizer_finder(path, request, BERT_WORDS in weights) if request.text_tower else None
-    with as_input_error(f"{path} 的权重不能组成模型"):
+    with as_input_error(Message("{} 的权重不能组成模型", path)):
         try:
             model = _build(weights, settings, read_preprocessing(weights, settings, request.img_size), find_tokenizer)
         except KeyError as error:  # a weight whose shape says how the model is built
-            raise CheckpointError(f"{path} 中没有 {error.args[0]}，其结构不受支持；支持：{SUPPORTED}") from error
+            raise CheckpointError("{} 中没有 {}，其结构不受支持；支持：{}", path, error.args[0], SUPPORTED) from error
         except CheckpointError as error:
-            raise CheckpointError(f"{path} 无法使用：{error}；支持：{SUPPORTED}") from error
+            raise CheckpointError("{} 无法使用：{}；支持：{}", path, error, SUPPORTED) from error
     forget(weights)
     model.cautions = list(settings.cautions)
     return model
@@ -246,12 +248,12 @@ def read_preprocessing(weights: Mapping, settings: Settings, img_size: int | Non
     mean, std = (three(own.get(key, usual), key) for key, usual in (("mean", CLIP_MEAN), ("std", CLIP_STD)))
     mode = own.get("resize_mode") or "shortest"
     if mode not in ("shortest", "squash"):
-        raise InputError(f"open_clip_config.json 的 resize_mode 是 {mode!r}；本工具只支持 shortest 和 squash")
+        raise InputError("open_clip_config.json 的 resize_mode 是 {!r}；本工具只支持 shortest 和 squash", mode)
     squeezed = mode == "squash" or BERT_WORDS in weights
     interpolation = own.get("interpolation", "bicubic")
     if interpolation not in INTERPOLATIONS:
         raise InputError(
-            f"open_clip_config.json 的 interpolation 是 {interpolation!r}；支持：{'、'.join(INTERPOLATIONS)}"
+            "open_clip_config.json 的 interpolation 是 {!r}；支持：{}", interpolation, Joined("、", INTERPOLATIONS)
         )
     resample = INTERPOLATIONS[interpolation]
     resize, crop = ((side, side), None) if squeezed else (side, (side, side))

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from ..clip import CLIPModel, build_on_meta
 from ..errors import CheckpointError, InputError, InputWarning
+from ..messages import Message
 from ..savings import forget
 from ..weights.files import MAPPED_FROM_BYTES
 from ..weights.layouts import Translated, read_text_config, translate_checkpoint
@@ -51,8 +52,10 @@ def model_config(translated: Translated, request: Request) -> dict:
     config = dict(translated.metadata)
     recognised = translated.image_encoder_name
     if recognised and config.setdefault("image_encoder", recognised) != recognised:
-        message = f"检查点的配置写着图像编码器 {config['image_encoder']}，权重却是 {recognised} 的，按权重处理"
-        warnings.warn(message, InputWarning, stacklevel=4)
+        message = Message(
+            "检查点的配置写着图像编码器 {}，权重却是 {} 的，按权重处理", config["image_encoder"], recognised
+        )
+        warnings.warn(InputWarning(message), stacklevel=4)
         config["image_encoder"] = recognised
     projection = translated.state_dict.get("image_encoder.projection.weight")
     if projection is not None and projection.ndim == 2:
@@ -80,7 +83,7 @@ def _check_heads(text_config: Mapping) -> None:
     """CheckpointError where the heads that a checkpoint names do not divide the width of its text tower."""
     heads, width = text_config.get("num_attention_heads"), text_config.get("hidden_size")
     if heads is not None and width and (heads < 1 or width % heads):
-        raise CheckpointError(f"检查点的 text_config 无法使用：{heads} 个注意力头不能平分宽度 {width}")
+        raise CheckpointError("检查点的 text_config 无法使用：{} 个注意力头不能平分宽度 {}", heads, width)
 
 
 def _fill_in(config: dict, request: Request) -> None:
@@ -93,5 +96,5 @@ def _fill_in(config: dict, request: Request) -> None:
     }
     for name, value in requested.items():
         if value is not None and config.setdefault(name, value) != value:
-            message = f"{flag_of(name)} {value} 与检查点不符，按检查点的 {config[name]} 处理"
-            warnings.warn(message, InputWarning, stacklevel=5)
+            message = Message("{} {} 与检查点不符，按检查点的 {} 处理", flag_of(name), value, config[name])
+            warnings.warn(InputWarning(message), stacklevel=5)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..images.preprocessing import Preprocessing
+from ..messages import Message
 from ..weights.configs import SWITCH, WORD, Kind, check_fields, one_or_several, real, whole
 from ..weights.hub import read_json
 
@@ -41,7 +42,7 @@ FIELDS = {
     "rescale_factor": real(1e-9, 1e9),
     **{"patch_size": whole(1, 512), "max_num_patches": whole(1, 65_536)},
     **{"image_mean": NUMBERS, "image_std": DEVIATIONS},
-    **dict.fromkeys(("size", "crop_size"), Kind("边长", lambda value: True)),  # see `_height_width`
+    **dict.fromkeys(("size", "crop_size"), Kind(Message("边长"), lambda value: True)),  # see `_height_width`
 }
 
 
@@ -60,24 +61,24 @@ def read_preprocessing(folder: Path, config: Mapping, img_size: int | None = Non
     kind = _kind_of(settings) or usual
     preprocessing = _preprocessing({**PROCESSORS.get(kind, _CLIP), **settings}, kind, file)
     if preprocessing.patches and preprocessing.patches[0] != vision.get("patch_size", preprocessing.patches[0]):
-        raise InputError(f"{file} 的 patch_size 是 {preprocessing.patches[0]}，模型的是 {vision['patch_size']}")
+        raise InputError("{} 的 patch_size 是 {}，模型的是 {}", file, preprocessing.patches[0], vision["patch_size"])
     return scaled(preprocessing, img_size) if img_size else preprocessing
 
 
 _OF_VISION_CONFIG = (("patch_size", "patch_size"), ("max_num_patches", "num_patches"))
 
 
-def preprocessing_cautions(folder: Path, config: Mapping) -> list[str]:
+def preprocessing_cautions(folder: Path, config: Mapping) -> list[Message]:
     """What the reader must know of a folder's preprocessing: that it is assumed, wholly or in part."""
     file, settings = _processor_settings(folder)
     usual = PROCESSOR_OF_MODEL.get(config.get("model_type"), "CLIP")
     if settings is None:
-        return [f"{folder} 中没有 preprocessor_config.json，图像按 {usual} 模型通常的方式预处理"]
+        return [Message("{} 中没有 preprocessor_config.json，图像按 {} 模型通常的方式预处理", folder, usual)]
     cautions, kind = [], _kind_of(settings) or usual
     if kind not in PROCESSORS:
-        cautions.append(f"{file} 的图像处理器 {kind} 不是已知的，没有写明的部分按 CLIP 的方式预处理")
+        cautions.append(Message("{} 的图像处理器 {} 不是已知的，没有写明的部分按 CLIP 的方式预处理", file, kind))
     if not settings.get("do_resize", True):
-        cautions.append("模型的预处理不改变图像大小（do_resize: false），这里仍缩放到模型的输入大小")
+        cautions.append(Message("模型的预处理不改变图像大小（do_resize: false），这里仍缩放到模型的输入大小"))
     return cautions
 
 
@@ -105,7 +106,7 @@ def _preprocessing(settings: Mapping, kind: str, file: Path) -> Preprocessing:
     """The settings of an image processor in our words."""
     mean, std = (0.0,) * 3, (1.0,) * 3
     if settings.get("do_normalize", True):
-        mean, std = (three(settings[name], f"{file} 的 {name}") for name in ("image_mean", "image_std"))
+        mean, std = (three(settings[name], Message("{} 的 {}", file, name)) for name in ("image_mean", "image_std"))
     # Levels 0 to 255 times the factor are what mean and deviation belong to; ours belong to levels in [0, 1].
     factor = 255 * settings.get("rescale_factor", 1 / 255) if settings.get("do_rescale", True) else 255
     if not math.isclose(factor, 1):
@@ -119,17 +120,17 @@ def _preprocessing(settings: Mapping, kind: str, file: Path) -> Preprocessing:
     return Preprocessing(_height_width(settings["size"], kind in ("Siglip", "ViT"), file), crop, **common)
 
 
-def three(values, name: str) -> tuple:
+def three(values, name: str | Message) -> tuple:
     """A number for each of three channels, from one for all or one for each."""
     values = values if isinstance(values, (list, tuple)) else [values]
     if len(values) not in (1, 3):
-        raise InputError(f"{name} 有 {len(values)} 个值，应是一个，或三个通道各一个")
+        raise InputError("{} 有 {} 个值，应是一个，或三个通道各一个", name, len(values))
     return tuple(map(float, values)) * (3 // len(values))
 
 
 def _side(value, file: Path) -> int:
     if not SIDE.holds(value):
-        raise InputError(f"{file} 的图像大小是 {reprlib.repr(value)[:60]}，边长应是{SIDE.words}")
+        raise InputError("{} 的图像大小是 {}，边长应是{}", file, reprlib.repr(value)[:60], SIDE.words)
     return value
 
 
@@ -144,7 +145,7 @@ def _height_width(size, square: bool, file: Path) -> int | tuple[int, int]:
         return _side(sides[0], file), _side(sides[1], file)
     if isinstance(sides, Mapping):
         shown = reprlib.repr(size)[:80]
-        raise InputError(f"{file} 的图像大小是 {shown}，本工具只支持最短边或高和宽")
+        raise InputError("{} 的图像大小是 {}，本工具只支持最短边或高和宽", file, shown)
     side = _side(sides, file)
     return (side, side) if square else side
 

@@ -2,9 +2,9 @@
 
     cached = CachedFeatures(path, texts, "cpu")      # before the file is read
     if cached.load_for(config):
-        features, messages = cached.entry
+        features, cuts = cached.entry
     else:
-        cached.keep(features, messages)              # once they are computed
+        cached.keep(features, cuts)                  # once they are computed
 
 The key says everything that the features depend on, so an entry is never out of date: what changes, be it
 one weight, one line of the vocabulary or the version of a library, has another key. Nothing in an entry
@@ -28,11 +28,13 @@ import numpy as np
 from ..errors import InputError
 from ..heavy import torch
 from ..inputs import check_regular_file
+from ..messages import Message
+from ..towers.cuts import Cut
 from ..weights.hub import ASSETS, hub_folder, text_encoder_source
 from ..writing import check_own, open_own, write_files
 from .fingerprint import fingerprint, folder_files, hash_file
 
-FORMAT = "clip-gradcam text features 1"  # another number where TextEncoder or this file comes to mean something else
+FORMAT = "clip-gradcam text features 2"  # another number where TextEncoder or this file comes to mean something else
 TOKENIZER_FILES = ("vocab.txt", "tokenizer*.json", "config*.json", "special_tokens_map.json", "added_tokens.json")
 DEFAULT_TEXT_ENCODER = "bert-base-chinese"
 LIBRARIES = ("torch", "transformers", "tokenizers", "numpy")
@@ -45,7 +47,7 @@ class CachedFeatures:
         self._path, self._texts, self._device = path, texts, device
         self._state = file_state(path)
         self._key: str | None = None
-        self.entry: tuple[np.ndarray, list[str]] | None = None  # see `load_entry`
+        self.entry: tuple[np.ndarray, list[Cut]] | None = None  # see `load_entry`
 
     def load_for(self, config: Mapping) -> bool:
         """Set `entry` to what the cache has for the model of this config; returns whether it has any.
@@ -57,10 +59,10 @@ class CachedFeatures:
         self.entry = load_entry(self._key, (len(self._texts), config.get("embed_dim"))) if self._key else None
         return self.entry is not None
 
-    def keep(self, features: np.ndarray, messages: Sequence[str]) -> None:
-        """Store features [K, D] and the warnings that embedding gave, if the file is still the one that was read."""
+    def keep(self, features: np.ndarray, cuts: Sequence[Cut]) -> None:
+        """Store features [K, D] and which texts were cut, if the file is still the one that was read."""
         if self._key and file_state(self._path) == self._state:
-            store_entry(self._key, features, messages)
+            store_entry(self._key, features, cuts)
 
 
 def text_features_key(
@@ -148,7 +150,7 @@ def _text_encoder_files(name: str) -> list | None:
 
 
 def _hash_of(path: Path) -> str:
-    check_regular_file(path, "分词器的文件")
+    check_regular_file(path, Message("无法读取分词器的文件 {}", path))
     digest = hashlib.sha256()
     hash_file(path, digest)
     return digest.hexdigest()
@@ -177,11 +179,11 @@ _NPY = re.compile(
 )
 
 
-def load_entry(key: str, shape: tuple[int | None, int | None] = (None, None)) -> tuple[np.ndarray, list[str]] | None:
-    """(features float32 [K, D], the warnings that embedding gave); None where there is no whole entry of `key`.
+def load_entry(key: str, shape: tuple[int | None, int | None] = (None, None)) -> tuple[np.ndarray, list[Cut]] | None:
+    """(features float32 [K, D], the texts that were cut); None where there is no whole entry of `key`.
 
-    `shape`: the (K, D) that the features must have, None for any; of K texts there are at most K warnings. An entry
-    that another user can write is none.
+    `shape`: the (K, D) that the features must have, None for any; of K texts at most K are cut. An entry that another
+    user can write is none.
     """
     try:
         data = _read_own(_entry_path(key))
@@ -191,12 +193,12 @@ def load_entry(key: str, shape: tuple[int | None, int | None] = (None, None)) ->
         if header.get("format") != FORMAT or header.get("key") != key:
             return None
         features = _features_of(array)
-        messages = header["warnings"]
+        cuts = [Cut(*cut) for cut in header["cuts"]]
     except Exception:  # a file of somebody else's may hold anything
         return None
     fits = all(size in (None, own) for size, own in zip(shape, features.shape)) and np.isfinite(features).all()
-    are_messages = isinstance(messages, list) and all(isinstance(message, str) for message in messages)
-    return (features, messages) if fits and are_messages and len(messages) <= len(features) else None
+    are_cuts = all([type(part) for part in cut] == [str, int, int] for cut in cuts)
+    return (features, cuts) if fits and are_cuts and len(cuts) <= len(features) else None
 
 
 def _read_own(path: Path) -> bytes:
@@ -206,7 +208,7 @@ def _read_own(path: Path) -> bytes:
         status = os.fstat(file.fileno())
         _check_ours(path, status, stat.S_ISREG)
         if status.st_size > LARGEST_ENTRY:
-            raise InputError(f"{path} 太大")
+            raise InputError("{} 太大", path)
         return file.read(LARGEST_ENTRY)
 
 
@@ -222,7 +224,7 @@ def _check_ours(path: Path, status: os.stat_result, kind) -> None:
     else:
         open_to = stat.S_IFMT(status.st_mode)  # anything
     if status.st_mode & open_to:
-        raise InputError(f"{path} 是其他用户的，或可由其他用户写入")
+        raise InputError("{} 是其他用户的，或可由其他用户写入", path)
 
 
 def _features_of(array: bytes) -> np.ndarray:
@@ -236,9 +238,9 @@ def _features_of(array: bytes) -> np.ndarray:
     return np.frombuffer(array, "<f4", offset=header.end()).reshape(shape).copy()
 
 
-def store_entry(key: str, features: np.ndarray, messages: Sequence[str] = ()) -> None:
-    """Keep features float32 [K, D] and the warnings of embedding them, whole or not at all."""
-    header = json.dumps({"format": FORMAT, "key": key, "warnings": list(messages)})
+def store_entry(key: str, features: np.ndarray, cuts: Sequence[Cut] = ()) -> None:
+    """Keep features float32 [K, D] and which texts were cut, whole or not at all."""
+    header = json.dumps({"format": FORMAT, "key": key, "cuts": list(cuts)})
     buffer = io.BytesIO()
     np.lib.format.write_array(buffer, np.ascontiguousarray(features), allow_pickle=False)
     rest = header.encode() + b"\n" + buffer.getvalue()

@@ -6,6 +6,7 @@ Knows nothing of models: it reads an ImageResult of `models.results.result`. May
 import numpy as np
 
 from ..explain.heatmap import jet
+from ..messages import in_language
 from . import parts
 from .curves import draw_curves
 from .formats import VECTOR_FORMATS, encode_image
@@ -58,6 +59,7 @@ def draw_figure(result, heatmap: np.ndarray, overlay: np.ndarray, lang: str = "z
     the figure's own language; texts and names stay as they are.
     """
     words = parts.in_language(FIGURE_WORDS, lang)
+    result = result._replace(flaws=[in_language(flaw, lang) for flaw in result.flaws])
     (height, width), (tested,) = result.pixels.shape[:2], result.tested
     panel_height = round(float(np.clip(PANEL_WIDTH * height / width, 408, 768)))
     page_width, page_height = 2 * PANEL_WIDTH + 264, 2 * panel_height + HEAD + GUTTER + FOOT

@@ -31,7 +31,7 @@ def check_output_name(name: str) -> None:
     if name in ("", ".", ".."):
         raise InputError("--output-name 应是文件名，收到的是文件夹：文件夹请用 --output-dir")
     if os.name == "nt" and re.fullmatch(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?|.*[:*?\"<>|].*", name, re.IGNORECASE):
-        raise InputError(f"--output-name {name} 在 Windows 上不能作文件名，请换一个")
+        raise InputError("--output-name {} 在 Windows 上不能作文件名，请换一个", name)
 
 
 def overlay_path(figure: Path, mark: str | int | None = None, kind: str | None = None) -> Path:
@@ -76,7 +76,7 @@ def encode_image(pixels: np.ndarray, suffix: str, png_strategy: str = "RLE") -> 
     height, width = pixels.shape[:2]
     if max(height, width) > (longest := LONGEST_SIDES.get(kind, math.inf)):
         raise InputError(
-            f"{kind.upper()} 的边长至多 {longest} 像素，叠加图像是 {width}×{height}；请换一种格式，或先缩小图像"
+            "{} 的边长至多 {} 像素，叠加图像是 {}×{}；请换一种格式，或先缩小图像", kind.upper(), longest, width, height
         )
     if kind not in ("png", "jpeg"):
         buffer = BytesIO()

@@ -7,9 +7,9 @@ import numpy as np
 
 from ..explain.heatmap import TEXT_UNSPECIFIC, jet
 from ..heavy import cv2
+from ..messages import LANGUAGES
 from .page import ASCENT, BLACK, DESCENT, WHITE, Box, Picture, Text, drawable, text_length, wrap_text
 
-LANGUAGES = ("zh", "en")
 FOOTER_WORDS = {
     "source": ("图像编码器 {}　目标层 {}", "Image encoder {}   target layer {}"),
     "layer": ("{}（{}×{}）", "{} ({}×{})"),

@@ -13,6 +13,8 @@ from ..explain.methods import METHODS
 from ..explain.question import Question
 from ..heavy import Image
 from ..images.preprocessing import Region
+from ..messages import LANGUAGES, Joined, Message
+from ..messages import in_language as said_in
 from .brief import brief
 from .drawing import draw_results, file_marks, for_figure
 from .figure import encode_figure
@@ -36,9 +38,9 @@ class ImageResult(NamedTuple):
     similarities: np.ndarray  # [K] cosine
     targets: list[int]  # T
     source: tuple  # image encoder, target layer, rows, columns of its grid
-    flaws: list[str | None]  # T, why a map shows nothing
+    flaws: list[Message | None]  # T, why a map shows nothing
     specificities: list[float | None]  # T, see text_specificity
-    cautions: Sequence[str] = ()  # what the reader of any of its maps must know, of the model or the picture
+    cautions: Sequence[Message] = ()  # what the reader of any of its maps must know, of the model or the picture
     region: Region | None = None  # the part of the image that the model saw; None: all of it
     faithfulness: list | None = None  # T of models.explain.faithfulness.Faithfulness, None for an empty map
     independent: bool = False  # whether each text has a probability of its own (a sigmoid): they need not sum to 1
@@ -48,7 +50,7 @@ class ImageResult(NamedTuple):
     tells_presence: bool = True  # whether the strength of such maps tells what is there from what is not
     outlines: Sequence[Outline | None] = ()  # T, of the annotation that each map is held against; or none at all
     also: tuple = ()  # ImageResults of other methods whose map is the same
-    lang: str = "zh"  # one of LANGUAGES: of its figure and of what it says of itself
+    lang: str = LANGUAGES[0]  # of its figure and of what it says of itself
     name: str | None = None  # of the image's file
 
     def __eq__(self, other) -> bool:
@@ -76,14 +78,15 @@ class ImageResult(NamedTuple):
         size = self.pixels.shape[:2]
         return (to_heatmap(raw_map, size, scale, self.region) for raw_map in self.maps)
 
-    def warnings(self) -> list[str | None]:
+    def warnings(self, lang: str | None = None) -> list[str | None]:
         """What the reader of each explained text's map must know: the cautions, and its own notes."""
-        return ["；".join([*self.cautions, *notes]) or None for notes in self.notes()]
+        said = (Joined("；", [*self.cautions, *notes]) for notes in self.notes())
+        return [message.in_language(lang or self.lang) or None for message in said]
 
-    def notes(self) -> list[list[str]]:
+    def notes(self) -> list[list[Message]]:
         """What must be known of each explained text's map alone: it is empty, ignores the text, says only where."""
         own = (flaw or self._unspecific(value) for flaw, value in zip(self.flaws, self.specificities))
-        where = (WHERE_ONLY if only else None for only in self.only_where())
+        where = (Message(WHERE_ONLY) if only else None for only in self.only_where())
         return [list(filter(None, of_text)) for of_text in zip(own, where)]
 
     def rank(self, target: int) -> int:
@@ -99,18 +102,19 @@ class ImageResult(NamedTuple):
         shows = (self.knows_text and flaw is None and not colour_tells for flaw in self.flaws)
         return [shown and self.rank(target) > low for target, shown in zip(self.targets, shows)]
 
-    def _unspecific(self, value: float | None) -> str | None:
+    def _unspecific(self, value: float | None) -> Message | None:
         if not self.knows_text:
-            return TEXT_FREE.format(self.label)
+            return Message(TEXT_FREE, self.label)
         if value is None or value > TEXT_UNSPECIFIC:
             return None
-        how_much = f"文本特异性 {value:.2f}，0 表示完全不变"
-        return f"热力图几乎不随文本变化（{how_much}）：它显示的不是这段文本特有的依据"
+        how_much = Message("文本特异性 {:.2f}，0 表示完全不变", value)
+        return Message("热力图几乎不随文本变化（{}）：它显示的不是这段文本特有的依据", how_much)
 
-    def messages(self) -> list[str]:
-        """The warnings, each once; with several texts, after the names of those it is about."""
+    def messages(self, lang: str | None = None) -> list[str]:
+        """The warnings, each once; with several texts, after the names of those it is about. None: in its language."""
         named = ((self.question.names[target], notes) for target, notes in zip(self.targets, self.notes()))
-        return [*self.cautions, *_each_once(named, alone=len(self.targets) == 1)]
+        said = [*self.cautions, *_each_once(named, alone=len(self.targets) == 1)]
+        return [said_in(message, lang or self.lang) for message in said]
 
     # of the only, or the first, explained text
 
@@ -226,18 +230,24 @@ class Results(tuple):
     def __repr__(self) -> str:
         return brief(self, type(self).__name__)
 
-    def messages(self) -> list[str]:
+    def messages(self, lang: str | None = None) -> list[str]:
         """The warnings of all, each once; with several methods, after the names of those that it is about.
 
         That a text ranks low is about all of them. Of several methods, one that knows no text says so by its name.
         """
+        lang = lang or self.lang
         if len(self) == 1:
-            return self[0].messages()
+            return self[0].messages(lang)
         cautions = [caution for result in self for caution in result.cautions]
-        notes = [(result.full_label(), result.notes()[0]) for result in self if result.knows_text]
-        where = [WHERE_ONLY for _, of_method in notes if WHERE_ONLY in of_method]
-        own = ((label, [note for note in of_method if note != WHERE_ONLY]) for label, of_method in notes)
-        return list(dict.fromkeys([*cautions, *where, *_each_once(own)]))
+        notes = [(result.full_label(lang), result.notes()[0]) for result in self if result.knows_text]
+        only = Message(WHERE_ONLY)
+        where = [only for _, of_method in notes if only in of_method]
+        own = ((label, [note for note in of_method if note != only]) for label, of_method in notes)
+        return [said_in(message, lang) for message in dict.fromkeys([*cautions, *where, *_each_once(own)])]
+
+    @property
+    def lang(self) -> str:
+        return self[0].lang
 
     def pairs(self) -> list[tuple[ImageResult, int]]:
         """(result, index into its targets) of each explained text and method."""
@@ -253,7 +263,7 @@ class Results(tuple):
         `choice`: fields of OutputChoice, such as `heatmap="all"`. Returns the paths, the figure's first. InputError
         for a choice that there is not, or where nothing can be written.
         """
-        return save_results(self, path, OutputChoice(**{"lang": self[0].lang, **choice}))
+        return save_results(self, path, OutputChoice(**choice))
 
     def _repr_png_(self) -> tuple[bytes, dict]:
         """The figure for a notebook, at most NOTEBOOK_WIDTH wide on the screen with all its pixels."""
@@ -261,7 +271,7 @@ class Results(tuple):
         return encode_figure(drawing, ".png"), {"width": min(NOTEBOOK_WIDTH, drawing.width)}
 
     def _drawing(self, lang: str | None = None) -> Drawing:
-        lang = lang or self[0].lang
+        lang = lang or self.lang
         check_choice(OutputChoice(lang=lang))
         alone = len(file_marks(self)) == 1
         return draw_results(self, [for_figure(*drawn, alone) for drawn in self.drawn()], lang)
@@ -280,10 +290,10 @@ def _same(one, other) -> bool:
     return bool(one == other or (one != one and other != other))
 
 
-def _each_once(named: Iterable[tuple[str, list[str]]], alone: bool = False) -> list[str]:
+def _each_once(named: Iterable[tuple[str, list[Message]]], alone: bool = False) -> list[Message]:
     """(name, notes) of each text or method -> each note once, unless `alone` after the names of those it is about."""
-    about: dict[str, list[str]] = {}
+    about: dict[Message, list[str]] = {}
     for name, notes in named:
         for note in notes:
             about.setdefault(note, []).append(name)
-    return [note if alone else f"{'、'.join(names)}：{note}" for note, names in about.items()]
+    return [note if alone else Message("{}：{}", Joined("、", names), note) for note, names in about.items()]

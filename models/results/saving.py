@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import InputError, closest_hint
-from ..messages import LANGUAGES, Joined
+from ..messages import LANGUAGES, Joined, Message, current_language
 from ..writing import write_files
 from .drawing import draw_results, file_marks, for_figure
 from .figure import encode_figure
@@ -25,19 +25,20 @@ class OutputChoice(NamedTuple):
 
     figure: bool = True
     heatmap: str | None = None  # one of HEATMAP_SIZES
-    lang: str = "zh"
+    lang: str | None = None  # of LANGUAGES, None for the result's own
     overlay_format: str | None = None  # of OVERLAY_FORMATS; None: the figure's own
 
 
-CHOICES = {"heatmap": (None, *HEATMAP_SIZES), "lang": LANGUAGES, "overlay_format": (None, *OVERLAY_FORMATS)}
+CHOICES = {"heatmap": (None, *HEATMAP_SIZES), "lang": (None, *LANGUAGES), "overlay_format": (None, *OVERLAY_FORMATS)}
 
 
 def check_choice(choice: OutputChoice) -> None:
     """InputError, with the closest, where a value is none of CHOICES."""
     for option, values in CHOICES.items():
         if (value := getattr(choice, option)) not in values:
-            hint = closest_hint(value, filter(None, values))
-            raise InputError("{} 不能是 {!r}；{}可用 {}", option, value, hint, Joined("、", values))
+            names = list(filter(None, values))
+            hint = closest_hint(value, names)
+            raise InputError("{} 不能是 {!r}；{}可用 {}", option, value, hint, Joined("、", names))
 
 
 class OutputFiles(NamedTuple):
@@ -71,7 +72,7 @@ def encode_outputs(results, save_path: str | os.PathLike, choice: OutputChoice) 
             files.contents[paths[-1]] = encode_array(array)
     if not choice.figure:
         return files
-    drawn = {figure_path: encode_figure(draw_results(results, shown, choice.lang), figure_path.suffix)}
+    drawn = {figure_path: encode_figure(draw_results(results, shown, choice.lang or results.lang), figure_path.suffix)}
     return files._replace(contents={**drawn, **files.contents})
 
 
@@ -94,22 +95,26 @@ def summary(results, files: OutputFiles) -> list[str]:
     """What the command says of one image: prediction, explained texts, layers, and the path of each file."""
     first = results[0]
     names, best = first.question.names, first.predicted
-    lines = [f"预测：{names[best]}（{percent(first.probabilities[best])}）"]
+    lang = current_language()
+    lines = [Message("预测：{}（{}）", names[best], percent(first.probabilities[best]))]
     if len(results) == 1:
-        lines.append(f"热力图：{first.full_label()}" + (GUIDE_HINT if first.is_default and not first.is_guide else ""))
+        hint = Message(GUIDE_HINT) if first.is_default and not first.is_guide else ""
+        lines.append(Message("热力图：{}{}", first.full_label(lang), hint))
     for result in results:
-        label = "" if len(results) == 1 else f"{'默认：' if result.is_default else ''}{result.full_label()}："
+        label = Message("默认：{}：" if result.is_default else "{}：", result.full_label(lang))
         for target, specificity, tested in zip(result.targets, result.specificities, result.tested):
-            measured = "" if specificity is None else f"，文本特异性 {specificity:.2f}"
+            measured = [] if specificity is None else [Message("，文本特异性 {:.2f}", specificity)]
             if tested is not None:
-                measured += f"，删除 {tested.deletion:.3f}、插入 {tested.insertion:.3f}、随机 {tested.random:.3f}"
-            similarity = f"余弦相似度 {result.similarities[target]:.3f}"
-            lines.append(f"{label}目标文本：[{target}] {names[target]}（{similarity}{measured}）")
-    for encoder, layer, rows, columns in dict.fromkeys(result.source for result in results):
-        lines.append(f"图像编码器：{encoder}，目标层：{layer}（{rows}×{columns}）")
+                areas = tested.deletion, tested.insertion, tested.random
+                measured.append(Message("，删除 {:.3f}、插入 {:.3f}、随机 {:.3f}", *areas))
+            similarity = Message("余弦相似度 {:.3f}{}", result.similarities[target], "".join(map(str, measured)))
+            shown = "" if len(results) == 1 else label
+            lines.append(Message("{}目标文本：[{}] {}（{}）", shown, target, names[target], similarity))
+    for source in dict.fromkeys(result.source for result in results):
+        lines.append(Message("图像编码器：{}，目标层：{}（{}×{}）", *source))
     if first.region is not None:
-        lines.append(f"模型的预处理只保留了图像的 {first.seen_percent}%，其余部分没有着色")
+        lines.append(Message("模型的预处理只保留了图像的 {}%，其余部分没有着色", first.seen_percent))
     kinds = (("可视化图", [files.figure] if files.figure else []), ("叠加图像", files.overlays))
     for kind, paths in (*kinds, ("热力图", files.heatmaps), ("目标层热力图", files.layer_heatmaps)):
-        lines += [f"{kind}已保存：{path}" for path in paths]
-    return lines
+        lines += [Message("{}已保存：{}", Message(kind), path) for path in paths]
+    return list(map(str, lines))

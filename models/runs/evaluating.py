@@ -11,6 +11,7 @@ from ..evaluation.measures import TOLERANCE
 from ..evaluation.picture import draw_evaluation, paper_rows
 from ..evaluation.summary import evaluate
 from ..evaluation.tables import HEADER, evaluation_rows, terminal_lines
+from ..messages import Joined, Message
 from ..results.figure import encode_figure
 from ..results.parts import label_in_language
 from ..writing import write_files
@@ -36,7 +37,7 @@ def evaluate_run(state: RunState, totals: Totals, cases: CaseChoice, lang: str) 
         for text, packed in record.get("coverages", {}).items()
     }
     if cases.annotations and not coverages:
-        warnings.warn(f"{cases.annotations} 中没有任何一张图像的标注：请检查其中的文件名", InputWarning, stacklevel=2)
+        warnings.warn(InputWarning("{} 中没有任何一张图像的标注：请检查其中的文件名", cases.annotations), stacklevel=2)
     evaluation = evaluate(_rows(totals), coverages, totals.names, cases.tolerance)
     if not any(group["labelled"] or group["annotated"] for group in evaluation["groups"]):
         return
@@ -61,7 +62,7 @@ def evaluate_run(state: RunState, totals: Totals, cases: CaseChoice, lang: str) 
         *terminal_lines(evaluation, totals.names),
         *_wrong_reasons(totals, cases.tolerance, evaluation["groups"][0]["setting"]),
     )
-    say(f"评估已保存：{'、'.join(map(str, [*written, picture]))}")
+    say(Message("评估已保存：{}", Joined("、", map(str, [*written, picture]))))
 
 
 def _target(state: RunState, names: list[str]) -> str:
@@ -83,11 +84,11 @@ def _wrong_reasons(totals: Totals, tolerance: float, first: str | None) -> list[
             images.setdefault(row.get("split"), {})[row["id"]] = None
     lines = []
     for split, of_split in images.items():
-        where = "" if split is None else f"（划分 {split}）"
-        more = f" 等 {len(of_split)} 张" if len(of_split) > SHOWN_CASES else ""
-        shown = "、".join([*of_split][:SHOWN_CASES])
-        lines.append(f"预测正确而峰在标注外{where}：{shown}{more}（见结果表的 case 列）")
-    return lines
+        where = "" if split is None else Message("（划分 {}）", split)
+        more = Message(" 等 {} 张", len(of_split)) if len(of_split) > SHOWN_CASES else ""
+        shown = Joined("、", [*of_split][:SHOWN_CASES])
+        lines.append(Message("预测正确而峰在标注外{}：{}{}（见结果表的 case 列）", where, shown, more))
+    return list(map(str, lines))
 
 
 def _rows(totals: Totals) -> Iterator[dict]:

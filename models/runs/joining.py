@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from ..class_texts import names_and_texts
 from ..errors import InputError, InputWarning, shortened
-from ..results.parts import LANGUAGES
+from ..messages import LANGUAGES, Joined
 from .evaluating import CaseChoice
 from .records import PlannedImage
 from .run import report
@@ -27,7 +27,7 @@ def join(folder: str | os.PathLike, tolerance: float, lang: str | None = None) -
     """
     state = RunState(folder)
     if not state.state.is_dir():
-        raise InputError(f"{folder} 中没有运行的记录（.clip_gradcam）；请检查 --output-dir")
+        raise InputError("{} 中没有运行的记录（.clip_gradcam）；请检查 --output-dir", folder)
     with contextlib.closing(state.lock()):
         shards = state.begun_shards()
         if shards:
@@ -47,7 +47,7 @@ def _gather(state: RunState, shards: list[RunState]) -> None:
     for other in shards[1:]:
         if _without_progress(other.plan(texts)) != images:
             raise InputError(
-                f"分片 {other.shard} 与分片 {shards[0].shard} 的图像列表或标注不同：请在它们不变时重新运行其中一份"
+                "分片 {} 与分片 {} 的图像列表或标注不同：请在它们不变时重新运行其中一份", other.shard, shards[0].shard
             )
     state.take_over({name: value for name, value in settings.items() if name != "shards"}, images, shards)
 
@@ -64,8 +64,8 @@ def _settings_of(shards: list[RunState]) -> dict:
     numbers = {run.shard.number for run in shards}
     missing = [f"{number}/{first.count}" for number in range(1, first.count + 1) if number not in numbers]
     if missing:
-        names = shortened("、".join(missing), 200)
-        warnings.warn(f"分片 {names} 还没有开始，表中没有它们的图像", InputWarning, stacklevel=3)
+        names = shortened(str(Joined("、", missing)), 200)
+        warnings.warn(InputWarning("分片 {} 还没有开始，表中没有它们的图像", names), stacklevel=3)
     return settings
 
 
@@ -77,4 +77,4 @@ def _names_of(settings: Mapping, state: RunState) -> list[str]:
     try:
         return names_and_texts(names)[0]
     except InputError as error:
-        raise InputError(f"{state.settings_file} 中不是一次运行的设置（{error}）：没有可以合并的结果") from error
+        raise InputError("{} 中不是一次运行的设置（{}）：没有可以合并的结果", state.settings_file, error) from error

@@ -9,6 +9,7 @@ import numpy as np
 
 from ..cases.annotations import Annotation
 from ..evaluation.measures import coverage_of, measure_heatmap, pack_coverage
+from ..messages import Joined, Message
 from ..results.outlines import Outline, outline_of
 from ..results.result import Results
 
@@ -63,7 +64,7 @@ class Truth(NamedTuple):
         return outline_of(text, masks[text], text in points_only) if text in masks else None
 
     @property
-    def warning(self) -> str | None:
+    def warning(self) -> Message | None:
         """What the reader must know of the annotations."""
         annotation = self.annotation
         others = [self.names[text] for text in annotation.masks if text not in self.labels]
@@ -72,7 +73,8 @@ class Truth(NamedTuple):
             "{} 的标注是空的，或在图像之外": annotation.empty,
             "标注中的 {} 不是该图像的标签": others,
         }
-        return "；".join(text.format("、".join(about)) for text, about in problems.items() if about) or None
+        said = [Message(problem, Joined("、", about)) for problem, about in problems.items() if about]
+        return Joined("；", said) or None
 
     def packed_coverages(self, rows: Sequence[dict]) -> dict[str, str]:
         """{index of a text: its annotation's coverage, packed} of those that the rows were measured on."""

@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 from ..cases.annotations import check_shared, fingerprint, matched_by_name
 from ..cases.listing import Case, CaseList, read_cases
-from ..cases.tables import COLUMNS
 from ..errors import InputError, InputWarning, say
 from ..images.finding import find_images
 from ..images.naming import common_parent, name_results, place_below
+from ..messages import Joined, Message
 from .records import PlannedImage
 from .tables import list_columns
 
@@ -68,7 +68,7 @@ def _check_names(names: Sequence[str]) -> None:
     """InputError where two texts have one short name: labels and annotations could not tell them apart."""
     twice = [name for name, count in Counter(name.strip() for name in names).items() if count > 1]
     if twice:
-        raise InputError(f"类别的短名 {twice[0]} 出现了两次：标签和标注无法区分它们，请改名")
+        raise InputError("类别的短名 {} 出现了两次：标签和标注无法区分它们，请改名", twice[0])
 
 
 def _check_matches(images: Sequence[PlannedImage], default: str | None) -> None:
@@ -84,26 +84,38 @@ def _check_matches(images: Sequence[PlannedImage], default: str | None) -> None:
                 match = matched_by_name(image, path)
             owner = owners.setdefault(match, image.image) if match else image.image
             if owner != image.image:
-                advice = "请让子文件夹也一致，或在列表的 annotation 列写明各自的文件"
-                raise InputError(f"按文件名，{match} 同时是 {owner} 和 {image.image} 的标注：{advice}")
+                raise InputError(
+                    "按文件名，{} 同时是 {} 和 {} 的标注：请让子文件夹也一致，或在列表的 annotation 列写明各自的文件",
+                    *(match, owner, image.image),
+                )
+
+
+WRITTEN_AS = {  # how the list calls a column
+    "image": "图像＝{}",
+    "label": "标签＝{}",
+    "annotation": "标注＝{}",
+    "patient": "患者＝{}",
+    "split": "划分＝{}",
+    "id": "编号＝{}",
+}
+LACKING = {"label": "标签 列", "annotation": "标注 列", "patient": "患者 列"}
 
 
 def _describe(listed: CaseList, sources: Sources) -> None:
     """Say how the list is read and warn of what the evaluation will lack: a column may have an unforeseen name."""
-    own = "，".join(f"{COLUMNS[column][0]}＝{written}" for column, written in listed.own.items())
-    missing = [COLUMNS[column][0] for column in ("label", "annotation", "patient") if column not in listed.own]
-    lacking = f"；没有 {'、'.join(missing)} 列" if missing else ""
-    carried = f"；原样带入结果表：{'、'.join(listed.columns)}" if listed.columns else ""
-    say(f"病例列表 {sources.cases}：{len(listed.cases)} 个病例；{own}{lacking}{carried}")
+    own = Joined("，", (Message(WRITTEN_AS[column], written) for column, written in listed.own.items()))
+    missing = Joined("、", (Message(name) for column, name in LACKING.items() if column not in listed.own))
+    lacking = Message("；没有 {}", missing) if missing else ""
+    carried = Message("；原样带入结果表：{}", Joined("、", listed.columns)) if listed.columns else ""
+    say(Message("病例列表 {}：{} 个病例；{}{}{}", sources.cases, len(listed.cases), own, lacking, carried))
     if "label" not in listed.own and ("annotation" in listed.own or sources.annotations):
         warnings.warn(
-            "列表没有 label（标签）列：有标注的文本算作标签，没有标注的图像不计入准确率", InputWarning, stacklevel=3
+            InputWarning("列表没有 label（标签）列：有标注的文本算作标签，没有标注的图像不计入准确率"), stacklevel=3
         )
     empty = [case.line for case in listed.cases if case.patient is None]
     if "patient" in listed.own and empty:
         warnings.warn(
-            f"patient（患者）列有 {len(empty)} 行是空的，例如第 {empty[0]} 行：置信区间只能按图像重抽",
-            InputWarning,
+            InputWarning("patient（患者）列有 {} 行是空的，例如第 {} 行：置信区间只能按图像重抽", len(empty), empty[0]),
             stacklevel=3,
         )
 
@@ -133,7 +145,7 @@ def _found_among(cases: Sequence[Case], images: Sequence[str], exclude) -> list[
         (len(found) - len(common), "--image-path 中有 {} 张图像不在列表之中，没有处理"),
     ):
         if count:
-            warnings.warn(what.format(count), InputWarning, stacklevel=3)
+            warnings.warn(InputWarning(what, count), stacklevel=3)
     return common
 
 

@@ -6,9 +6,11 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextvars import copy_context
 
 from ..errors import say
 from ..heavy import tqdm
+from ..messages import Message
 from .records import PlannedImage
 from .sharing import Ranks
 
@@ -24,11 +26,13 @@ class Progress:
         self.before = self.finished = self.total - sum(bool(image.pending) for image in plan)
         self.failures, self.started, self.ended = 0, time.monotonic(), threading.Event()
         hidden = None if ranks.is_first else True  # None: where standard error is no terminal
-        self.bar = tqdm.tqdm(total=self.total, initial=self.before, unit="张", disable=hidden, dynamic_ncols=True)
+        self.bar = tqdm.tqdm(
+            total=self.total, initial=self.before, unit=str(Message("张")), disable=hidden, dynamic_ncols=True
+        )
 
     def __enter__(self):
         if self.ranks.is_first and self.bar.disable:
-            threading.Thread(target=self._say_lines, daemon=True).start()
+            threading.Thread(target=copy_context().run, args=(self._say_lines,), daemon=True).start()
         return self
 
     def __exit__(self, *exception):
@@ -41,7 +45,7 @@ class Progress:
         with self.lock:
             self._count(1, int(failed))
             if self.failures:
-                self.bar.set_postfix_str(f"失败 {self.failures}", refresh=False)
+                self.bar.set_postfix_str(str(Message("失败 {}", self.failures)), refresh=False)
             self.bar.update(max(0, self.finished - self.bar.n))
 
     def _count(self, finished: int, failed: int) -> None:
@@ -58,14 +62,15 @@ class Progress:
     def line(self, seconds: float) -> str:
         """How far the run is after so many seconds, and how long the rest takes at this rate."""
         done, left = self.finished - self.before, self.total - self.finished
-        failures = f"，失败 {self.failures}" if self.failures else ""
-        rate = f"，每秒 {done / seconds:.1f} 张，约还需 {duration(left * seconds / done)}" if done else ""
-        return f"进度：{self.finished}/{self.total}（{self.finished / max(self.total, 1):.0%}）{failures}{rate}"
+        failures = Message("，失败 {}", self.failures) if self.failures else ""
+        rate = Message("，每秒 {:.1f} 张，约还需 {}", done / seconds, duration(left * seconds / done)) if done else ""
+        share = self.finished / max(self.total, 1)
+        return str(Message("进度：{}/{}（{:.0%}）{}{}", self.finished, self.total, share, failures, rate))
 
 
 def duration(seconds: float) -> str:
     """Seconds as they are spoken of: 45 秒, 12 分钟, 3 小时 5 分钟."""
     if seconds < 100:
-        return f"{seconds:.0f} 秒"
+        return str(Message("{:.0f} 秒", seconds))
     hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} 小时 {minutes} 分钟" if hours else f"{minutes} 分钟"
+    return str(Message("{} 小时 {} 分钟", hours, minutes) if hours else Message("{} 分钟", minutes))

@@ -14,7 +14,7 @@ from ..errors import InputError
 from ..evaluation.measures import LONGEST_PACKED
 from ..inputs import finite_number
 from ..writing import check_no_link_between, check_own
-from .tables import COLUMNS, list_columns
+from .tables import COLUMNS, ENGLISH, SAID, list_columns
 
 LONGEST_LINE = 1 << 25  # bytes; of an image with 1000 texts, all of them explained: 12 MB
 
@@ -105,6 +105,7 @@ def _is_record(record, texts: int) -> bool:
         and isinstance(files, dict)
         and all(type(size) is int for size in files.values())
         and (bool(files) if "error" not in record else isinstance(error, str))
+        and isinstance(record.get("error" + ENGLISH), (str, type(None)))
         and (record.get("case") is None or all(_can_be_evaluated(row, texts) for row in rows))
         and isinstance(record.get("case"), (str, type(None)))
         and are_indices(record.get("labels", []), texts)
@@ -152,9 +153,11 @@ def _can_be_evaluated(row: Mapping, texts: int) -> bool:
 
 _INDEX = re.compile("[0-9]{1,9}")
 LARGEST_NUMBER = 1e39  # what float32 can hold, and no less
-_COLUMNS = frozenset(COLUMNS)
+_IN_ENGLISH = {name + ENGLISH for name in SAID}
+_COLUMNS = {*COLUMNS, *_IN_ENGLISH}
 _TEXTS = {
     *("id", "image", "label", "predicted", "target", "case", "warning", "error", "method", "setting", "explained"),
+    *_IN_ENGLISH,
     *("image_encoder", "layer", "grid", "figure", "overlay", "heatmap", "layer_heatmap", "checkpoint", "packages"),
 }
 

@@ -6,6 +6,7 @@ import sys
 
 from ..errors import LONGEST_MESSAGE, escape_unprintable, say, shortened
 from ..evaluation.tables import aligned, two_decimals
+from ..messages import Message
 from .progress import Progress
 from .totals import ClassTotals, Totals
 
@@ -18,11 +19,12 @@ def print_totals(totals: Totals, progress: Progress | None) -> None:
     done = totals.done
     if progress is not None:
         done = max(0, totals.done - progress.before)
-        earlier = f"（另有 {progress.before} 张此前已完成）" if progress.before else ""
-        rate = f"，{progress.seconds:.1f} 秒，每秒 {done / max(progress.seconds, 1e-9):.1f} 张" if done else ""
+        earlier = Message("（另有 {} 张此前已完成）", progress.before) if progress.before else ""
+        seconds = progress.seconds
+        rate = Message("，{:.1f} 秒，每秒 {:.1f} 张", seconds, done / max(seconds, 1e-9)) if done else ""
     missing = totals.total - totals.done - totals.failed
-    lacking = f"，还缺 {missing} 张" if missing else ""
-    say(f"完成 {done} 张{earlier}，失败 {totals.failed} 张{lacking}，共 {totals.total} 张{rate}")
+    lacking = Message("，还缺 {} 张", missing) if missing else ""
+    say(Message("完成 {} 张{}，失败 {} 张{}，共 {} 张{}", done, earlier, totals.failed, lacking, totals.total, rate))
     say(*class_lines(totals.classes))
 
 
@@ -30,12 +32,12 @@ def print_problems(totals: Totals) -> None:
     """The first failures by name, and how many rows warn, on standard error."""
     sys.stdout.flush()
     for path, why in totals.failures:
-        failure = why if escape_unprintable(path) in why else f"{path}：{why}"
-        say(f"失败: {shortened(failure, LONGEST_MESSAGE)}", to=sys.stderr)
+        failure = why if escape_unprintable(path) in why else str(Message("{}：{}", path, why))
+        say(Message("失败: {}", shortened(failure, LONGEST_MESSAGE)), to=sys.stderr)
     if totals.failed > len(totals.failures):
-        say(f"失败: 其余 {totals.failed - len(totals.failures)} 张见结果表的 error 列", to=sys.stderr)
+        say(Message("失败: 其余 {} 张见结果表的 error 列", totals.failed - len(totals.failures)), to=sys.stderr)
     if totals.warned:
-        say(f"警告: {totals.warned} 行结果带有警告，见 warning 列", to=sys.stderr)
+        say(Message("警告: {} 行结果带有警告，见 warning 列", totals.warned), to=sys.stderr)
 
 
 CLASS_HEADINGS = ("预测", "图像", "平均概率", "平均文本特异性", "有警告")
@@ -44,10 +46,10 @@ CLASS_HEADINGS = ("预测", "图像", "平均概率", "平均文本特异性", "
 def class_lines(classes: dict[str, ClassTotals]) -> list[str]:
     """A line of each predicted class, the largest first: images, mean probability and specificity, images that warn."""
     largest = sorted(classes.items(), key=lambda item: -item[1].images)
-    table = [CLASS_HEADINGS]
+    table = [[str(Message(heading)) for heading in CLASS_HEADINGS]]
     for name, of_class in largest[:MOST_CLASSES]:
         means = (of_class.mean(column) for column in ("probability", "text_specificity"))
         shown = ("—" if mean is None else two_decimals(mean) for mean in means)
         table.append((name, str(of_class.images), *shown, str(of_class.warned)))
-    more = [f"其余 {len(largest) - MOST_CLASSES} 类见结果表"] if len(largest) > MOST_CLASSES else []
+    more = [Message("其余 {} 类见结果表", len(largest) - MOST_CLASSES)] if len(largest) > MOST_CLASSES else []
     return [*aligned(table), *more] if classes else []

@@ -18,6 +18,7 @@ from ..errors import InputError, print_error, reason, say
 from ..explain.question import ImageMaps
 from ..heavy import cv2, torch
 from ..images.loader import ImageDataset, is_lost_worker, make_loader
+from ..messages import Joined, Message
 from ..results.saving import OutputChoice, encode_outputs
 from ..writing import write_files
 from .evaluating import CaseChoice, evaluate_run
@@ -27,7 +28,7 @@ from .records import PlannedImage
 from .report import print_problems, print_totals
 from .sharing import ChunkSize, Ranks, chunks_to_do, claimed, run_chunks
 from .state import Part, RunState
-from .tables import name_below, table_rows
+from .tables import in_both_languages, name_below, table_rows
 
 
 class Run:
@@ -106,7 +107,7 @@ class Run:
                 return {i: maps[i] for i in wanted}
         return {i: self.maps_of_one(resized[i], targets and targets[i : i + 1]) for i in wanted}
 
-    def maps_of_one(self, resized, targets) -> list[ImageMaps] | str:
+    def maps_of_one(self, resized, targets) -> list[ImageMaps] | Message | str:
         try:
             return self.run_model(self.prepare.normalise(resized[None]), targets)[0]
         except (InputError, MemoryError, RuntimeError) as error:
@@ -120,12 +121,12 @@ class Run:
             self.own.explainer = self.explainer.twin()
         return self.own.explainer(images, targets)
 
-    def record(self, image: PlannedImage, pixels, maps: list[ImageMaps] | str) -> dict:
+    def record(self, image: PlannedImage, pixels, maps: list[ImageMaps] | Message | str) -> dict:
         """Write an image's files; returns its line in the part. A bad image is its reason, never the end of the run."""
         folder = self.state.folder
         of_case = {} if image.case is None else {"case": image.case}
         try:
-            if isinstance(maps, str):
+            if not isinstance(maps, list):
                 raise InputError(maps)
             results = self.explainer.result(pixels, maps)
             truth = self.truth(image, pixels.shape[:2])
@@ -137,9 +138,10 @@ class Run:
         except Exception as error:
             if getattr(error.__cause__, "errno", None) in NO_USE_GOING_ON:
                 raise
-            why = reason(error) if isinstance(error, InputError) else f"{type(error).__name__}: {reason(error)}"
-            row = {"image": image.path, **self.run_columns, "error": why}
-            return {"image": image.path, "files": {}, "rows": [row], "error": why, **of_case}
+            said = error if isinstance(error, InputError) else InputError("{}: {}", type(error).__name__, reason(error))
+            why = in_both_languages("error", said)
+            row = {"image": image.path, **self.run_columns, **why}
+            return {"image": image.path, "files": {}, "rows": [row], **why, **of_case}
         sizes = {name_below(folder, path): len(data) for path, data in files.contents.items()}
         if truth is not None:
             of_case |= {"labels": truth.labels, "coverages": truth.packed_coverages(rows)}
@@ -194,10 +196,10 @@ def finish_run(run: Run, plan: Sequence[PlannedImage], size: ChunkSize, ranks: R
         except BaseException as error:
             if ranks.is_first and run.state.shard is None:
                 with contextlib.suppress(InputError):  # a disk that is full may be too full for the tables
-                    run.state.join(names, run.cases.tolerance)
+                    run.state.join(names, run.cases.tolerance, run.choice.lang)
             if not isinstance(error, InputError):
                 raise
-            print_error(f"{error}；已完成的结果都在，排除故障后加 --resume 继续")
+            print_error(Message("{}；已完成的结果都在，排除故障后加 --resume 继续", error))
             return 1
     if not ranks.is_first:
         return 0
@@ -211,12 +213,12 @@ def report(
 
     A shard's tables wait until all are joined. Where the evaluation fails, the tables stay, and the code is 1 too.
     """
-    totals, has_failed = state.totals(names) if state.shard else state.join(names, cases.tolerance), False
+    totals, has_failed = state.totals(names) if state.shard else state.join(names, cases.tolerance, lang), False
     print_totals(totals, progress)
     if state.shard:
-        say(f"分片 {state.shard} 已完成；全部分片完成后执行 --join --output-dir {state.folder} 得到结果表")
+        say(Message("分片 {} 已完成；全部分片完成后执行 --join --output-dir {} 得到结果表", state.shard, state.folder))
     else:
-        say(f"结果表已保存：{'、'.join(map(str, totals.tables))}")
+        say(Message("结果表已保存：{}", Joined("、", map(str, totals.tables))))
         if totals.has_list:
             try:
                 evaluate_run(state, totals, cases, lang)

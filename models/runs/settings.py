@@ -6,26 +6,27 @@ from typing import NamedTuple
 
 from ..errors import InputError
 from ..images.preprocessing import preprocessing_of
+from ..messages import Joined, Message
 from ..results.saving import OutputChoice
 
 SETTINGS_IN_CHINESE = {
-    "checkpoint": "检查点",
-    "texts": "类别文本",
-    "targets": "目标文本",
+    "checkpoint": Message("检查点"),
+    "texts": Message("类别文本"),
+    "targets": Message("目标文本"),
     "contrast": "--contrast",
-    "layers": "--method、--target-layer 或 --layers",
+    "layers": Message("--method、--target-layer 或 --layers"),
     "similarity": "--similarity",
     "subtracted": "--subtract-others",
     "faithfulness": "--faithfulness",
-    "preprocessing": "--img-size 或模型的预处理",
+    "preprocessing": Message("--img-size 或模型的预处理"),
     "grey_range": "--grey-range",
     "lang": "--lang",
     "overlay_format": "--overlay-format",
-    "figure": "--no-figure 或 --overlay-only",
+    "figure": Message("--no-figure 或 --overlay-only"),
     "heatmap": "--save-heatmap",
-    "root": "图像所在的目录",
-    "packages": "软件包版本",
-    "shards": "--shard 的 N 或 --batch-size",
+    "root": Message("图像所在的目录"),
+    "packages": Message("软件包版本"),
+    "shards": Message("--shard 的 N 或 --batch-size"),
 }
 
 
@@ -50,14 +51,18 @@ def settings_of_run(explainer, by_label: bool, choice: OutputChoice, run_columns
 
 
 class Comparison(NamedTuple):
-    """How a difference is named, in Chinese."""
+    """How a difference is named."""
 
-    problem: str
-    earlier: str
-    advice: str
+    problem: Message
+    earlier: Message
+    advice: Message
 
 
-RESUMED = Comparison("--resume：与上次运行不同", "上次", "请改回原来的设置，换 --output-dir，或去掉 --resume 重新开始")
+RESUMED = Comparison(
+    Message("--resume：与上次运行不同"),
+    Message("上次"),
+    Message("请改回原来的设置，换 --output-dir，或去掉 --resume 重新开始"),
+)
 
 
 def check_settings(earlier: Mapping, settings: Mapping, comparison: Comparison = RESUMED) -> None:
@@ -66,13 +71,18 @@ def check_settings(earlier: Mapping, settings: Mapping, comparison: Comparison =
     names = [name for name in {**settings, **earlier} if earlier.get(name) != settings.get(name)]
     if names:
         differing = [
-            f"{SETTINGS_IN_CHINESE.get(name, _short(name))}"
-            f"（{comparison.earlier} {_short(earlier.get(name))}，这次 {_short(settings.get(name))}）"
+            Message(
+                "{}（{} {}，这次 {}）",
+                SETTINGS_IN_CHINESE.get(name, _short(name)),
+                comparison.earlier,
+                _short(earlier.get(name)),
+                _short(settings.get(name)),
+            )
             for name in names[: len(SETTINGS_IN_CHINESE)]
         ]
-        raise InputError(f"{comparison.problem}：{'；'.join(differing)}。{comparison.advice}")
+        raise InputError("{}：{}。{}", comparison.problem, Joined("；", differing), comparison.advice)
 
 
 def _short(value, limit=60) -> str:
-    text = "无" if value is None else str(value)
+    text = str(Message("无") if value is None else value)
     return text if len(text) <= limit else text[: limit - 1] + "…"

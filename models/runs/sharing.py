@@ -12,6 +12,7 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from datetime import timedelta
 from typing import NamedTuple
 
@@ -91,7 +92,7 @@ def parse_shard(text: str | None) -> Shard | None:
     numbers = re.fullmatch(r"([1-9]\d{0,4})/([1-9]\d{0,4})", text.strip())
     shard = Shard(*map(int, numbers.groups())) if numbers else None
     if shard is None or not shard.number <= shard.count <= MOST_SHARDS:
-        raise InputError(f"--shard 应是 I/N，例如 1/8 到 8/8（从 1 开始，N 至多 {MOST_SHARDS}），收到 {text!r}")
+        raise InputError("--shard 应是 I/N，例如 1/8 到 8/8（从 1 开始，N 至多 {}），收到 {!r}", MOST_SHARDS, text)
     return shard
 
 
@@ -148,12 +149,13 @@ def run_chunks(
 
     `start(chunk)` returns a list of results. At most one chunk per thread and one more are under way, so memory stays
     as it is however many there are. Returns when the last result is finished; an exception ends the run and is raised.
+    What is said in them is said in the language of here.
     """
     executor = ThreadPoolExecutor(threads, initializer=prepare_thread)
     under_way: deque[Future] = deque()  # of chunks: each gives the futures of its results
 
     def begin(chunk):
-        return [executor.submit(finish, result) for result in start(chunk)]
+        return [executor.submit(copy_context().run, finish, result) for result in start(chunk)]
 
     def settle(chunk: Future):
         for result in chunk.result():
@@ -161,7 +163,7 @@ def run_chunks(
 
     try:
         for chunk in chunks:  # the next one is decoded while the others are under way
-            under_way.append(executor.submit(begin, chunk))
+            under_way.append(executor.submit(copy_context().run, begin, chunk))
             del chunk
             if len(under_way) > threads:
                 settle(under_way.popleft())

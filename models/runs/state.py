@@ -35,6 +35,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ..errors import InputError, InputWarning, reason
+from ..messages import LANGUAGES, Message
 from ..writing import check_own, is_link, open_own, write_files
 from .records import LONGEST_LINE, PlannedImage, are_whole, planned_image, record_of, whole_lines
 from .settings import Comparison, check_settings
@@ -44,6 +45,8 @@ from .totals import Place, Totals
 
 STATE_FOLDER = ".clip_gradcam"
 _SHARD = re.compile(r"shard-(\d{1,5})-of-(\d{1,5})")
+HOLDER = "主机 {}，进程 {}"  # of a lock
+_HOLDER = re.compile(HOLDER.format("(.*)", "(.*)"))
 _PART = re.compile(r"rows-(\d+|earlier|joined)\.jsonl")
 _STAGED = re.compile(r"\.clip_gradcam_\w*\.tmp")
 
@@ -55,8 +58,8 @@ def beside(table: Path) -> Path:
 
 def other_shard(shard: Shard, other: Shard, folder: Path) -> Comparison:
     """How a difference between two shards is named."""
-    advice = f"各分片的设置要相同；要用新的设置重新开始，请先删除 {folder / STATE_FOLDER}，或换 --output-dir"
-    return Comparison(f"分片 {shard} 与分片 {other} 不同", f"分片 {other}", advice)
+    advice = Message("各分片的设置要相同；要用新的设置重新开始，请先删除 {}，或换 --output-dir", folder / STATE_FOLDER)
+    return Comparison(Message("分片 {} 与分片 {} 不同", shard, other), Message("分片 {}", other), advice)
 
 
 class RunState:
@@ -100,23 +103,27 @@ class RunState:
             self.staging.mkdir(parents=True, exist_ok=True)
             file = open_own(self.state / "lock", "r+b")
         except OSError as error:
-            raise InputError(f"无法写入输出目录 {self.folder}：{reason(error)}") from error
+            raise InputError("无法写入输出目录 {}：{}", self.folder, reason(error)) from error
         try:
             _lock_file(file, shared)
         except OSError as error:
             if error.errno not in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
-                warnings.warn(f"{self.folder} 所在的文件系统不支持文件锁，请勿同时运行两次", InputWarning, stacklevel=2)
+                warnings.warn(
+                    InputWarning("{} 所在的文件系统不支持文件锁，请勿同时运行两次", self.folder), stacklevel=2
+                )
                 return file
             file.seek(0)
-            holder = file.read(200).decode("utf-8", "replace").strip() or "另一个进程"
+            holder = _HOLDER.fullmatch(file.read(200).decode("utf-8", "replace").strip())
             file.close()
             raise InputError(
-                f"输出目录 {self.folder} 正由另一次运行写入（{holder}），请等它结束或换 --output-dir"
+                "输出目录 {} 正由另一次运行写入（{}），请等它结束或换 --output-dir",
+                self.folder,
+                Message(HOLDER, *holder.groups()) if holder else Message("另一个进程"),
             ) from error
         file.truncate(0)
         if not shared:
             file.seek(0)
-            file.write(f"主机 {socket.gethostname()}，进程 {os.getpid()}".encode())
+            file.write(HOLDER.format(socket.gethostname(), os.getpid()).encode())
         return file
 
     def _check_own(self) -> None:
@@ -127,7 +134,7 @@ class RunState:
             check_own(path)
         for table in (*self.tables, *self.evaluation):
             if table.is_dir() and not is_link(table):
-                raise InputError(f"{table} 是文件夹，结果表要写在那里：请移走它，或换 --output-dir")
+                raise InputError("{} 是文件夹，结果表要写在那里：请移走它，或换 --output-dir", table)
 
     # -- settings and plan --------------------------------------------------------------------
 
@@ -144,7 +151,9 @@ class RunState:
             self._check_other_shards(settings)
         earlier = self.read_settings() if resume else None
         if resume and earlier is None and self.begun_shards():
-            raise InputError(f"{self.folder} 中是各分片的结果：请先执行 --join --output-dir {self.folder}，再 --resume")
+            raise InputError(
+                "{} 中是各分片的结果：请先执行 --join --output-dir {}，再 --resume", self.folder, self.folder
+            )
         for other in self.shards() if self.shard is None else [RunState(self.folder)]:
             other._forget()
         self.remove(self.evaluation)
@@ -186,9 +195,9 @@ class RunState:
         except InputError:
             raise
         except (OSError, ValueError, RecursionError) as error:
-            raise InputError(f"无法读取 {self.settings_file}：{reason(error)}；去掉 --resume 重新开始") from error
+            raise InputError("无法读取 {}：{}；去掉 --resume 重新开始", self.settings_file, reason(error)) from error
         if not isinstance(settings, dict):
-            raise InputError(f"{self.settings_file} 中不是一次运行的设置；去掉 --resume 重新开始")
+            raise InputError("{} 中不是一次运行的设置；去掉 --resume 重新开始", self.settings_file)
         return settings
 
     def _forget(self) -> None:
@@ -254,7 +263,7 @@ class RunState:
         with open_own(self.plan_file) as file:
             images = [planned_image(line, texts) for _, line in whole_lines(file)]
         if None in images:
-            raise InputError(f"{self.plan_file} 中不是一次运行的计划；请去掉 --resume 重新开始")
+            raise InputError("{} 中不是一次运行的计划；请去掉 --resume 重新开始", self.plan_file)
         return images
 
     def _write_lines(self, path: Path, lines: Iterable[str]) -> None:
@@ -272,8 +281,9 @@ class RunState:
         other = beside(path)
         self._write_lines(other, lines())
         warnings.warn(
-            f"{path} 正被另一个程序（例如 Excel）打开，这次的表写在 {other}；关闭那个程序后可以改回原名",
-            InputWarning,
+            InputWarning(
+                "{} 正被另一个程序（例如 Excel）打开，这次的表写在 {}；关闭那个程序后可以改回原名", path, other
+            ),
             stacklevel=2,
         )
         return other
@@ -285,7 +295,7 @@ class RunState:
         try:
             return open_own(self.state / f"rows-{rank}.jsonl", "ab")
         except OSError as error:
-            raise InputError(f"无法写入输出目录 {self.folder}：{reason(error)}") from error
+            raise InputError("无法写入输出目录 {}：{}", self.folder, reason(error)) from error
 
     def _parts(self) -> list[Path]:
         return sorted(path for path in self.state.glob("rows-*.jsonl") if _PART.fullmatch(path.name))
@@ -308,19 +318,19 @@ class RunState:
             places[record["image"]] = Place("error" not in record, part, offset)
         return Totals(places, self.plan(len(names)), names)
 
-    def join(self, names: Sequence[str], tolerance: float) -> Totals:
-        """Write both tables from the parts, rows in the plan's order; returns what they say in sum."""
+    def join(self, names: Sequence[str], tolerance: float, lang: str = LANGUAGES[0]) -> Totals:
+        """Write both tables from the parts, in one of LANGUAGES and the plan's order; returns what they say in sum."""
         totals = self.totals(names)
         csv_path, jsonl_path = self.tables
         header = [*totals.columns, *(f"p{i} {name}" for i, name in enumerate(names))]
 
         def csv_lines():
             yield "\ufeff" + csv_line(header)
-            for row in totals.rows(tolerance):
+            for row in totals.rows(tolerance, lang):
                 yield csv_line([*map(row.get, totals.columns), *row.get("probabilities", ())])
 
         def json_lines():
-            return (json_line(row, ensure_ascii=False) for row in totals.rows(tolerance))
+            return (json_line(row, ensure_ascii=False) for row in totals.rows(tolerance, lang))
 
         totals.tables = self.write_table(csv_path, csv_lines), self.write_table(jsonl_path, json_lines)
         return totals
@@ -343,7 +353,7 @@ class Part:
                 if self._file.write(line) != len(line):
                     raise OSError(errno.ENOSPC, "No space left on device")
         except OSError as error:
-            raise InputError(f"无法写入结果表 {self._file.name}：{reason(error)}") from error
+            raise InputError("无法写入结果表 {}：{}", self._file.name, reason(error)) from error
 
 
 def _lock_file(file, shared: bool) -> None:

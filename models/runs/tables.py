@@ -20,6 +20,8 @@ from ..errors import escape_unprintable
 from ..evaluation.summary import CASES
 from ..explain.heatmap import flatness, is_flat, resize_map
 from ..images.preprocessing import Region
+from ..messages import Joined, Message
+from ..results.parts import label_in_language
 from ..results.result import ImageResult, Results
 from ..results.saving import OutputFiles
 from .measuring import Truth
@@ -70,12 +72,12 @@ def _row_of_text(result: ImageResult, index: int, truth: Truth | None) -> dict:
     tested = result.tested[index]
     raw_map, size = result.maps[index], result.pixels.shape[:2]
     resized = resize_map(raw_map, size, result.region)
-    measured, warnings = measure_map(raw_map, resized, result.geometry), [result.warnings()[index]]
+    measured, said = measure_map(raw_map, resized, result.geometry), [*result.cautions, *result.notes()[index]]
     if truth is not None:
         peak = None if measured["peak_x"] is None else (measured["peak_x"], measured["peak_y"])
         columns = truth.columns(resized, peak, target, result.predicted)
         measured |= {name: rounded(value) if isinstance(value, float) else value for name, value in columns.items()}
-        warnings.append(truth.warning)
+        said.append(truth.warning)
     return {
         "target_text_idx": target,
         "target": result.question.names[target],
@@ -84,11 +86,12 @@ def _row_of_text(result: ImageResult, index: int, truth: Truth | None) -> dict:
         "probability": six_digits(result.probabilities[target]),
         **measured,
         "text_specificity": None if specificity is None else rounded(specificity),
-        "warning": "；".join(filter(None, warnings)) or None,
+        **in_both_languages("warning", Joined("；", filter(None, said)) or None),
         **{name: None if tested is None else rounded(getattr(tested, name)) for name in FAITHFULNESS_COLUMNS},
     }
 
 
+SAID, ENGLISH = ("warning", "error"), "_en"  # columns of sentences; what the names of their English in a record end in
 FAITHFULNESS_COLUMNS = ("deletion", "insertion", "deletion_margin", "insertion_margin")
 
 
@@ -109,6 +112,25 @@ def measure_map(raw_map: np.ndarray, resized: np.ndarray, region: Region) -> dic
         "area_above_half": None if flat else rounded((resized > 0.5 * np.nanmax(resized)).mean()),
         "flatness": rounded(flatness(raw_map)),
     }
+
+
+def in_both_languages(name: str, message: Message | None) -> dict[str, str | None]:
+    """What a record has of a message: {name: Chinese, name_en: English}, of none {name: None}."""
+    if message is None:
+        return {name: None}
+    return {name: message.in_language("zh"), name + ENGLISH: message.in_language("en")}
+
+
+def said_in(row: Mapping, name: str, lang: str) -> str | None:
+    """What a record says in one of LANGUAGES; in Chinese where an earlier version wrote it."""
+    return row.get(name + ENGLISH if lang == "en" else name) or row.get(name)
+
+
+def in_language(row: Mapping, lang: str) -> dict:
+    """A row whose own words are of one of LANGUAGES."""
+    said = {name: said_in(row, name, lang) for name in SAID if name in row}
+    setting = {"setting": label_in_language(row["setting"], lang)} if row.get("setting") else {}
+    return {**row, **said, **setting}
 
 
 def shown_row(row: Mapping, image, labels: Sequence[int], names: Sequence[str], tolerance: float) -> dict:

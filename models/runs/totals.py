@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..explain.methods import METHODS
+from ..messages import LANGUAGES, current_language
 from ..results.result import TEXT_FREE
 from ..writing import open_own
 from .records import PlannedImage
-from .tables import in_order, shown_row, table_columns
+from .tables import in_language, in_order, said_in, shown_row, table_columns
 
 
 class Place(NamedTuple):
@@ -66,7 +67,7 @@ class Totals:
         for image, record in self.records():
             if "error" in record:
                 if len(self.failures) < self.MOST_FAILURES:
-                    self.failures.append((image.image, record["error"]))
+                    self.failures.append((image.image, said_in(record, "error", current_language())))
                 continue
             self.warned += sum(map(is_warned, record["rows"]))
             row = record["rows"][0]
@@ -98,13 +99,13 @@ class Totals:
             for file in files.values():
                 file.close()
 
-    def rows(self, tolerance: float) -> Iterator[dict]:
-        """Every row as it stands in the tables."""
+    def rows(self, tolerance: float, lang: str = LANGUAGES[0]) -> Iterator[dict]:
+        """Every row as it stands in the tables of one of LANGUAGES."""
         columns = self.columns
         for image, record in self.records():
             for row in record["rows"]:
                 shown = shown_row(row, image, record.get("labels", image.labels), self.names, tolerance)
-                yield in_order(shown, columns, self.names)
+                yield in_order(in_language(shown, lang), columns, self.names)
 
 
 def is_warned(row: Mapping) -> bool:

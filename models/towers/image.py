@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from ..errors import InputError, closest_hint
 from ..heavy import torchvision, transformers
+from ..messages import Joined
 from .starnet import WIDTH_AND_DEPTHS, build_starnet
 from .starnet_dual_pyramid_rcf import StarNetDualPyramidRCF
 from .transformer import Transformer
@@ -57,7 +58,7 @@ def check_image_encoder_name(name: str) -> str:
     if name in IMAGE_ENCODERS:
         return name
     hint = closest_hint(str(name).replace("_", "-"), IMAGE_ENCODERS, count=3, cutoff=0.5)
-    raise InputError(f"未知的图像编码器 {name!r}；{hint}支持：{'、'.join(IMAGE_ENCODERS)}")
+    raise InputError("未知的图像编码器 {!r}；{}支持：{}", name, hint, Joined("、", IMAGE_ENCODERS))
 
 
 class ImageEncoder(nn.Module):

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from ..errors import CheckpointError, InputError
 from ..images.preprocessing import Preprocessing
+from ..messages import Message
 from .similarity import check_scale
 from .text import TextTower
 from .transformer import Transformer
@@ -75,7 +76,7 @@ class VisionTransformerTower(ImageTower):
         weight = backbone.embeddings.patch_embedding.weight
         self.channels = weight.shape[1] // (self.patch_size**2 if weight.ndim == 2 else 1)
         if self.channels not in (1, 3):
-            raise InputError(f"模型的输入有 {self.channels} 个通道，本工具只支持 3 个（彩色）或 1 个（灰度）")
+            raise InputError("模型的输入有 {} 个通道，本工具只支持 3 个（彩色）或 1 个（灰度）", self.channels)
         self.prefix_tokens = 0 if self.family == PATCHED else self._count_prefix_tokens()
 
     def _count_prefix_tokens(self) -> int:
@@ -101,7 +102,7 @@ class VisionTransformerTower(ImageTower):
     def token_grid(self, height: int, width: int) -> tuple[int, int, int]:
         if min(height, width) < self.patch_size:
             side = self.patch_size
-            raise InputError(f"图像大小 {height}×{width} 小于模型的图块 {side}×{side}；请加大 --img-size")
+            raise InputError("图像大小 {}×{} 小于模型的图块 {}×{}；请加大 --img-size", height, width, side, side)
         return self.prefix_tokens, height // self.patch_size, width // self.patch_size
 
     def transformer(self) -> Transformer:
@@ -157,10 +158,10 @@ class PretrainedCLIP(TwoTowers):
         self.image_encoder, self.text_encoder = image_encoder, text_encoder
         self.logit_scale = _number(logit_scale, "logit_scale")
         if not 0 < self.logit_scale.exp() < math.inf:
-            raise CheckpointError(f"模型的 logit_scale 是 {self.logit_scale.item():g}，概率无法计算")
+            raise CheckpointError("模型的 logit_scale 是 {:g}，概率无法计算", self.logit_scale.item())
         self.register_parameter("logit_bias", None if logit_bias is None else _number(logit_bias, "logit_bias"))
         self.preprocessing = preprocessing
-        self.cautions: list[str] = []  # what the reader must know of the model, whatever is asked of it
+        self.cautions: list[Message] = []  # what the reader must know of the model, whatever is asked of it
         self.img_size = input_side(preprocessing)
 
     @property
@@ -183,7 +184,7 @@ class PretrainedCLIP(TwoTowers):
 def _number(tensor: torch.Tensor, name: str) -> nn.Parameter:
     """A weight that is one finite number; CheckpointError where it is none."""
     if tensor.numel() != 1 or not torch.isfinite(tensor).all():
-        raise CheckpointError(f"模型的 {name} 应是一个有限的数，读到的是 {tensor.flatten()[:3].tolist()}")
+        raise CheckpointError("模型的 {} 应是一个有限的数，读到的是 {}", name, tensor.flatten()[:3].tolist())
     return nn.Parameter(tensor.detach().clone().float().reshape(()))
 
 
@@ -220,7 +221,7 @@ def vision_of(network: nn.Module) -> tuple[nn.Module, str]:
     vision = innermost(getattr(network, "vision_model", None), "vision_model")
     family = recognise_vision(vision) if vision is not None and hasattr(network, "text_model") else None
     if family is None:
-        raise InputError(f"{type(network).__name__} 的视觉模型 {type(vision).__name__} 的结构不受支持")
+        raise InputError("{} 的视觉模型 {} 的结构不受支持", type(network).__name__, type(vision).__name__)
     return vision, family
 
 

@@ -7,6 +7,7 @@ import numpy as np
 from ..errors import InputError
 from ..heavy import functional as F
 from ..heavy import torch
+from ..messages import Message
 
 SHORTEST = 1e-12  # of a text's vector: what `normalize` divides by at least
 
@@ -28,8 +29,8 @@ def check_text_features(features, count: int | None = None, width: int | None = 
     lengths = features.detach().float().norm(dim=-1)
     if not (torch.isfinite(lengths) & (lengths > SHORTEST)).all():
         row = int((~(torch.isfinite(lengths) & (lengths > SHORTEST))).nonzero()[0])
-        flaw = "是零，没有方向" if lengths[row] <= SHORTEST else "含有 NaN、无穷大或过大的数"
-        raise InputError(f"text_features 的第 {row} 行（从 0 开始）{flaw}，不能与图像比较；请重新编码这个文本")
+        flaw = Message("是零，没有方向") if lengths[row] <= SHORTEST else Message("含有 NaN、无穷大或过大的数")
+        raise InputError("text_features 的第 {} 行（从 0 开始）{}，不能与图像比较；请重新编码这个文本", row, flaw)
     return features
 
 
@@ -39,19 +40,21 @@ def check_shape(features, count: int | None = None, width: int | None = None) ->
         try:
             features = torch.from_numpy(np.array(features))
         except (TypeError, ValueError, RuntimeError) as error:
-            raise InputError(f"text_features 应是张量 [K, D]，收到的是 {type(features).__name__}") from error
+            raise InputError("text_features 应是张量 [K, D]，收到的是 {}", type(features).__name__) from error
     if features.is_meta:
         raise InputError("text_features 在 meta 设备上，没有数值；请给出编码文本得到的张量")
     features, shape = features.to_dense() if features.is_sparse else features, list(features.shape)
     if features.ndim != 2 or 0 in shape:
-        one = "；一个文本的向量请写成 text_features[None]" if features.ndim == 1 else ""
-        raise InputError(f"text_features 的形状应是 [K, D]（文本数 × 嵌入宽度），收到 {shape}{one}")
+        one = Message("；一个文本的向量请写成 text_features[None]") if features.ndim == 1 else ""
+        raise InputError("text_features 的形状应是 [K, D]（文本数 × 嵌入宽度），收到 {}{}", shape, one)
     if not features.is_floating_point():
-        raise InputError(f"text_features 应是浮点数，收到 {features.dtype}；请给出文本的嵌入，而不是词元编号")
+        raise InputError("text_features 应是浮点数，收到 {}；请给出文本的嵌入，而不是词元编号", features.dtype)
     if count is not None and len(features) != count:
-        raise InputError(f"text_features 有 {len(features)} 行，class_texts 有 {count} 个：它们必须一一对应，顺序相同")
+        raise InputError(
+            "text_features 有 {} 行，class_texts 有 {} 个：它们必须一一对应，顺序相同", len(features), count
+        )
     if width is not None and shape[1] != width:
-        raise InputError(f"text_features 的宽度是 {shape[1]}，图像嵌入的宽度是 {width}：文本须由同一个模型编码")
+        raise InputError("text_features 的宽度是 {}，图像嵌入的宽度是 {}：文本须由同一个模型编码", shape[1], width)
     return features
 
 
@@ -68,6 +71,6 @@ def check_scale(name: str, scale, error: type[InputError] = InputError) -> torch
     """
     scale = (scale if isinstance(scale, torch.Tensor) else torch.from_numpy(np.array(scale))).detach().float()
     if scale.numel() != 1 or not 0 < scale.item() < float("inf"):
-        value = f"{scale.item():g}" if scale.numel() == 1 else f"{list(scale.shape)} 个数"
-        raise error(f"模型的 {name} 是 {value}，应是一个有限的正数，否则概率没有意义；请检查检查点，或重新给出它")
+        value = f"{scale.item():g}" if scale.numel() == 1 else Message("{} 个数", list(scale.shape))
+        raise error("模型的 {} 是 {}，应是一个有限的正数，否则概率没有意义；请检查检查点，或重新给出它", name, value)
     return scale

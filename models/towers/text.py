@@ -9,15 +9,17 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..errors import InputError, InputWarning
+from ..errors import InputError
 from ..heavy import transformers
+from ..messages import Message
 from ..weights.configs import plain_part
 from ..weights.hub import as_input_error, read_json, text_encoder_folder
 from ..weights.names import CLIP_TEXT
+from .cuts import Cut
 from .tokenizers import find_clip_tokenizer, load_tokenizer
 
 MAX_TOKENS = 128  # of a text of our own checkpoints
-CANNOT_TOKENIZE = "分词器不能处理这些文本"
+CANNOT_TOKENIZE = Message("分词器不能处理这些文本")
 
 
 class TextTower(nn.Module):
@@ -58,23 +60,20 @@ class TextTower(nn.Module):
         """The longest text in tokens: what the tokenizer says, at most what the model has position codes for."""
         return min(self.tokenizer.model_max_length, _count_positions(self.backbone))
 
-    def describe_cuts(self, texts: list[str]) -> list[str]:
-        """A message for each text that is cut, for the user: all that embedding the texts warns of."""
+    def cuts(self, texts: list[str]) -> list[Cut]:
+        """Each text that is cut: all that embedding the texts warns of."""
         with as_input_error(CANNOT_TOKENIZE):
             lengths = [len(self.tokenizer(text, verbose=False)["input_ids"]) for text in texts]
-        return [
-            f"文本“{text[:20]}…”有 {length} 个词元，超过 {self.max_tokens} 的部分被截去"
-            for text, length in zip(texts, lengths)
-            if length > self.max_tokens
-        ]
+        most = self.max_tokens
+        return [Cut(text[:20], length, most) for text, length in zip(texts, lengths) if length > most]
 
     def tokenize(self, texts: list[str]) -> dict[str, torch.Tensor]:
         """Texts -> what the text model takes, int64 [K, T]. Warns of each text that is cut.
 
         InputError where the tokenizer gives a token that the model does not know.
         """
-        for message in self.describe_cuts(texts):
-            warnings.warn(message, InputWarning, stacklevel=3)
+        for cut in self.cuts(texts):
+            warnings.warn(cut.warning(), stacklevel=3)
         padding = "max_length" if self.padded else True
         limits = {"padding": padding, "truncation": True, "max_length": self.max_tokens}
         with as_input_error(CANNOT_TOKENIZE):
@@ -83,7 +82,7 @@ class TextTower(nn.Module):
             raise InputError("分词器没有给出任何词元：请检查文本和分词器的文件")
         words, most = _embedding(self.backbone, "token_embedding", "word_embeddings"), int(tokens["input_ids"].max())
         if most >= words.num_embeddings:
-            raise InputError(f"分词器给出词元 {most}，模型只有 {words.num_embeddings} 个：分词器与模型不是一套文件")
+            raise InputError("分词器给出词元 {}，模型只有 {} 个：分词器与模型不是一套文件", most, words.num_embeddings)
         parameters = inspect.signature(self.backbone.forward).parameters
         return {name: ids.to(words.weight.device) for name, ids in tokens.items() if name in parameters}
 
@@ -93,7 +92,7 @@ class TextTower(nn.Module):
             tokens = {"input_ids": input_ids, "attention_mask": attention_mask}
         else:
             tokens = self.tokenize([texts] if isinstance(texts, str) else list(texts))
-        with as_input_error("文本模型不能处理分词器给出的词元"):
+        with as_input_error(Message("文本模型不能处理分词器给出的词元")):
             output = self.backbone(**tokens)
         pooled = output.last_hidden_state[:, 0] if self.first_token else output.pooler_output
         return F.normalize(self.projection(pooled).float(), dim=-1)
@@ -110,7 +109,7 @@ def _embedding(text_model: nn.Module, *names: str) -> nn.Embedding:
     for path, module in text_model.named_modules():
         if isinstance(module, nn.Embedding) and path.rpartition(".")[2] in names:
             return module
-    raise InputError(f"文本模型 {type(text_model).__name__} 没有 {names[0]}，其结构不受支持")
+    raise InputError("文本模型 {} 没有 {}，其结构不受支持", type(text_model).__name__, names[0])
 
 
 class TextEncoder(TextTower):
@@ -122,7 +121,7 @@ class TextEncoder(TextTower):
 
     def __init__(self, model_name: str = "bert-base-chinese", embed_dim: int = 512, text_config: Mapping | None = None):
         config = _bert_config(model_name, text_config or {})
-        with as_input_error(f"无法按文本编码器 {model_name!r} 的 config.json 建立 BERT"):
+        with as_input_error(Message("无法按文本编码器 {!r} 的 config.json 建立 BERT", model_name)):
             backbone = transformers.BertModel(config, add_pooling_layer=False)
         projection = nn.Linear(backbone.config.hidden_size, embed_dim)
         super().__init__(backbone, projection, first_token=True)
@@ -135,8 +134,11 @@ class TextEncoder(TextTower):
         vocab_size = self.backbone.config.vocab_size
         if len(tokenizer) > vocab_size:
             raise InputError(
-                f"文本编码器 {self.model_name!r} 的词表有 {len(tokenizer)} 个词，"
-                f"检查点的词嵌入只有 {vocab_size} 个；请用 --text-encoder 指定训练时的文本编码器"
+                "文本编码器 {!r} 的词表有 {} 个词，检查点的词嵌入只有 {} 个；"
+                "请用 --text-encoder 指定训练时的文本编码器",
+                self.model_name,
+                len(tokenizer),
+                vocab_size,
             )
         return tokenizer
 
@@ -154,11 +156,11 @@ def _bert_config(name: str, sizes: Mapping):
     """BertConfig of the encoder `name`, with the `sizes` read off a checkpoint in place of its own."""
     file = text_encoder_folder(name) / "config.json"
     if not file.is_file():
-        raise InputError(f"文本编码器 {name!r} 的文件夹 {file.parent} 中没有 config.json")
+        raise InputError("文本编码器 {!r} 的文件夹 {} 中没有 config.json", name, file.parent)
     settings = read_json(file)
     if settings.get("model_type") != "bert":
         model_type = str(settings.get("model_type"))[:60]
-        raise InputError(f"文本编码器 {name!r} 是 {model_type} 模型；本工具只支持 BERT，不运行文件夹自带的代码")
+        raise InputError("文本编码器 {!r} 是 {} 模型；本工具只支持 BERT，不运行文件夹自带的代码", name, model_type)
     settings = plain_part(settings, file)
     usual = transformers.BertConfig()
     own_size, hidden_size = (part.get("hidden_size", usual.hidden_size) for part in (settings, {**settings, **sizes}))

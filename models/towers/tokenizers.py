@@ -17,6 +17,7 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..heavy import transformers
+from ..messages import Joined, Message
 from ..weights.hub import VOCABULARY_BYTES, as_input_error, hub_folder, local_folder, quiet, read_json
 
 CLIP_REPOSITORY = "openai/clip-vit-base-patch32"
@@ -44,11 +45,13 @@ def find_clip_tokenizer(*folders: str | os.PathLike | None, download: bool = Fal
 
 
 def _missing(folders):
-    beside = "、".join(dict.fromkeys(str(folder) for folder in folders if folder)) or "检查点旁"
+    beside = Joined("、", dict.fromkeys(str(folder) for folder in folders if folder)) or Message("检查点旁")
     raise InputError(
-        f"找不到 CLIP 的分词器：请把 vocab.json 和 merges.txt（来自 {CLIP_REPOSITORY}）"
-        f"或 {BPE_FILE}（来自 openai/CLIP）放进 {beside}，或用 --text-encoder 指定它们所在的文件夹，"
-        "或用 --download 下载"
+        "找不到 CLIP 的分词器：请把 vocab.json 和 merges.txt（来自 {}）或 {}（来自 openai/CLIP）放进 {}，"
+        "或用 --text-encoder 指定它们所在的文件夹，或用 --download 下载",
+        CLIP_REPOSITORY,
+        BPE_FILE,
+        beside,
     )
 
 
@@ -70,7 +73,11 @@ def _loader(folder: Path) -> Callable | None:
 def _from_bpe(folder: Path):
     """CLIPTokenizer of the vocab.json and merges.txt in a folder; its other files say nothing that CLIP leaves open."""
     loader = getattr(transformers, "CLIPTokenizerFast", transformers.CLIPTokenizer)
-    with tempfile.TemporaryDirectory() as copy, quiet(), as_input_error(f"无法读取 {folder} 中 CLIP 的分词器"):
+    with (
+        tempfile.TemporaryDirectory() as copy,
+        quiet(),
+        as_input_error(Message("无法读取 {} 中 CLIP 的分词器", folder)),
+    ):
         for name in ("vocab.json", "merges.txt"):
             _link(folder / name, Path(copy))
         return loader.from_pretrained(copy, model_max_length=CONTEXT, local_files_only=True)
@@ -78,7 +85,7 @@ def _from_bpe(folder: Path):
 
 def _from_openai(file: Path):
     """The same of OpenAI's list of merges, as simple_tokenizer.py of openai/CLIP reads it."""
-    with as_input_error(f"无法读取 {file}"), gzip.open(file) as packed:
+    with as_input_error(Message("无法读取 {}", file)), gzip.open(file) as packed:
         lines = packed.read(VOCABULARY_BYTES).decode("utf-8").split("\n")
     merges = lines[1 : 49152 - 256 - 2 + 1]
     letters = byte_letters()
@@ -127,8 +134,8 @@ CLASSES = re.compile(
 def tokenizer_of(folder: Path) -> Callable:
     """A function that loads the tokenizer of a folder; InputError at once where its files are missing."""
     if not any(all((folder / name).is_file() for name in names) for names in TOKENIZERS):
-        needed = "、".join(" 和 ".join(names) for names in TOKENIZERS)
-        raise InputError(f"文件夹 {folder} 中没有分词器：需要以下文件之一：{needed}")
+        needed = Joined("、", (Joined(" 和 ", names) for names in TOKENIZERS))
+        raise InputError("文件夹 {} 中没有分词器：需要以下文件之一：{}", folder, needed)
     return lambda: load_tokenizer(folder)
 
 
@@ -138,9 +145,13 @@ def load_tokenizer(folder: Path, name: str = "AutoTokenizer"):
     InputError where it needs code of its own, or where the files are damaged or too large.
     """
     needed, installed = list(folder.glob("*.model")), importlib.util.find_spec("sentencepiece")
-    hint = "；请先安装：pip install sentencepiece protobuf" if needed and not installed else ""
+    hint = Message("；请先安装：pip install sentencepiece protobuf") if needed and not installed else ""
     settings = _plain_settings(folder)
-    with tempfile.TemporaryDirectory() as copy, quiet(), as_input_error(f"无法读取 {folder} 中的分词器{hint}"):
+    with (
+        tempfile.TemporaryDirectory() as copy,
+        quiet(),
+        as_input_error(Message("无法读取 {} 中的分词器{}", folder, hint)),
+    ):
         for file in VOCABULARIES:
             if (folder / file).is_file():
                 _link(folder / file, Path(copy))
@@ -161,10 +172,10 @@ def _plain_settings(folder: Path) -> dict[str, dict]:
     for settings in (kinds, own):
         kind = settings.get("tokenizer_class")
         if kind is not None and not (isinstance(kind, str) and CLASSES.fullmatch(kind)):
-            raise InputError(f"{folder} 的分词器类 {str(kind)[:60]} 不受支持：可能需要运行文件夹自带的代码，已拒绝")
+            raise InputError("{} 的分词器类 {} 不受支持：可能需要运行文件夹自带的代码，已拒绝", folder, str(kind)[:60])
     length = own.get("model_max_length")
     if length is not None and (type(length) not in (int, float) or not length >= 1):
-        raise InputError(f"{folder / 'tokenizer_config.json'} 的 model_max_length 是 {str(length)[:40]}，应是正整数")
+        raise InputError("{} 的 model_max_length 是 {}，应是正整数", folder / "tokenizer_config.json", str(length)[:40])
     plain = {name: {k: _plain(v) for k, v in content.items() if k in SETTINGS} for name, content in read.items()}
     if "added_tokens.json" in read:
         plain["added_tokens.json"] = {k: v for k, v in read["added_tokens.json"].items() if type(v) is int}
@@ -185,7 +196,7 @@ def _plain(value):
 def _link(file: Path, folder: Path) -> None:
     """Put a file of at most 100 MB into a folder without copying it, where the system allows; InputError if larger."""
     if file.stat().st_size > VOCABULARY_BYTES:
-        raise InputError(f"{file} 大于 {VOCABULARY_BYTES // 10**6} MB，不是词表")
+        raise InputError("{} 大于 {} MB，不是词表", file, VOCABULARY_BYTES // 10**6)
     try:
         (folder / file.name).symlink_to(file.resolve())
     except OSError:

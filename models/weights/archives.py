@@ -41,7 +41,7 @@ def open_archive(path: Path) -> zipfile.ZipFile:
     with open(path, "rb") as file:
         size = _directory_size(file)
     if size > LARGEST_DIRECTORY:
-        raise BadArchive(f"压缩包的目录有 {size >> 20} MB")
+        raise BadArchive("压缩包的目录有 {} MB", size >> 20)
     try:
         return zipfile.ZipFile(path)
     except DAMAGE as error:
@@ -75,7 +75,7 @@ def read_archive(path: Path, mapped: bool = False) -> tuple[object, list[str]]:
     with open_archive(path) as archive, open(path, "rb") as file:
         pickled = _pickled_entry(archive)
         if pickled.file_size > LARGEST_PICKLE:
-            raise BadPickle(f"其中的 pickle 超过 {LARGEST_PICKLE >> 20} MB")
+            raise BadPickle("其中的 pickle 超过 {} MB", LARGEST_PICKLE >> 20)
         folder = pickled.filename.removesuffix("data.pkl")
         storages = _Storages(path, archive, file, folder, mapped)
         return read_pickle(io.BytesIO(read_entry(archive, pickled)), storages)
@@ -85,23 +85,23 @@ def _pickled_entry(archive: zipfile.ZipFile) -> zipfile.ZipInfo:
     """The one pickle of a zip; BadArchive where there is none, or more."""
     entries = [entry for entry in archive.infolist() if re.fullmatch(r"(?:[^/]+/)?data\.pkl", entry.filename)]
     if len(entries) != 1:
-        raise BadArchive("其中没有 data.pkl，不是 PyTorch 保存的文件" if not entries else "其中有两个 data.pkl")
+        raise BadArchive("其中有两个 data.pkl" if entries else "其中没有 data.pkl，不是 PyTorch 保存的文件")
     return entries[0]
 
 
 def read_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
     """All bytes of an entry, its CRC checked."""
     if entry.file_size > MOST_INFLATED * entry.compress_size + (1 << 20):
-        raise BadArchive(f"{entry.filename} 解压后大得可疑")
+        raise BadArchive("{} 解压后大得可疑", entry.filename)
     try:
         with archive.open(entry) as stream:
             if not entry.CRC:  # torch was told to write none
                 stream._expected_crc = None
             data = stream.read(entry.file_size)  # without a number all is inflated, whatever the directory says
     except DAMAGE as error:
-        raise BadArchive(f"{entry.filename} 已损坏（校验不符）") from error
+        raise BadArchive("{} 已损坏（校验不符）", entry.filename) from error
     if len(data) != entry.file_size:
-        raise BadArchive(f"{entry.filename} 不完整")
+        raise BadArchive("{} 不完整", entry.filename)
     return data
 
 
@@ -157,11 +157,11 @@ class _Storages:
         self._file.seek(max(0, entry.header_offset))
         header = self._file.read(30)
         if len(header) < 30 or header[:4] != b"PK\x03\x04" or entry.header_offset < 0:
-            raise BadArchive(f"{entry.filename} 已损坏")
+            raise BadArchive("{} 已损坏", entry.filename)
         name, extra = struct.unpack("<HH", header[26:30])
         offset = entry.header_offset + 30 + name + extra
         if offset + entry.file_size > self._size:
-            raise BadArchive(f"{entry.filename} 不完整")
+            raise BadArchive("{} 不完整", entry.filename)
         return offset
 
 

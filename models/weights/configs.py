@@ -12,18 +12,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import InputError
+from ..messages import Message
 
 
 class Kind(NamedTuple):
     """What a field may hold: in words, and the test."""
 
-    words: str
+    words: Message
     holds: Callable
 
 
 def whole(least: int, most: int) -> Kind:
     """A whole number of this range."""
-    return Kind(f"{least} 到 {most} 的整数", lambda value: type(value) is int and least <= value <= most)
+    return Kind(Message("{} 到 {} 的整数", least, most), lambda value: type(value) is int and least <= value <= most)
 
 
 def real(least: float, most: float) -> Kind:
@@ -32,23 +33,26 @@ def real(least: float, most: float) -> Kind:
     def holds(value) -> bool:
         return type(value) in (int, float) and abs(value) < 1e30 and math.isfinite(value) and least <= value <= most
 
-    return Kind(f"{least:g} 到 {most:g} 的数", holds)
+    return Kind(Message("{:g} 到 {:g} 的数", least, most), holds)
 
 
-SWITCH = Kind("true 或 false", lambda value: type(value) is bool)
-WORD = Kind("一个名称", lambda value: isinstance(value, str) and re.fullmatch(r"[\w.-]{1,64}", value))
+SWITCH = Kind(Message("true 或 false"), lambda value: type(value) is bool)
+WORD = Kind(Message("一个名称"), lambda value: isinstance(value, str) and re.fullmatch(r"[\w.-]{1,64}", value))
 
 
 def check_fields(settings: Mapping, kinds: Mapping[str, Kind], file: Path, where: str = "") -> dict:
     """The fields of `kinds` that the settings have, without those that are null; InputError for one of another kind."""
     if not isinstance(settings, Mapping):
         raise InputError(
-            f"{file} 的 {where.rstrip('.') or '内容'} 应是一个对象，读到的是 {reprlib.repr(settings)[:60]}"
+            "{} 的 {} 应是一个对象，读到的是 {}",
+            file,
+            where.rstrip(".") or Message("内容"),
+            reprlib.repr(settings)[:60],
         )
     fields = {name: settings[name] for name in kinds if settings.get(name) is not None}
     for name, value in fields.items():
         if not kinds[name].holds(value):
-            raise InputError(f"{file} 的 {where}{name} 是 {reprlib.repr(value)[:60]}，应是{kinds[name].words}")
+            raise InputError("{} 的 {}{} 是 {}，应是{}", file, where, name, reprlib.repr(value)[:60], kinds[name].words)
     return fields
 
 
@@ -58,7 +62,7 @@ def one_or_several(kind: Kind) -> Kind:
     def holds(value) -> bool:
         return all(map(kind.holds, value)) if isinstance(value, list) else kind.holds(value)
 
-    return Kind(f"{kind.words}或它们的列表", holds)
+    return Kind(Message("{}或它们的列表", kind.words), holds)
 
 
 WIDTH, TOKEN = whole(1, 65_536), one_or_several(whole(-1, 100_000_000))
@@ -90,6 +94,6 @@ def plain_clip(settings: Mapping, file: Path) -> dict:
     InputError too where the weights are quantised: they are no plain numbers.
     """
     if settings.get("quantization_config") is not None:
-        raise InputError(f"{file} 说明权重是量化的（quantization_config），不受支持；请用没有量化的权重")
+        raise InputError("{} 说明权重是量化的（quantization_config），不受支持；请用没有量化的权重", file)
     parts = {name: plain_part(settings[name], file, f"{name}.") for name in PARTS if settings.get(name) is not None}
     return {**check_fields(settings, WHOLE, file), **parts}

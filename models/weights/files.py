@@ -13,6 +13,7 @@ from pathlib import Path
 from ..errors import CheckpointError, InputError, InputWarning
 from ..heavy import safetensors, torch
 from ..inputs import check_regular_file
+from ..messages import Message
 from .archives import BadArchive, is_legacy, is_torchscript, read_archive, read_legacy
 from .modules import first_names
 from .plain import BadPickle, Opaque, fields_of
@@ -45,9 +46,9 @@ def read_torch_file(path: Path, mapped: bool | None = None) -> Mapping:
 
 def _say_what_was_passed_over(path: Path, names: list[str]) -> None:
     kinds = list(dict.fromkeys(names))
-    passed_over = f"有 {len(kinds)} 种对象没有载入（{first_names(kinds)}）"
-    message = f"检查点 {path.name} 中{passed_over}，只读取了其中的权重和普通数据"
-    warnings.warn(message, InputWarning, stacklevel=4)
+    passed_over = Message("有 {} 种对象没有载入（{}）", len(kinds), first_names(kinds))
+    message = Message("检查点 {} 中{}，只读取了其中的权重和普通数据", path.name, passed_over)
+    warnings.warn(InputWarning(message), stacklevel=4)
 
 
 def _tensors_of(module, prefix: str = "", depth: int = 0):
@@ -71,13 +72,16 @@ def read_safetensors(path: Path) -> Mapping:
 
 # What a file is that is none of ours, by its first bytes.
 STRANGERS = (
-    (rb"version https://git-lfs", "它是 Git LFS 的指针，不是权重本身；请在仓库中执行 git lfs pull"),
-    (rb"\s*<(?:!doctype|html|\?xml)", "它是网页，不是权重；请重新下载"),
-    (rb"\x89HDF", "它是 HDF5（Keras）文件"),
-    (rb"\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf|Rar!", "它是压缩包；请先解压"),
-    (rb"(?s).{257}ustar", "它是 tar 包，或很旧的 PyTorch 保存的文件；请先解压，或用较新的 PyTorch 重新保存"),
-    (rb"\x89PNG|\xff\xd8\xff|GIF8|BM", "它是图像；--model-path 应是检查点"),
-    (rb"\x80[\x02-\x05]", "它是 pickle，但不是 torch.save 保存的；请在训练环境中用 torch.save 保存 model.state_dict()"),
+    (rb"version https://git-lfs", Message("它是 Git LFS 的指针，不是权重本身；请在仓库中执行 git lfs pull")),
+    (rb"\s*<(?:!doctype|html|\?xml)", Message("它是网页，不是权重；请重新下载")),
+    (rb"\x89HDF", Message("它是 HDF5（Keras）文件")),
+    (rb"\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf|Rar!", Message("它是压缩包；请先解压")),
+    (rb"(?s).{257}ustar", Message("它是 tar 包，或很旧的 PyTorch 保存的文件；请先解压，或用较新的 PyTorch 重新保存")),
+    (rb"\x89PNG|\xff\xd8\xff|GIF8|BM", Message("它是图像；--model-path 应是检查点")),
+    (
+        rb"\x80[\x02-\x05]",
+        Message("它是 pickle，但不是 torch.save 保存的；请在训练环境中用 torch.save 保存 model.state_dict()"),
+    ),
 )
 
 
@@ -89,10 +93,10 @@ def read_checkpoint_file(path: str | os.PathLike, mapped: bool | None = None) ->
     """
     path = Path(path)
     if not path.is_dir():
-        check_regular_file(path, "检查点")
+        check_regular_file(path, Message("无法读取检查点 {}", path))
     if not path.is_file():
-        folder = "（是文件夹，但其中没有 config.json）" if path.is_dir() else ""
-        raise InputError(f"找不到检查点文件：{path}{folder}")
+        folder = Message("（是文件夹，但其中没有 config.json）") if path.is_dir() else ""
+        raise InputError("找不到检查点文件：{}{}", path, folder)
     try:
         with open(path, "rb") as file:
             start = file.read(512)
@@ -102,17 +106,19 @@ def read_checkpoint_file(path: str | os.PathLike, mapped: bool | None = None) ->
             raise BadArchive(_what_else(start))
         return read_torch_file(path, mapped)
     except CheckpointError as error:
-        raise CheckpointError(f"无法读取检查点 {path}：{error}") from error
+        raise CheckpointError("无法读取检查点 {}：{}", path, error) from error
     except MemoryError:
         raise
     except Exception as error:  # safetensors raises its own
-        reason = str(error) if isinstance(error, BadPickle) else re.split(r"[.:\n] ?", str(error).strip())[0][:80]
-        raise InputError(f"无法读取检查点 {path}：文件不完整、已损坏或不是检查点（{reason}）") from error
+        why = error if isinstance(error, BadPickle) else re.split(r"[.:\n] ?", str(error).strip())[0][:80]
+        raise InputError("无法读取检查点 {}：文件不完整、已损坏或不是检查点（{}）", path, why) from error
 
 
-def _what_else(start: bytes) -> str:
+def _what_else(start: bytes) -> Message:
     """What a file is whose first bytes are no checkpoint's."""
     if not start:
-        return "文件是空的"
-    cut = "文件不完整，下载或复制时被截断" if start[:4] == b"PK\x03\x04" else "不是 PyTorch 保存的文件"
+        return Message("文件是空的")
+    cut = (
+        Message("文件不完整，下载或复制时被截断") if start[:4] == b"PK\x03\x04" else Message("不是 PyTorch 保存的文件")
+    )
     return next((what for pattern, what in STRANGERS if re.match(pattern, start, re.IGNORECASE)), cut)

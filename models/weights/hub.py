@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from ..errors import InputError, reason
 from ..heavy import huggingface_hub, transformers
 from ..inputs import finite_number
+from ..messages import Joined, Message
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 SHIPPED_TEXT_ENCODERS = {
@@ -30,7 +31,7 @@ def text_encoder_source(name: str) -> str:
     A folder of the training machine that is not here counts by its last part.
     """
     if not isinstance(name, str) or not name.isprintable() or len(name) > 1000:
-        raise InputError(f"文本编码器的名称应是一行文字，读到的是 {str(name)[:40]!r}；请用 --text-encoder 指定")
+        raise InputError("文本编码器的名称应是一行文字，读到的是 {!r}；请用 --text-encoder 指定", str(name)[:40])
     name = name.removeprefix(HUB)
     if not os.path.exists(name) and os.path.isabs(name):
         name = Path(name).name
@@ -44,10 +45,12 @@ def text_encoder_folder(name: str) -> Path:
         return Path(source)
     if (cached := hub_folder(source)) is not None:
         return cached
-    download = f"，或用 --text-encoder {HUB}{source} 下载" if REPOSITORY.fullmatch(source) else ""
+    download = Message("，或用 --text-encoder {}{} 下载", HUB, source) if REPOSITORY.fullmatch(source) else ""
     raise InputError(
-        f"找不到文本编码器 {name!r}：它不是含 config.json 和 vocab.txt 的本地文件夹，也不在模型库的本地缓存中；"
-        f"请用 --text-encoder 指定本地文件夹{download}；内置的是 bert-base-chinese"
+        "找不到文本编码器 {!r}：它不是含 config.json 和 vocab.txt 的本地文件夹，也不在模型库的本地缓存中；"
+        "请用 --text-encoder 指定本地文件夹{}；内置的是 bert-base-chinese",
+        name,
+        download,
     )
 
 
@@ -104,21 +107,24 @@ def local_folder(source: str | os.PathLike, weights: bool = True, download: bool
         return Path(source)
     name = str(source).removeprefix(HUB)
     if not REPOSITORY.fullmatch(name):
-        raise InputError(f"{name!r} 不是模型库中的名称；应写成 {HUB}owner/name")
+        raise InputError("{!r} 不是模型库中的名称；应写成 {}owner/name", name, HUB)
     if (cached := hub_folder(name)) is not None and (not weights or _first_of(WEIGHTS, cached)):
         return cached
     if not download and name == str(source):
         raise InputError(
-            f"找不到 {name}：没有这个文件或文件夹；若它是模型库中的名称，则不在本地缓存中，"
-            f"加 --download 或写成 {HUB}{name} 才会联网下载"
+            "找不到 {}：没有这个文件或文件夹；若它是模型库中的名称，则不在本地缓存中，"
+            "加 --download 或写成 {}{} 才会联网下载",
+            name,
+            HUB,
+            name,
         )
-    failure = "模型库无法连接"
+    failure = Message("模型库无法连接")
     if _hub_is_reachable():
         try:
             return _download(name, weights)
         except Exception as error:  # what the hub's client raises differs with its version
-            failure = f"从模型库下载失败：{type(error).__name__}"
-    raise InputError(f"找不到模型 {name}：不在模型库的本地缓存中，{failure}（可用环境变量 HF_ENDPOINT 指定镜像）")
+            failure = Message("从模型库下载失败：{}", type(error).__name__)
+    raise InputError("找不到模型 {}：不在模型库的本地缓存中，{}（可用环境变量 HF_ENDPOINT 指定镜像）", name, failure)
 
 
 def hub_folder(name: str) -> Path | None:
@@ -145,7 +151,7 @@ def weights_of(folder: Path) -> Path:
     """The file of a folder that holds its weights, or their index; InputError where there is none."""
     first = _first_of(WEIGHTS, folder)
     if first is None:
-        raise InputError(f"文件夹 {folder} 中没有权重：需要 {'、'.join(list(WEIGHTS)[:4])} 之一")
+        raise InputError("文件夹 {} 中没有权重：需要 {} 之一", folder, Joined("、", list(WEIGHTS)[:4]))
     return folder / first
 
 
@@ -162,17 +168,17 @@ def shards_of(index: Path) -> dict[Path, list[str]]:
     """
     names = read_json(index).get("weight_map")
     if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
-        raise InputError(f"无法使用 {index}：其中没有 weight_map（张量名到文件名的表）")
+        raise InputError("无法使用 {}：其中没有 weight_map（张量名到文件名的表）", index)
     folder, shards = index.parent, {}
     for tensor, name in sorted(names.items(), key=lambda item: item[1]):
         shards.setdefault(name, []).append(tensor)
     homes = [folder.resolve()] + ([folder.resolve().parents[1] / "blobs"] if folder.parent.name == "snapshots" else [])
     outside = [name for name in shards if not _lies_in(folder, name, homes)]
     if outside:
-        raise InputError(f"{index} 列出的 {outside[0][:80]!r} 不在同一文件夹中，已拒绝")
+        raise InputError("{} 列出的 {!r} 不在同一文件夹中，已拒绝", index, outside[0][:80])
     missing = [name for name in shards if not (folder / name).is_file()]
     if missing:
-        raise InputError(f"文件夹 {folder} 的权重不完整：{index.name} 列出的 {'、'.join(missing[:3])} 不在其中")
+        raise InputError("文件夹 {} 的权重不完整：{} 列出的 {} 不在其中", folder, index.name, Joined("、", missing[:3]))
     return {folder / name: tensors for name, tensors in shards.items()}
 
 
@@ -190,14 +196,14 @@ def read_json(file: Path) -> dict:
     """A JSON object of at most 10 MB, every name in it once, its numbers finite; InputError for anything else."""
     try:
         if not file.is_file() or file.stat().st_size > CONFIG_BYTES:
-            raise ValueError(f"应是不超过 {CONFIG_BYTES // 10**6} MB 的普通文件")
+            raise ValueError(Message("应是不超过 {} MB 的普通文件", CONFIG_BYTES // 10**6))
         text = file.read_text(encoding="utf-8-sig")
         hooks = {"parse_constant": finite_number, "parse_float": finite_number}
         content = json.loads(text, object_pairs_hook=_each_once, **hooks)
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"无法读取 {file}：{reason(error)[:100]}；应是有效的 JSON 文件") from error
+        raise InputError("无法读取 {}：{}；应是有效的 JSON 文件", file, reason(error, 100)) from error
     if not isinstance(content, dict):
-        raise InputError(f"{file} 应是一个 JSON 对象，读到的是 {type(content).__name__}")
+        raise InputError("{} 应是一个 JSON 对象，读到的是 {}", file, type(content).__name__)
     return content
 
 
@@ -205,13 +211,13 @@ def _each_once(pairs: list[tuple]) -> dict:
     content = {}
     for name, value in pairs:
         if name in content:
-            raise ValueError(f"{name[:40]!r} 出现了两次")
+            raise ValueError(Message("{!r} 出现了两次", name[:40]))
         content[name] = value
     return content
 
 
 @contextlib.contextmanager
-def as_input_error(what: str):
+def as_input_error(what: Message):
     """Any exception of the libraries as an InputError of one line."""
     try:
         yield
@@ -222,7 +228,7 @@ def as_input_error(what: str):
         if not is_failure or re.search("out of memory|allocate memory", str(error)):
             raise
         says = " ".join(str(error).split())[:200]
-        raise InputError(f"{what}：{says}（{type(error).__name__}）") from error
+        raise InputError("{}：{}（{}）", what, says, type(error).__name__) from error
 
 
 @contextlib.contextmanager

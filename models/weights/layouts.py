@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from ..errors import CheckpointError, InputWarning
 from ..heavy import torch
+from ..messages import Joined, Message
 from .modules import first_names
 from .names import BACKBONE, CLIP_TEXT, CLIP_WORDS, TEXT_BACKBONE, TEXT_TOWER, Rules, rename
 from .plain import fields_of
@@ -183,7 +184,7 @@ def _without_inner_wrappers(weights: Mapping) -> dict[str, torch.Tensor]:
             if name.startswith(backbone + wrapper):
                 name = backbone + name[len(backbone + wrapper) :]
         if name in inner and not same_weight(inner[name], tensor):
-            raise CheckpointError(f"检查点中同一个权重 {name} 有两份不同的值（{key} 与另一个键），无法判断用哪一份")
+            raise CheckpointError("检查点中同一个权重 {} 有两份不同的值（{} 与另一个键），无法判断用哪一份", name, key)
         inner[name] = tensor
     return inner
 
@@ -192,9 +193,11 @@ def check_usable(contents: Contents) -> None:
     """CheckpointError for weights that are no dense tensors of real numbers."""
     for name, kind in contents.unusable.items():
         raise CheckpointError(
-            f"检查点中的权重 {name} 是{kind}，不是普通的数值张量；请在训练环境中还原后重新保存："
-            "torch.save({key: t.dequantize() if t.is_quantized else t.to_dense().real "
-            'for key, t in model.state_dict().items()}, "weights.pth")'
+            "检查点中的权重 {} 是{}，不是普通的数值张量；请在训练环境中还原后重新保存："
+            "torch.save({{key: t.dequantize() if t.is_quantized else t.to_dense().real for key, t in "
+            'model.state_dict().items()}}, "weights.pth")',
+            name,
+            kind,
         )
 
 
@@ -202,8 +205,9 @@ def _check_adapters(adapter: str | None) -> None:
     """CheckpointError for adapters that nobody has merged: with them and without them it is another model."""
     if adapter:
         raise CheckpointError(
-            f"检查点中有没有合并的适配器（{adapter}）；请在训练环境中先合并再保存："
-            'torch.save(model.merge_and_unload().state_dict(), "weights.pth")'
+            "检查点中有没有合并的适配器（{}）；请在训练环境中先合并再保存："
+            'torch.save(model.merge_and_unload().state_dict(), "weights.pth")',
+            adapter,
         )
 
 
@@ -235,7 +239,7 @@ def translate_checkpoint(checkpoint: Mapping, contents: Contents | None = None) 
     check_usable(contents)
     _check_adapters(contents.adapter)
     for message in (*contents.choices, *contents.contradictions):
-        warnings.warn(message, InputWarning, stacklevel=3)
+        warnings.warn(InputWarning(message), stacklevel=3)
     metadata, weights = contents.metadata, _without_inner_wrappers(contents.weights)
     if any(TEXT_BACKBONE + key in weights for key in CLIP_WORDS):
         from .openai_names import translate_text_tower
@@ -244,8 +248,9 @@ def translate_checkpoint(checkpoint: Mapping, contents: Contents | None = None) 
     backbone = {k[len(BACKBONE) :]: v for k, v in weights.items() if k.startswith(BACKBONE)}
     if not backbone:
         raise CheckpointError(
-            f"检查点里没有 {BACKBONE}* 权重，不是本工具支持的 CLIP 检查点；"
-            f"读到的键例如：{'、'.join(map(str, list(weights or fields_of(checkpoint))[:3])) or '（空）'}"
+            "检查点里没有 {}* 权重，不是本工具支持的 CLIP 检查点；读到的键例如：{}",
+            BACKBONE,
+            Joined("、", map(str, list(weights or fields_of(checkpoint))[:3])) or Message("（空）"),
         )
     layout = _find_layout(backbone)
     encoder = None
@@ -267,8 +272,10 @@ def translate_checkpoint(checkpoint: Mapping, contents: Contents | None = None) 
     strangers = [key for key in ignored if key.startswith(("image_encoder.", TEXT_TOWER)) and not HEAD.search(key)]
     if strangers:
         raise CheckpointError(
-            f"检查点的塔中有 {len(strangers)} 个权重不属于已知的结构：{first_names(strangers)}；"
-            "忽略它们会得到另一个模型，请去掉这些结构后重新训练，或在训练环境中求热力图"
+            "检查点的塔中有 {} 个权重不属于已知的结构：{}；忽略它们会得到另一个模型，请去掉这些结构后重新训练，"
+            "或在训练环境中求热力图",
+            len(strangers),
+            first_names(strangers),
         )
     return Translated(state_dict, metadata, encoder, layout.batch_norm_eps if layout else None, ignored)
 

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..heavy import torch
+from ..messages import Joined, Message
 from .plain import fields_of, plain_value
 
 Keys = tuple[str, ...]  # that lead from the checkpoint to a value
@@ -169,7 +170,7 @@ class _Entry(NamedTuple):
     value: object
 
 
-def read_metadata(values: Iterable[tuple[Keys, object]], root: Keys, has_temperature: bool) -> tuple[dict, list[str]]:
+def read_metadata(values: Iterable[tuple[Keys, object]], root: Keys, has_temperature: bool) -> tuple[dict, list]:
     """({field: value}, what is to be said) of the values of a checkpoint whose weights stand at `root`.
 
     `has_temperature`: whether the weights bring it, so that no other is looked for.
@@ -203,14 +204,14 @@ def _distance(path: Keys, root: Keys) -> tuple[int, int]:
     return len(base) - common + len(down) - (name in CONFIGS), usual
 
 
-def _doubts(field: str, nearest: _Entry, entries: list[_Entry]) -> Iterator[str]:
+def _doubts(field: str, nearest: _Entry, entries: list[_Entry]) -> Iterator[Message]:
     """A line where a checkpoint says two things of one field, and where a word stands far from the weights."""
     other = next((entry for entry in entries if _differ(field, entry.value, nearest.value)), None)
     if FIELDS[field].contradicts and other is not None:
-        both = "、".join(f"{entry.place} 是 {entry.value}" for entry in (nearest, other))
-        yield f"检查点对 {field} 有不同的说法：{both}；采用离权重最近的 {nearest.value}"
+        both = Joined("、", (Message("{} 是 {}", entry.place, entry.value) for entry in (nearest, other)))
+        yield Message("检查点对 {} 有不同的说法：{}；采用离权重最近的 {}", field, both, nearest.value)
     elif nearest.rank[0] >= FAR.get(_folded(nearest.place.rpartition(".")[2]), math.inf):
-        yield f"{field} 取自检查点中离权重较远的 {nearest.place}（{nearest.value}），请核对"
+        yield Message("{} 取自检查点中离权重较远的 {}（{}），请核对", field, nearest.place, nearest.value)
 
 
 def _differ(field: str, a, b) -> bool:
@@ -219,15 +220,15 @@ def _differ(field: str, a, b) -> bool:
     return a != b and not (a != a and b != b)
 
 
-def _unread_text_config(values) -> list[str]:
+def _unread_text_config(values) -> list[Message]:
     """A line for what a text tower's config says and no shape would correct, where it cannot be used."""
     unread = {}
     for path, value in values:
         if _folded(path[-1]) == "textconfig" and (read := _text_config(value)) is not None:
             fields = fields_of(value)
             unread |= {key: fields[key] for key in NOT_IN_WEIGHTS if fields.get(key) is not None and key not in read}
-    named = "、".join(f"{key}={str(value)[:40]}" for key, value in unread.items())
-    return [f"检查点的 text_config 中 {named} 不受支持，没有采用"] if unread else []
+    named = Joined("、", (f"{key}={str(value)[:40]}" for key, value in unread.items()))
+    return [Message("检查点的 text_config 中 {} 不受支持，没有采用", named)] if unread else []
 
 
 # -- levels: mean and deviation ---------------------------------------------------------------
@@ -265,18 +266,22 @@ class _Levels(NamedTuple):
     by_name: bool = False  # whether the names themselves speak of images
 
 
-def _read_levels(values, root: Keys) -> tuple[dict, list[str]]:
+def _read_levels(values, root: Keys) -> tuple[dict, list[Message]]:
     """({"mean": ..., "std": ...} or nothing, what is to be said) of the values of a checkpoint."""
     pairs = [pair for pair in _level_pairs(values) if _speaks_of_images(pair, root)]
     usable = [(_distance(pair.path, root), pair, unit_levels(pair.mean, pair.deviation)) for pair in pairs]
     usable = sorted((row for row in usable if row[2]), key=lambda row: row[0])
     if not usable:
-        places = "、".join(dict.fromkeys(".".join(pair.path) or "最外层" for pair in pairs[:3]))
-        line = f"检查点 {places} 中的均值和标准差无法使用，按 ImageNet 的处理；请用 --mean 和 --std 给出"
+        places = Joined("、", dict.fromkeys(".".join(pair.path) or Message("最外层") for pair in pairs[:3]))
+        line = Message("检查点 {} 中的均值和标准差无法使用，按 ImageNet 的处理；请用 --mean 和 --std 给出", places)
         return {}, [line] if pairs else []
     (_, nearest, levels), *others = usable
     other = next((pair for _, pair, its_levels in others if its_levels != levels), None)
-    line = f"检查点对 mean 和 std 有不同的说法；采用离权重最近的 {'.'.join(nearest.path) or '最外层'} 的 {levels}"
+    line = Message(
+        "检查点对 mean 和 std 有不同的说法；采用离权重最近的 {} 的 {}",
+        ".".join(nearest.path) or Message("最外层"),
+        levels,
+    )
     return dict(zip(("mean", "std"), levels)), [line] if other else []
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from ..errors import CheckpointError
 from ..heavy import torch
+from ..messages import Joined, Message
 from .names import BATCH_COUNTER
 
 _evaluated: dict = {}  # module that trains -> how many `evaluating` blocks it is held by
@@ -60,23 +61,25 @@ def fit_weights(
     missing = [key for key in own if key not in weights]
     unexpected = [key for key in weights if key not in own]
     if strict and missing:
-        raise CheckpointError(f"检查点缺少 {len(missing)} 个权重：{first_names(missing)}")
+        raise CheckpointError("检查点缺少 {} 个权重：{}", len(missing), first_names(missing))
     if unexpected:
-        raise CheckpointError(f"检查点中有 {len(unexpected)} 个权重在 {network} 中没有位置：{first_names(unexpected)}")
+        raise CheckpointError(
+            "检查点中有 {} 个权重在 {} 中没有位置：{}", len(unexpected), network, first_names(unexpected)
+        )
     empty = [key for key in own if key in weights and weights[key].is_meta and not own[key].is_meta]
     if empty:
-        raise CheckpointError(f"{len(empty)} 个权重没有数值（meta 张量）：{first_names(empty)}；请载入真正的权重")
+        raise CheckpointError("{} 个权重没有数值（meta 张量）：{}；请载入真正的权重", len(empty), first_names(empty))
     whole = [key for key in own if key in weights and own[key].is_floating_point() > weights[key].is_floating_point()]
     if whole:
-        raise CheckpointError(f"检查点中有 {len(whole)} 个权重不是浮点数：{first_names(whole)}；量化过的请先还原")
+        raise CheckpointError("检查点中有 {} 个权重不是浮点数：{}；量化过的请先还原", len(whole), first_names(whole))
     fitted = {key: _fit(weights[key], own[key].shape) for key in own if key in weights}
     wrong = [
-        f"{key}（检查点 {list(tensor.shape)}，模型 {list(own[key].shape)}）"
+        Message("{}（检查点 {}，模型 {}）", key, list(tensor.shape), list(own[key].shape))
         for key, tensor in fitted.items()
         if tensor.shape != own[key].shape
     ]
     if wrong:
-        raise CheckpointError(f"检查点中有 {len(wrong)} 个权重的形状与模型不符：{first_names(wrong)}")
+        raise CheckpointError("检查点中有 {} 个权重的形状与模型不符：{}", len(wrong), first_names(wrong))
     return fitted
 
 
@@ -87,8 +90,9 @@ def _fit(tensor: torch.Tensor, shape: torch.Size) -> torch.Tensor:
     return tensor.reshape(shape) if same_size and tensor.shape != shape else tensor
 
 
-def first_names(names: list[str], count: int = 3) -> str:
-    return "、".join(names[:count]) + ("……" if len(names) > count else "")
+def first_names(names: list[str | Message], count: int = 3) -> Message:
+    shown = Joined("、", names[:count])
+    return Message("{}……", shown) if len(names) > count else shown
 
 
 def assign_weights(module: torch.nn.Module, weights: Mapping[str, torch.Tensor]) -> None:

@@ -50,7 +50,7 @@ class Stream:
     def _taken(self, data: bytes) -> bytes:
         self._left -= len(data)
         if self._left < 0:
-            raise BadPickle(f"其中的 pickle 超过 {LARGEST_PICKLE >> 20} MB")
+            raise BadPickle("其中的 pickle 超过 {} MB", LARGEST_PICKLE >> 20)
         return data
 
 
@@ -106,7 +106,7 @@ class _Machine:
             elif name in steps:
                 steps[name](argument)
             elif name not in IGNORED:
-                raise BadPickle(f"其中的 pickle 用到 {name}")
+                raise BadPickle("其中的 pickle 用到 {}", name)
             if count > MOST_OPCODES:
                 raise BadPickle("其中的 pickle 过长")
         return self._stack.pop()
@@ -221,7 +221,7 @@ class _Machine:
             raise BadPickle("其中的 pickle 已损坏")
         named = Name(OLDER_MODULES.get(module, module), {"xrange": "range", "unicode": "str"}.get(name, name))
         if named in ATTACKS or named.module.partition(".")[0] in ATTACK_MODULES:
-            raise CheckpointError(f"其中含有 {named}，这样的文件是用来执行代码的，已拒绝；请换一个来源可信的文件")
+            raise CheckpointError("其中含有 {}，这样的文件是用来执行代码的，已拒绝；请换一个来源可信的文件", named)
         return named
 
     def _global(self, argument):

@@ -16,14 +16,16 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..errors import OneLine
 from ..heavy import torch
+from ..messages import Message
 
 LONGEST_KEY = 16  # members of a tuple that is a key
 LARGEST_KEY = 1 << 60  # larger numbers can be chosen so that all of them meet in one place of a dict
 
 
-class BadPickle(ValueError):
-    """What stands in the file is no pickle of plain data; the message says why, in Chinese."""
+class BadPickle(OneLine, ValueError):
+    """What stands in the file is no pickle of plain data; the message says why."""
 
 
 class Name(NamedTuple):
@@ -51,9 +53,9 @@ class Opaque:
 
 
 class UnusableTensor(NamedTuple):
-    """A tensor that is no dense array of real numbers in the file: `kind` says in Chinese what it is."""
+    """A tensor that is no dense array of real numbers in the file: `kind` says what it is."""
 
-    kind: str
+    kind: Message
 
 
 class Storage(NamedTuple):
@@ -73,7 +75,7 @@ CONTAINERS = (list, tuple, set, frozenset, dict)
 def _members(items=()):
     """The members of a container that stands in the file; counts (`range(10**9)`) are none."""
     if type(items) not in CONTAINERS:
-        raise BadPickle(f"其中要由 {type(items).__name__} 生成一个容器")
+        raise BadPickle("其中要由 {} 生成一个容器", type(items).__name__)
     return items
 
 
@@ -98,7 +100,7 @@ def _encoded(text, encoding="utf-8", errors="strict"):
 def _scalar(kind):
     def convert(value=0):
         if not isinstance(value, (bool, int, float, str)) or isinstance(value, str) and len(value) > 1000:
-            raise BadPickle(f"其中的 {kind.__name__} 写法不明")
+            raise BadPickle("其中的 {} 写法不明", kind.__name__)
         return kind(value)
 
     return convert
@@ -204,7 +206,7 @@ def dtype_of(name) -> torch.dtype:
         _DTYPES.update(_dtypes())
     is_torchs = isinstance(name, Name) and name.module in ("torch", "torch.storage", "torch.cuda")
     if not is_torchs or name.name not in _DTYPES:
-        raise BadPickle(f"其中有张量的类型不明：{name}")
+        raise BadPickle("其中有张量的类型不明：{}", name)
     return _DTYPES[name.name]
 
 
@@ -217,7 +219,7 @@ def _tensor(storage, offset, size, stride, *_, dtype=None):
         raise BadPickle("其中有张量的形状不明")
     dtype = dtype or storage.dtype
     if str(dtype).startswith(("torch.q", "torch.bits")):
-        return UnusableTensor("量化张量")
+        return UnusableTensor(Message("量化张量"))
     if storage.untyped is None:
         return None
     last = offset + sum((side - 1) * step for side, step in zip(size, stride)) + 1
@@ -272,10 +274,10 @@ FUNCTIONS: dict[Name, Callable] = {
     Name("torch._utils", "_rebuild_parameter_with_state"): lambda tensor, *_: tensor,
     Name("torch._tensor", "_rebuild_from_type_v2"): _tensor_of_type,
     Name("torch.serialization", "_get_layout"): lambda layout: layout,
-    Name("torch._utils", "_rebuild_sparse_tensor"): _unusable("稀疏张量"),
-    Name("torch._utils", "_rebuild_qtensor"): _unusable("量化张量"),
-    Name("torch._utils", "_rebuild_nested_tensor"): _unusable("嵌套张量"),
-    Name("torch._utils", "_rebuild_meta_tensor_no_storage"): _unusable("没有数值的 meta 张量"),
+    Name("torch._utils", "_rebuild_sparse_tensor"): _unusable(Message("稀疏张量")),
+    Name("torch._utils", "_rebuild_qtensor"): _unusable(Message("量化张量")),
+    Name("torch._utils", "_rebuild_nested_tensor"): _unusable(Message("嵌套张量")),
+    Name("torch._utils", "_rebuild_meta_tensor_no_storage"): _unusable(Message("没有数值的 meta 张量")),
     **{
         Name("torch.jit._pickle", f"build_{kind}list"): lambda items: list(_members(items))
         for kind in ("int", "double", "bool", "tensor")
@@ -312,7 +314,7 @@ def as_key(key):
         return key
     if isinstance(key, tuple) and len(key) <= LONGEST_KEY:
         return tuple(as_key(part) if not isinstance(part, tuple) else str(type(part)) for part in key)
-    raise BadPickle(f"其中有 {type(key).__name__} 作为键")
+    raise BadPickle("其中有 {} 作为键", type(key).__name__)
 
 
 def call(function, arguments, passed_over: list[str]):

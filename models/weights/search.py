@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from ..errors import CheckpointError
 from ..heavy import torch
+from ..messages import Joined, Message
 from .metadata import MOST_NUMBERS, Keys, parse_json, read_metadata
 from .names import BACKBONE, first_adapter
 from .plain import Opaque, UnusableTensor, fields_of, plain_value
@@ -28,8 +29,8 @@ class Contents(NamedTuple):
 
     weights: dict[str, torch.Tensor]  # names after the common prefix; without a model's names, the largest mapping's
     metadata: dict  # of models.weights.metadata.FIELDS, `mean` and `std`, where the checkpoint says something
-    choices: list[str]  # what the user must know: which of several models' weights these are
-    contradictions: list[str]  # and what the metadata leave in doubt
+    choices: list[Message]  # what the user must know: which of several models' weights these are
+    contradictions: list[Message]  # and what the metadata leave in doubt
     unusable: dict[str, str]  # names of weights that are no dense tensors of real numbers, and what they are instead
     adapter: str | None = None  # the first name that belongs to one, wherever it stands
 
@@ -37,13 +38,13 @@ class Contents(NamedTuple):
 def search_checkpoint(checkpoint: Mapping) -> Contents:
     """The weights of a checkpoint, wrapped in any way or bare, and its metadata. CheckpointError for no mapping."""
     if fields_of(checkpoint) is None:
-        raise CheckpointError(f"检查点应当是字典，读到的是 {type(checkpoint).__name__}；请保存 model.state_dict()")
+        raise CheckpointError("检查点应当是字典，读到的是 {}；请保存 model.state_dict()", type(checkpoint).__name__)
     tensors, plain = _walk(checkpoint)
     places = _places(tensors)
     place = places[0] if places else _largest(tensors)
     weights, unusable, twice = _weights_at(place, tensors, places)
     if twice:
-        raise CheckpointError(f"检查点中同一个权重 {twice[0]} 有两份不同的值，无法判断用哪一份")
+        raise CheckpointError("检查点中同一个权重 {} 有两份不同的值，无法判断用哪一份", twice[0])
     outside = ((p, t) for p, t in tensors if p[: len(place.root)] != place.root or p and BUFFER.search(p[-1]))
     small = [(path, tensor) for path, tensor in outside if _is_small(tensor)]
     metadata, messages = read_metadata([*plain, *small], place.root, "temperature" in weights)
@@ -70,7 +71,7 @@ def _walk(checkpoint) -> tuple[list[tuple[Keys, object]], list[tuple[Keys, objec
             visited.add(id(value))  # `plain` keeps it, so that its number stays its own
             pending += [((*path, str(key)), child) for key, child in reversed(children)]
         elif isinstance(value, Opaque) and path and WEIGHT_NAME.search(path[-1]):
-            tensors.append((path, UnusableTensor(f" {value.name} 对象")))
+            tensors.append((path, UnusableTensor(Message(" {} 对象", value.name))))
         if not is_repeated or isinstance(value, str):
             plain.append((path, value))
     return tensors, plain
@@ -121,8 +122,8 @@ class _Place(NamedTuple):
     prefix: str
 
     @property
-    def label(self) -> str:
-        return self.prefix.rstrip(".") or "最外层"
+    def label(self) -> str | Message:
+        return self.prefix.rstrip(".") or Message("最外层")
 
 
 def _name(path: Keys) -> str:
@@ -198,22 +199,22 @@ def _weights_at(place: _Place, tensors, places=()) -> tuple[dict, dict, list]:
     return weights, unusable, twice
 
 
-def _unusable_kind(tensor) -> str | None:
+def _unusable_kind(tensor) -> Message | None:
     """What a tensor is that is no dense one of real numbers; None for one that can be used."""
     if isinstance(tensor, UnusableTensor):
         return tensor.kind
     if tensor.layout != torch.strided:
-        return "稀疏张量"
+        return Message("稀疏张量")
     if tensor.is_quantized:
-        return "量化张量"
-    return "复数张量" if tensor.is_complex() else None
+        return Message("量化张量")
+    return Message("复数张量") if tensor.is_complex() else None
 
 
 def same_weight(a: torch.Tensor, b: torch.Tensor) -> bool:
     return a.shape == b.shape and (a.data_ptr() == b.data_ptr() or torch.equal(a, b))
 
 
-def _describe_choice(places: list[_Place], tensors) -> list[str]:
+def _describe_choice(places: list[_Place], tensors) -> list[Message]:
     """One line where there are several models' weights, and not one under two names."""
     if len(places) < 2:
         return []
@@ -221,8 +222,8 @@ def _describe_choice(places: list[_Place], tensors) -> list[str]:
     different = [place for place, weights in zip(places[1:], others) if not _same_weights(first, weights)]
     if not different:
         return []
-    rest = "、".join(place.label for place in different[:3])
-    return [f"检查点中有 {1 + len(different)} 份模型权重，采用 {places[0].label} 的，没有采用 {rest} 的"]
+    rest = Joined("、", (place.label for place in different[:3]))
+    return [Message("检查点中有 {} 份模型权重，采用 {} 的，没有采用 {} 的", 1 + len(different), places[0].label, rest)]
 
 
 def _same_weights(a: Mapping, b: Mapping) -> bool:

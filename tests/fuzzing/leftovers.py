@@ -39,12 +39,8 @@ def _forged(random: Random, data: bytes) -> bytes:
     if random.random() < 0.5:
         array = _array(random)
     else:
-        header = {**header, random.choice(("format", "key", "warnings", "x")): odd_value(random)}
-        header = (
-            header
-            if header.get("warnings") == []
-            else {**header, "warnings": random.choice((5, {}, "ab", None, [[1]]))}
-        )
+        header = {**header, random.choice(("format", "key", "cuts", "x")): odd_value(random)}
+        header = header if header.get("cuts") == [] else {**header, "cuts": random.choice((5, {}, "ab", None, [[1]]))}
     rest = json.dumps(header).encode() + b"\n" + array
     return hashlib.sha256(rest).digest() + rest
 

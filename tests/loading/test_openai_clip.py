@@ -403,7 +403,7 @@ def test_the_activation(vocabulary, write_checkpoint, tmp_path, source, quick):
 def test_an_unknown_activation_is_said(original, write_checkpoint):
     """On the terminal and in the tables, with what is said of each image."""
     (caution,) = load_clip_checkpoint(write_checkpoint(original.state_dict())).cautions
-    assert re.search("checkpoint.pth.*QuickGELU.*open_clip_config.json", caution)
+    assert re.search("checkpoint.pth.*QuickGELU.*open_clip_config.json", str(caution))
 
 
 def test_an_archive_takes_no_config_of_another_model(vocabulary, tmp_path):

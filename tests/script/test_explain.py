@@ -316,7 +316,7 @@ def test_an_input_size_that_nobody_named_is_said(picture):
     with pytest.warns(InputWarning, match="没有说明输入图像的大小，按 224×224"):
         script.visualize_clip_gradcam(model, picture, TEXTS)
     (message,) = explain(model, picture, TEXTS).cautions
-    assert "--img-size" in message
+    assert "--img-size" in str(message)
     assert not explain(model, picture, TEXTS, img_size=64).cautions
     model.img_size = 64
     assert not explain(model, picture, TEXTS).cautions
