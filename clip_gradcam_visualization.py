@@ -41,6 +41,7 @@ from models.errors import (
     InputWarning,
     check_at_least,
     check_at_most,
+    check_language,
     check_written,
     print_error,
     reason,
@@ -92,7 +93,7 @@ from models.images.preprocessing import DEFAULT_IMG_SIZE, Region, describe_assum
 from models.images.reading import read_image, to_pixels
 from models.loading.fingerprint import fingerprint
 from models.loading.load import choose_device, embed_texts, load_clip_checkpoint
-from models.messages import LANGUAGES, Joined, Message, as_message, current_language
+from models.messages import LANGUAGES, Joined, Message, as_message, can_show_chinese, current_language, speaking
 from models.results.formats import OVERLAY_FORMATS, check_output_name
 from models.results.result import ImageResult, Results
 from models.results.saving import HEATMAP_SIZES, OutputChoice, encode_outputs, save_results, summary
@@ -699,6 +700,7 @@ def explain(
     text_features: torch.Tensor | None = None,
     grey_range: str | Sequence | None = None,
     subtract_others: bool | None = None,
+    lang: str = LANGUAGES[0],
 ) -> ImageResult | Results | list[ImageResult] | list[Results]:
     """Explain one image, or several, against K class texts; a result is frozen, and shows its figure in a notebook.
 
@@ -711,29 +713,34 @@ def explain(
     `contrast`: what speaks for a text rather than for the others. `subtract_others`: whether the other texts are
     taken off (`others_directions`), None for the method's default. `faithfulness`: test each heatmap by deletion and
     insertion. `text_features` [K, D] spare embedding the texts again. `grey_range`: how more than 8 bits of grey become
-    8 (see `parse_grey_range`). Raises InputError for what cannot be used, with an image's place in the list.
+    8 (see `parse_grey_range`). `lang`: what errors, warnings and the result's figure are in, "zh" or "en". Raises
+    InputError for what cannot be used, with an image's place in the list.
     """
-    model = clip_of(model)
-    own_size = getattr(model, "img_size", None)
-    if own_size and img_size not in (own_size, None):
-        warnings.warn(InputWarning("img_size={} 与检查点不符，按检查点的 {} 处理", img_size, own_size), stacklevel=2)
-    names, texts = names_and_texts(class_texts)
-    targets = target_texts(target_text_idx, len(texts))
-    gamma = CONTRAST_GAMMA if contrast else 0.0
-    question = Question(names, texts, targets, gamma, method, similarity, subtract_others, faithfulness, img_size)
-    check_question(question)
-    is_list = isinstance(image, (list, tuple))
-    pixels = {}  # of each image, by its place in the list; None for the only one
-    for place, one in enumerate(image) if is_list else [(None, image)]:
-        with naming_image(place):
-            pixels[place] = to_pixels(one, grey_range)
-    if use_cuda and torch.cuda.is_available():
-        model.to("cuda")
-    explainer = Explainer(model, text_features, question, target_layer, image_encoder_name)
-    if text_features is None:
-        explainer.text_features = class_text_features(model, texts)
-    answers = [results if method == "all" else results[0] for results in explainer.results(pixels)]
-    return answers if is_list else answers[0]
+    with speaking(check_language(lang)):
+        model = clip_of(model)
+        own_size = getattr(model, "img_size", None)
+        if own_size and img_size not in (own_size, None):
+            warnings.warn(
+                InputWarning("img_size={} 与检查点不符，按检查点的 {} 处理", img_size, own_size), stacklevel=2
+            )
+        names, texts = names_and_texts(class_texts)
+        targets = target_texts(target_text_idx, len(texts))
+        gamma = CONTRAST_GAMMA if contrast else 0.0
+        question = Question(names, texts, targets, gamma, method, similarity, subtract_others, faithfulness, img_size)
+        check_question(question)
+        is_list = isinstance(image, (list, tuple))
+        pixels = {}  # of each image, by its place in the list; None for the only one
+        for place, one in enumerate(image) if is_list else [(None, image)]:
+            with naming_image(place):
+                pixels[place] = to_pixels(one, grey_range)
+        if use_cuda and torch.cuda.is_available():
+            model.to("cuda")
+        explainer = Explainer(model, text_features, question, target_layer, image_encoder_name)
+        if text_features is None:
+            explainer.text_features = class_text_features(model, texts)
+        answers = [Results(result._replace(lang=lang) for result in of_image) for of_image in explainer.results(pixels)]
+        answers = answers if method == "all" else [results[0] for results in answers]
+        return answers if is_list else answers[0]
 
 
 def visualize_clip_gradcam(
@@ -755,28 +762,29 @@ def visualize_clip_gradcam(
     that share one colour scale; method "all" the default's and one per method, each on its own. With `save_path` the
     figure and the overlays are written. InputError for a list of images, which are `explain`'s.
     """
-    if isinstance(image_path, (list, tuple)):
-        raise InputError("visualize_clip_gradcam 一次解释一张图像；多张图像请用 explain，再对每个结果用 save")
-    answer = explain(
-        model,
-        image_path,
-        class_texts,
-        target_layer=target_layer,
-        target_text_idx=target_text_idx,
-        img_size=img_size,
-        use_cuda=use_cuda,
-        image_encoder_name=image_encoder_name,
-        contrast=contrast,
-        **options,
-    )
-    results = answer if isinstance(answer, Results) else Results([answer])
-    for message in results.messages():
-        warnings.warn(InputWarning(message), stacklevel=2)
-    if save_path is not None:
-        save_results(results, save_path)
-    if len(results) == 1 and np.ndim(target_text_idx) == 0 and not isinstance(target_text_idx, str):
-        return results[0].overlay
-    return np.stack([show_cam_on_image(r.pixels, heatmap) for r in results for heatmap in r.heatmaps()])
+    with speaking(check_language(options.get("lang", LANGUAGES[0]))):
+        if isinstance(image_path, (list, tuple)):
+            raise InputError("visualize_clip_gradcam 一次解释一张图像；多张图像请用 explain，再对每个结果用 save")
+        answer = explain(
+            model,
+            image_path,
+            class_texts,
+            target_layer=target_layer,
+            target_text_idx=target_text_idx,
+            img_size=img_size,
+            use_cuda=use_cuda,
+            image_encoder_name=image_encoder_name,
+            contrast=contrast,
+            **options,
+        )
+        results = answer if isinstance(answer, Results) else Results([answer])
+        for message in results.messages():
+            warnings.warn(InputWarning(message), stacklevel=2)
+        if save_path is not None:
+            save_results(results, save_path)
+        if len(results) == 1 and np.ndim(target_text_idx) == 0 and not isinstance(target_text_idx, str):
+            return results[0].overlay
+        return np.stack([show_cam_on_image(r.pixels, heatmap) for r in results for heatmap in r.heatmaps()])
 
 
 def explainer_of(args, model, question: Question) -> Explainer:
@@ -889,12 +897,31 @@ def run(args) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code.
 
-    0; 1 where images of many are missing from the results; 2 where nothing could start, after one line `错误: ...` on
-    standard error; 130 after Ctrl-C. An exception that nobody foresaw is one line too, a traceback where DEBUG is set.
+    0; 1 where images of many are missing from the results; 2 where nothing could start, after one line on standard
+    error, `错误: ...` or `error: ...`; 130 after Ctrl-C. An exception that nobody foresaw is one line too, a traceback
+    where DEBUG is set.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    with speaking(language_of_console(sys.argv[1:] if argv is None else argv)):
+        return command(argv)
+
+
+def language_of_console(argv: Sequence[str]) -> str:
+    """What the command is asked to speak; English where the console has no Chinese letters.
+
+    Before the parser, whose help and errors are in it. Figures and tables are in the language of --lang all the same.
+    """
+    if not can_show_chinese(sys.stdout, sys.stderr):
+        return "en"
+    values = [value for flag, value in zip(argv, argv[1:]) if flag == "--lang"]
+    values += [flag.removeprefix("--lang=") for flag in argv if flag.startswith("--lang=")]
+    return next((value for value in values if value in LANGUAGES), LANGUAGES[0])
+
+
+def command(argv: Sequence[str] | None) -> int:
+    """Run the command line in the language of now; returns the exit code."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what libraries say to developers

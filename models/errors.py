@@ -5,7 +5,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable
 
-from .messages import Joined, Message, as_message, current_language, in_language
+from .messages import LANGUAGES, Joined, Message, as_message, current_language, in_language
 
 # Controls (C0, DEL, C1), line and paragraph separators, halves of surrogate pairs, and what turns or hides letters
 # without a sign of its own: bidi marks, zero-width characters, tags, fillers.
@@ -102,6 +102,13 @@ def check_written(flag: str, value: str | Iterable[str] | None) -> None:
             raise InputError("{} 后面的值是空的", flag)
         if "\0" in text:
             raise InputError("{} 的值 {} 含有空字符，不能作路径或名称", flag, text)
+
+
+def check_language(lang: str) -> str:
+    """Return `lang`; InputError where it is none of LANGUAGES."""
+    if lang not in LANGUAGES:
+        raise InputError("没有语言 {!r}；可用：{}", lang, Joined("、", LANGUAGES))
+    return lang
 
 
 TARGET_INDEX = Message("目标文本索引")

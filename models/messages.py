@@ -36,6 +36,16 @@ def speaking(lang: str | None) -> Iterator[None]:
         _language.reset(token)
 
 
+def can_show_chinese(*streams) -> bool:
+    """Whether the encodings of all streams have Chinese letters; one without an encoding, or none, has them."""
+    for encoding in filter(None, (getattr(stream, "encoding", None) for stream in streams)):
+        try:
+            "中文".encode(encoding)
+        except (UnicodeEncodeError, LookupError):
+            return False
+    return True
+
+
 @lru_cache(maxsize=1)
 def catalogue() -> dict[str, str]:
     """{Chinese: English} of all sentences; the same holes in both."""

@@ -112,7 +112,7 @@ def _heatmap_panel(left, top, panel_height, result, heatmap, words) -> list:
     """The heatmap with the target text as its title, and its colour bar: beside it, or below one wider than 2:1."""
     picture = _panel_picture(left, top, panel_height, heatmap, result.pixels.shape[:2])
     name, text = result.names[result.target], result.texts[result.target]
-    target = drawable(text if name == text else f"{name}（{text}）")
+    target = drawable(text if name == text else name + parts.in_brackets([text], words))
     target = words["contrast" if result.question.contrast > 0 else "target"].format(target)
     heading = words["heatmap"].format(result.label)
     heading += parts.in_brackets(result.details(words), words)

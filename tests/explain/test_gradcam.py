@@ -440,7 +440,7 @@ FLAT = {
 @pytest.mark.parametrize("trained", [True, False])
 def test_why_a_map_is_flat(cause, trained):
     raw_map, peak, message = FLAT[cause]
-    flaw = diagnose_flat_map(WithNorm(trained), raw_map, torch.tensor(peak))
+    flaw = str(diagnose_flat_map(WithNorm(trained), raw_map, torch.tensor(peak)))
     assert re.search(message, flaw)
     assert ("未经训练" in flaw) == (not trained)
     assert "\n" not in flaw
@@ -459,7 +459,7 @@ def test_why_a_map_is_flat(cause, trained):
 def test_why_a_map_is_flat_where_the_other_texts_were_taken_off(cause, message):
     """Nothing is left: the others are held more everywhere, which does not make the text the image's opposite."""
     raw_map, peak, _ = FLAT[cause]
-    flaw = diagnose_flat_map(WithNorm(True), raw_map, torch.tensor(peak), others_subtracted=True)
+    flaw = str(diagnose_flat_map(WithNorm(True), raw_map, torch.tensor(peak), others_subtracted=True))
     assert re.search(f"热力图为空：.*{message}", flaw) and "不为正" not in flaw
     assert ("请看概率" in flaw) == ("没有一处" in message)
     assert diagnose_flat_map(WithNorm(True), torch.tensor([[-1.0, 0.5]]), 1.0, others_subtracted=True) is None
@@ -599,5 +599,5 @@ def test_norms_without_a_shift_tell_of_training_too(scale, untrained):
     net.norm = nn.LayerNorm(4, bias=False)
     with torch.no_grad():
         net.norm.weight.fill_(scale)
-    flaw = diagnose_flat_map(Clip(net), torch.zeros(2, 2), 0.0)
+    flaw = str(diagnose_flat_map(Clip(net), torch.zeros(2, 2), 0.0))
     assert ("未经训练" in flaw) == untrained

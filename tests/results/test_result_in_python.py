@@ -218,8 +218,8 @@ def test_a_notebook_shows_a_wide_figure_1000_pixels_wide_and_widens_none(size, i
 @pytest.mark.parametrize(
     "choice, problem",
     [
-        ({"heatmap": "layers"}, "heatmap 不能是 'layers'；最接近的是 layer；可用 None、all、layer"),
-        ({"overlay_format": "tif"}, "overlay_format 不能是 'tif'；可用 None、png、jpg、webp"),
+        ({"heatmap": "layers"}, "heatmap 不能是 'layers'；最接近的是 layer；可用 all、layer"),
+        ({"overlay_format": "tif"}, "overlay_format 不能是 'tif'；可用 png、jpg、webp"),
         ({"lang": "fr"}, "lang 不能是 'fr'；可用 zh、en"),
     ],
 )
