@@ -59,7 +59,8 @@ from models.explain.defaults import (
     tells_presence,
 )
 from models.explain.faithfulness import measure_faithfulness
-from models.explain.heatmap import diagnose_flat_map, show_cam_on_image, text_specificity, to_heatmap
+from models.explain.heatmap import diagnose_flat_map, text_specificity, to_heatmap
+from models.explain.heatmap import show_cam_on_image as show_cam_on_image  # for callers from Python
 from models.explain.layers import check_layers, layer_name, layers_name, list_spatial_layers
 from models.explain.methods import METHODS, SIMILARITIES, check_method, check_similarity, reads_attention
 from models.explain.needs import ForwardPass, Maps
@@ -784,7 +785,7 @@ def visualize_clip_gradcam(
             save_results(results, save_path)
         if len(results) == 1 and np.ndim(target_text_idx) == 0 and not isinstance(target_text_idx, str):
             return results[0].overlay
-        return np.stack([show_cam_on_image(r.pixels, heatmap) for r in results for heatmap in r.heatmaps()])
+        return np.stack([overlay for result in results for overlay in result.overlays()])
 
 
 def explainer_of(args, model, question: Question) -> Explainer:

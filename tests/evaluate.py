@@ -54,12 +54,13 @@ from models.demo.sentences import class_texts, short_name
 from models.evaluation.measures import energy, iou
 from models.explain.defaults import ENCODERS as ENCODER_ROWS
 from models.explain.faithfulness import measure_faithfulness
-from models.explain.heatmap import blend, is_flat, text_specificity, to_heatmap
+from models.explain.heatmap import is_flat, text_specificity, to_heatmap
 from models.explain.layers import as_maps, layers_name, token_grid_of
 from models.explain.methods import METHODS, SIMILARITIES, methods_for, reads_attention
 from models.explain.needs import Gradients
 from models.images.preprocessing import preprocessing_of
 from models.loading.load import load_clip_checkpoint
+from models.results.colours import Colours, overlay_levels
 from models.results.page import Drawing, Picture, Text, draw_pixels
 from models.towers.image import ImageEncoder
 from models.writing import write_files
@@ -856,7 +857,7 @@ def _tile(subject: Subject, results: dict, method: str, kind: str, left: int, to
     if setting is None:
         return [Text(left + TILE // 2, top + TILE // 2, "—", 16, "m")]
     raw = subject.maps([setting], case, np.array([[KINDS.index(kind)]]))[setting][0, 0]
-    pixels = blend(pixels, to_heatmap(raw, (TILE, TILE)), 0.45)
+    pixels = overlay_levels(pixels, to_heatmap(raw, (TILE, TILE)), Colours("jet", "constant", 0.45))
     cv2.drawContours(pixels, outline, -1, (255, 255, 255), 1)
     hit, colour = HIT[peaks_in(to_heatmap(raw, GRID_SIZE), case.near[0][kind])]
     words = "，".join([hit, *words_of(method, setting.similarity, setting.subtract)])

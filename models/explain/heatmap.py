@@ -139,6 +139,11 @@ def show_cam_on_image(
     [0, 1], resized where it is of another size; the image stays as it is where it is NaN. `colormap`: one of
     OpenCV's. Returns float32 RGB in [0, 1].
     """
+    return lay_over(img, mask, colour_table(colormap), np.full(256, alpha, dtype=np.float64))
+
+
+def lay_over(img: np.ndarray, mask: np.ndarray, table: np.ndarray, opacity: np.ndarray) -> np.ndarray:
+    """`show_cam_on_image` with colours of one's own, RGB uint8 [256, 1, 3], and an opacity of each level, [256]."""
     pixels = np.asarray(img)
     scale = 255.0 if np.issubdtype(pixels.dtype, np.integer) or pixels.max(initial=0) > 1 else 1.0
     pixels = pixels.astype(np.float32) / np.float32(scale)
@@ -147,19 +152,13 @@ def show_cam_on_image(
         mask = cv2.resize(mask, pixels.shape[1::-1], interpolation=cv2.INTER_LINEAR)
     unseen = np.isnan(mask)
     levels = np.rint(np.clip(np.where(unseen, 0, mask), 0, 1) * 255).astype(np.uint8)
-    colours = cv2.applyColorMap(levels, colormap)[..., ::-1].astype(np.float32) / np.float32(255)
-    blended = np.clip(alpha * colours + (1 - alpha) * pixels, 0, 1).astype(np.float32)
+    colours = cv2.applyColorMap(levels, table).astype(np.float32) / np.float32(255)
+    opaque, rest = (share.astype(np.float32)[levels][..., None] for share in (opacity, 1 - opacity))
+    blended = np.clip(opaque * colours + rest * pixels, 0, 1)
     return np.where(unseen[..., None], np.clip(pixels, 0, 1), blended)
 
 
-def jet(heatmap: np.ndarray) -> np.ndarray:
-    """[h, w] in [0, 1] -> RGB uint8 [h, w, 3], dark blue to dark red."""
-    return cv2.cvtColor(cv2.applyColorMap(cv2.convertScaleAbs(heatmap, alpha=255), COLORMAP_JET), cv2.COLOR_BGR2RGB)
-
-
-def blend(pixels: np.ndarray, heatmap: np.ndarray, alpha: float = OVERLAY_ALPHA) -> np.ndarray:
-    """`show_cam_on_image` in whole levels, several times as fast: uint8 [H, W, 3] and [H, W] -> uint8 [H, W, 3]."""
-    unseen = np.isnan(heatmap)
-    if not unseen.any():
-        return cv2.addWeighted(jet(heatmap), alpha, np.ascontiguousarray(pixels), 1 - alpha, 0)
-    return np.where(unseen[..., None], pixels, blend(pixels, np.where(unseen, np.float32(0), heatmap), alpha))
+def colour_table(colormap: int) -> np.ndarray:
+    """One of OpenCV's colormaps as a table of its own: RGB uint8 [256, 1, 3], the coldest first."""
+    levels = np.arange(256, dtype=np.uint8)[:, None]
+    return cv2.cvtColor(cv2.applyColorMap(levels, colormap), cv2.COLOR_BGR2RGB)

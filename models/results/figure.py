@@ -5,9 +5,9 @@ Knows nothing of models: it reads an ImageResult of `models.results.result`. May
 
 import numpy as np
 
-from ..explain.heatmap import jet
 from ..messages import in_language
 from . import parts
+from .colours import coloured
 from .curves import draw_curves
 from .formats import VECTOR_FORMATS, encode_image
 from .outlines import draw_outlines
@@ -83,20 +83,20 @@ def draw_figure(result, heatmap: np.ndarray, overlay: np.ndarray, lang: str = "z
     return Drawing(page_width, page_height, [*items, *parts.draw_footer(rows, page_height)])
 
 
-def _panel_picture(left, top, panel_height, image, proportions) -> Picture:
+def _panel_picture(left, top, panel_height, image, proportions, colormap=None) -> Picture:
     """`image` as large as the panel allows at the proportions (height, width), in the panel's middle."""
     width, height = parts.fitted(proportions[1], proportions[0], PANEL_WIDTH, panel_height)
     pixels = parts.resized(image, width, height)
-    pixels = pixels if pixels.ndim == 3 else _coloured(pixels)
+    pixels = pixels if colormap is None else _coloured(pixels, colormap)
     return Picture(left + (PANEL_WIDTH - width) // 2, top + (panel_height - height) // 2, pixels)
 
 
-def _coloured(heatmap: np.ndarray) -> np.ndarray:
+def _coloured(heatmap: np.ndarray, colormap: str) -> np.ndarray:
     """[h, w] in [0, 1] -> RGB uint8, grey where it is NaN."""
     unseen = np.isnan(heatmap)
     if not unseen.any():
-        return jet(heatmap)
-    colours = jet(np.where(unseen, np.float32(0), heatmap))
+        return coloured(heatmap, colormap)
+    colours = coloured(np.where(unseen, np.float32(0), heatmap), colormap)
     colours[unseen] = UNSEEN
     return colours
 
@@ -110,7 +110,8 @@ def _image_panel(left, top, panel_height, pixels, title, outlines) -> list:
 
 def _heatmap_panel(left, top, panel_height, result, heatmap, words) -> list:
     """The heatmap with the target text as its title, and its colour bar: beside it, or below one wider than 2:1."""
-    picture = _panel_picture(left, top, panel_height, heatmap, result.pixels.shape[:2])
+    colormap = result.colours.colormap
+    picture = _panel_picture(left, top, panel_height, heatmap, result.pixels.shape[:2], colormap)
     name, text = result.names[result.target], result.texts[result.target]
     target = drawable(text if name == text else name + parts.in_brackets([text], words))
     target = words["contrast" if result.question.contrast > 0 else "target"].format(target)
@@ -126,8 +127,8 @@ def _heatmap_panel(left, top, panel_height, result, heatmap, words) -> list:
         message = parts.framed_message(result.flaws[0], (centre, (upper + lower) / 2), limit, 12, WARNING)
         upper, lower = min(upper, message[0].top), max(lower, message[0].bottom)
     width, height = picture.right - picture.left, picture.bottom - picture.top
-    bar = parts.bar_below(picture.left, lower + 18, width, [words["scale"]]) if width > 2 * height else ()
-    bar = bar or parts.bar_beside(picture, words["scale"])
+    bar = parts.bar_below(picture.left, lower + 18, width, [words["scale"]], colormap) if width > 2 * height else ()
+    bar = bar or parts.bar_beside(picture, words["scale"], colormap)
     return [picture, *bar, *parts.lines_up(title, centre, upper - 16, HEADING), *message]
 
 

@@ -119,7 +119,7 @@ def draw_grid(results, overlays: list[np.ndarray], lang: str = "zh") -> Drawing:
         items += [_moved(item, corner[0] + tiles.width // 2, corner[1] + tiles.height) for item in caption]
     bottom = head + 12 + math.ceil(len(captions) / tiles.columns) * pitch
     label = wrap_text(words["own scale" if _by_method(results) else "scale"], room, 2, parts.measure(BODY))
-    items += parts.bar_below(page_width // 2 - 300, bottom, 600, label)
+    items += parts.bar_below(page_width // 2 - 300, bottom, 600, label, first.colours.colormap)
     rows = parts.footer_rows(_grid_notes(results, is_tested, words), room, 1000)
     page_height = bottom + GRID_FOOT + (len(label) - 2 + max(0, len(rows) - 2)) * parts.leading(BODY)
     return Drawing(page_width, page_height, [*items, *parts.draw_footer(rows, page_height)])

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..explain.heatmap import TEXT_UNSPECIFIC, jet
+from ..explain.heatmap import TEXT_UNSPECIFIC
 from ..heavy import cv2
 from ..messages import LANGUAGES
+from .colours import COLD, coloured
 from .page import ASCENT, BLACK, DESCENT, WHITE, Box, Picture, Text, drawable, text_length, wrap_text
 
 FOOTER_WORDS = {
@@ -41,6 +42,7 @@ FOOTER_WORDS = {
         "模型只看到图像的 {}%，其余被预处理裁去，没有着色",
         "The model saw {}% of the image: the rest was cropped away and is left uncoloured",
     ),
+    "heat": ("叠加：越热越不透明，低于 {} 不着色", "Overlay: the hotter the more opaque, uncoloured below {}"),
     "specificity": (
         "文本特异性{}（1 表示与其他文本的热力图不相关，0 表示热力图不随文本变化）",
         "Text specificity{} (1: unrelated to the other texts' heatmaps, 0: the heatmap ignores the text)",
@@ -121,12 +123,12 @@ def resized(image: np.ndarray, width: int, height: int) -> np.ndarray:
 BAR_THICKNESS, TICK_LENGTH = 22, 5
 
 
-def bar_beside(picture: Picture, label: str) -> list:
+def bar_beside(picture: Picture, label: str, colormap: str) -> list:
     """A vertical colour bar to the right of a picture, with ticks from 0 to 1 and its label."""
     left, top, bottom = picture.right + 18, picture.top, picture.bottom
     right, height = left + BAR_THICKNESS, bottom - top
     levels = np.repeat(np.linspace(1, 0, height, dtype=np.float32)[:, None], BAR_THICKNESS, axis=1)
-    items = [Box(left - 1, top - 1, right + 1, bottom + 1, BLACK), Picture(left, top, jet(levels))]
+    items = [Box(left - 1, top - 1, right + 1, bottom + 1, BLACK), Picture(left, top, coloured(levels, colormap))]
     for tick in range(6):
         y = bottom - 1 - round(tick * (height - 1) / 5)
         items.append(Box(right + 1, y, right + 1 + TICK_LENGTH, y + 1, BLACK))
@@ -135,11 +137,11 @@ def bar_beside(picture: Picture, label: str) -> list:
     return [*items, Text(label_x, (top + bottom) // 2, label, BODY, "m", vertical=True)]
 
 
-def bar_below(left: int, top: int, width: int, label: list[str]) -> list:
+def bar_below(left: int, top: int, width: int, label: list[str], colormap: str) -> list:
     """A horizontal colour bar with ticks from 0 to 1, the lines of its label below."""
     right, bottom = left + width, top + BAR_THICKNESS
     levels = np.repeat(np.linspace(0, 1, width, dtype=np.float32)[None], BAR_THICKNESS, axis=0)
-    items = [Box(left - 1, top - 1, right + 1, bottom + 1, BLACK), Picture(left, top, jet(levels))]
+    items = [Box(left - 1, top - 1, right + 1, bottom + 1, BLACK), Picture(left, top, coloured(levels, colormap))]
     for tick in range(6):
         x = left + round(tick * (width - 1) / 5)
         items.append(Box(x, bottom + 1, x + 1, bottom + 1 + TICK_LENGTH, BLACK))
@@ -169,6 +171,7 @@ def footer_notes(results: Sequence, words: dict) -> list[Note]:
     questions = [result.question for result in results]  # where they differ, each tile's name says it
     notes += [words["dot product"]] if all(question.similarity == "dot" for question in questions) else []
     notes += [words["subtracted"]] if all(question.subtract_others for question in questions) else []
+    notes += [words["heat"].format(COLD)] if first.colours.blend == "heat" else []
     notes += [words["seen"].format(first.seen_percent)] if first.seen_percent < 100 else []
     notes += _outline_note(first, words)
     by_method = all(len(result.targets) == 1 for result in results)  # else each text's tile says it

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..explain.heatmap import TEXT_UNSPECIFIC, blend, is_flat, resize_map, show_cam_on_image, to_heatmap
+from ..explain.heatmap import TEXT_UNSPECIFIC, is_flat, resize_map, to_heatmap
 from ..explain.methods import METHODS
 from ..explain.question import Question
 from ..heavy import Image
@@ -16,6 +16,7 @@ from ..images.preprocessing import Region
 from ..messages import LANGUAGES, Joined, Message
 from ..messages import in_language as said_in
 from .brief import brief
+from .colours import DEFAULT_COLOURS, Colours, overlay, overlay_levels
 from .drawing import draw_results, file_marks, for_figure
 from .figure import encode_figure
 from .outlines import Outline
@@ -52,6 +53,7 @@ class ImageResult(NamedTuple):
     also: tuple = ()  # ImageResults of other methods whose map is the same
     lang: str = LANGUAGES[0]  # of its figure and of what it says of itself
     name: str | None = None  # of the image's file
+    colours: Colours = DEFAULT_COLOURS
 
     def __eq__(self, other) -> bool:
         """Whether all values are the same, those of arrays too; NaN is the same as NaN."""
@@ -77,6 +79,10 @@ class ImageResult(NamedTuple):
             scale = max((float(np.nanmax(resized)) for resized in drawn), default=None)
         size = self.pixels.shape[:2]
         return (to_heatmap(raw_map, size, scale, self.region) for raw_map in self.maps)
+
+    def overlays(self) -> Iterator[np.ndarray]:
+        """RGB float32 [H, W, 3] in [0, 1] of each explained text."""
+        return (overlay(self.pixels, heatmap, self.colours) for heatmap in self.heatmaps())
 
     def warnings(self, lang: str | None = None) -> list[str | None]:
         """What the reader of each explained text's map must know: the cautions, and its own notes."""
@@ -129,7 +135,7 @@ class ImageResult(NamedTuple):
     @property
     def overlay(self) -> np.ndarray:
         """RGB float32 [H, W, 3] in [0, 1]."""
-        return show_cam_on_image(self.pixels, self.heatmap)
+        return next(self.overlays())
 
     @property
     def map(self) -> np.ndarray:
@@ -278,7 +284,7 @@ class Results(tuple):
 
     def drawn(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """(heatmap [H, W], overlay uint8 [H, W, 3]) of each explained text and method."""
-        return ((heatmap, blend(r.pixels, heatmap)) for r in self for heatmap in r.heatmaps())
+        return ((heatmap, overlay_levels(r.pixels, heatmap, r.colours)) for r in self for heatmap in r.heatmaps())
 
 
 def _same(one, other) -> bool:

@@ -7,8 +7,9 @@ from PIL import Image
 from tiny import gradient_picture
 from torchvision import transforms
 
-from models.explain.heatmap import blend, resize_map, show_cam_on_image, to_heatmap
+from models.explain.heatmap import resize_map, to_heatmap
 from models.images.preprocessing import Preprocessing, Region, preprocess, square
+from models.results.colours import choose_colours, overlay, overlay_levels
 from models.runs.tables import measure_map
 
 # -- preprocessing ----------------------------------------------------------------------------
@@ -120,7 +121,7 @@ def test_where_the_model_saw_nothing_the_image_stays_as_it_is():
     heatmap = to_heatmap(np.float32([[1, 2], [1, 2]]), (60, 90), region=region)
     flat = to_heatmap(np.full((2, 2), 3, np.float32), (60, 90), region=region)
     assert np.nanmax(heatmap) == 1 and not flat[:, 15:75].any()
-    smooth, whole = show_cam_on_image(pixels, heatmap), blend(pixels, heatmap)
+    smooth, whole = (draw(pixels, heatmap, choose_colours(blend="constant")) for draw in (overlay, overlay_levels))
     for side in (slice(0, 15), slice(75, 90)):
         assert np.isnan(flat[:, side]).all()
         np.testing.assert_allclose(smooth[:, side] * 255, pixels[:, side], atol=1e-4)

@@ -26,10 +26,11 @@ from tiny import gradient_picture, tiny_result
 import clip_gradcam_visualization as script
 from models.errors import InputError, escape_unprintable
 from models.explain.faithfulness import Faithfulness
-from models.explain.heatmap import COLORMAP_JET, blend, show_cam_on_image
+from models.explain.heatmap import COLORMAP_JET, show_cam_on_image
 from models.explain.methods import METHODS
 from models.explain.question import Question
 from models.images.preprocessing import Region
+from models.results.colours import overlay_levels
 from models.results.curves import COLOURS, dashes, nice_ticks
 from models.results.figure import BAR_COLOURS, draw_figure, encode_figure
 from models.results.formats import LONGEST_SIDES, RASTER_FORMATS, encode_image, figure_file, overlay_path
@@ -104,14 +105,6 @@ def test_without_opencv_the_remedy_is_named(monkeypatch):
         show_cam_on_image(gradient_picture(4, 4), np.zeros((4, 4)))
 
 
-@pytest.mark.parametrize("alpha", [0.4, 0.7])
-def test_blending_whole_levels_is_the_overlay_rounded(alpha):
-    pixels, mask = gradient_picture(50, 70), np.random.default_rng(0).random((50, 70), np.float32)
-    blended, overlay = blend(pixels, mask, alpha), show_cam_on_image(pixels, mask, alpha=alpha)
-    assert blended.dtype == np.uint8
-    np.testing.assert_allclose(blended, 255 * overlay, atol=0.51 + 1e-3)
-
-
 # -- what is drawn ----------------------------------------------------------------------------
 
 
@@ -165,7 +158,7 @@ def figure_content(
     if region is not None:
         inside, heatmap = heatmap, np.full(size, np.nan, np.float32)
         heatmap[region.pixels(*size)] = inside[region.pixels(*size)]
-    overlay = changes.pop("overlay", blend(gradient_picture(*size), heatmap))
+    overlay = changes.pop("overlay", overlay_levels(gradient_picture(*size), heatmap))
     tested = changes.pop("faithfulness", None)
     changes |= {"flaws": [warning], "specificities": [specificity], "faithfulness": tested and [tested]}
     changes.setdefault("similarities", np.roll(np.linspace(0.3, -0.2, len(names), dtype=np.float32), target))
@@ -323,8 +316,7 @@ def test_the_words_of_four_panels_and_of_five_where_the_heatmap_was_tested(lang,
     assert "正常" in words(four)  # the users' own words stay
     assert all(word in words(five) for word in FIFTH[lang])
     assert five.height > four.height + 300 and five.width == four.width and not items_of(four, Line)
-    foot = 2 if lang == "zh" else 1  # the four panels stay as they are; the footer goes down
-    for before, after in zip(four.items[:-foot], five.items):
+    for before, after in zip(four.items[:-2], five.items):  # the four panels stay as they are; the footer goes down
         assert before == after if not isinstance(before, Picture) else isinstance(after, Picture)
 
 
@@ -334,15 +326,15 @@ def test_four_panels_show_what_they_say():
     original, heatmap, bar, overlay = items_of(drawing, Picture)
     np.testing.assert_array_equal(original.pixels, gradient_picture(*size))
     levels = np.rint(ramp(size) * 255).astype(np.uint8)
-    np.testing.assert_array_equal(heatmap.pixels, cv2.applyColorMap(levels, cv2.COLORMAP_JET)[..., ::-1])
-    np.testing.assert_array_equal(overlay.pixels, blend(gradient_picture(*size), ramp(size)))
+    np.testing.assert_array_equal(heatmap.pixels, cv2.applyColorMap(levels, cv2.COLORMAP_PLASMA)[..., ::-1])
+    np.testing.assert_array_equal(overlay.pixels, overlay_levels(gradient_picture(*size), ramp(size)))
     for word, picture in zip(WORDS["zh"][:3], (original, heatmap, overlay), strict=True):
         title = text_with(drawing, word)
         assert title.x == pytest.approx((picture.left + picture.right) / 2, abs=1) and title.y < picture.top
     assert text_with(drawing, WORDS["zh"][1]).y < text_with(drawing, "类别0的描述").y < heatmap.top
     low, high = text_with(drawing, "0.0"), text_with(drawing, "1.0")
     assert bar.top <= high.y - 5 < bar.top + 10 and bar.bottom - 10 < low.y - 5 <= bar.bottom + 5
-    np.testing.assert_array_equal(bar.pixels[[0, -1], 0], [(128, 0, 0), (0, 0, 128)])  # red on top
+    np.testing.assert_array_equal(bar.pixels[[0, -1], 0], [(240, 249, 33), (13, 8, 135)])  # yellow on top
     assert text_with(drawing, "相对重要性").vertical
     source, specificity = text_with(drawing, "starnet_s1"), text_with(drawing, "文本特异性")
     assert source.y == specificity.y and text_box(source)[2] < text_box(specificity)[0]
@@ -691,7 +683,7 @@ def test_nothing_on_a_grid_lies_over_another_or_outside(kind, size, lang, crowd)
     assert tile.left < message.x < tile.right and tile.top < message.y < tile.bottom
     assert bar.bottom < text_with(drawing, own_scale if methods else one_scale).y < bar.bottom + 60
     assert (one_scale in words(drawing)) == (methods is None)
-    np.testing.assert_array_equal(bar.pixels[0, [0, -1]], [(0, 0, 128), (128, 0, 0)])
+    np.testing.assert_array_equal(bar.pixels[0, [0, -1]], [(13, 8, 135), (240, 249, 33)])
 
 
 AREAS = {"zh": ("删除 {}（{}）", "插入 {}（{}）"), "en": ("Deletion {} ({})", "Insertion {} ({})")}
@@ -927,7 +919,7 @@ def test_both_files_in_every_format(tmp_path, suffix):
     with Image.open(overlay) as image:
         assert image.size == (90, 60)
         error = np.abs(np.asarray(image.convert("RGB")) - 255 * result.overlay)
-    assert error.max() <= 1 if suffix != ".jpg" else error.mean() < 6
+    assert error.max() <= 1.5 if suffix != ".jpg" else error.mean() < 6
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tif"])

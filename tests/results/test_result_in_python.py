@@ -10,6 +10,7 @@ from tiny import tiny_result
 from models.errors import InputError
 from models.explain.faithfulness import Faithfulness
 from models.images.preprocessing import Region
+from models.results.colours import Colours
 from models.results.outlines import Outline
 from models.results.result import ImageResult, Results
 from models.results.saving import OutputChoice, save_results
@@ -68,6 +69,7 @@ DIFFERENT = {
     "also": (tiny_result([2]),),
     "lang": "en",
     "name": "b.png",
+    "colours": Colours("jet", "heat", 0.5),
 }
 
 
