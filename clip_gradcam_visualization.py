@@ -95,6 +95,7 @@ from models.images.reading import read_image, to_pixels
 from models.loading.fingerprint import fingerprint
 from models.loading.load import choose_device, embed_texts, load_clip_checkpoint
 from models.messages import LANGUAGES, Joined, Message, as_message, can_show_chinese, current_language, speaking
+from models.results.colours import BLENDS, COLORMAPS, DEFAULT_COLOURS, Colours, choose_colours
 from models.results.formats import OVERLAY_FORMATS, check_output_name
 from models.results.result import ImageResult, Results
 from models.results.saving import HEATMAP_SIZES, OutputChoice, encode_outputs, save_results, summary
@@ -197,6 +198,13 @@ FLAGS = (
     ("--no-figure", SWITCH, "不写可视化图"),
     ("--overlay-only", SWITCH, "只写叠加图像"),
     ("--overlay-format", {"choices": OVERLAY_FORMATS}, "叠加图像的格式（默认：与可视化图相同；jpg 写得最快）"),
+    (
+        "--blend",
+        {"choices": tuple(BLENDS)},
+        "怎样叠加：heat（默认）越热越不透明，冷处就是原图；constant 处处同样不透明",
+    ),
+    ("--colormap", NAME, f"热力图的配色：{'、'.join(COLORMAPS)}（默认：plasma；--blend constant 时 jet）"),
+    ("--alpha", FLOAT, "叠加时颜色至多多不透明，大于 0、至多 1（默认：0.5；--blend constant 时 0.4）"),
     ("--resume", SWITCH, "接着上次没有做完的运行，只做缺少的图像"),
     ("--shard", {"metavar": "I/N"}, "只做 N 份中的第 I 份（从 1 开始），各份可在不同的机器上同时运行"),
     ("--join", SWITCH, "把各份合成结果表，或重新写表和评估；只需要 --output-dir"),
@@ -265,6 +273,7 @@ def check_arguments(args) -> None:
     if args.output_name is not None:
         check_output_name(args.output_name)
     parse_grey_range(args.grey_range)
+    colours_of(args)
     if not 0 <= args.tolerance <= GRID:
         raise InputError("--tolerance 应在 0 到 {} 之间（224×224 的像素），收到 {}", GRID, args.tolerance)
     for flag, value in (("--split", args.split), ("--target label", args.target == "label")):
@@ -293,6 +302,11 @@ def question_of(args) -> Question:
 def output_choice(args) -> OutputChoice:
     has_figure = not (args.no_figure or args.overlay_only)
     return OutputChoice(has_figure, args.save_heatmap, args.lang or LANGUAGES[0], args.overlay_format)
+
+
+def colours_of(args) -> Colours:
+    """What the flags have heatmaps look like; InputError where they name no colours."""
+    return choose_colours(args.colormap, args.blend, args.alpha)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -515,8 +529,16 @@ class Explainer:
     Settings that look at the same layers, of the same similarity, share one forward pass and its gradients.
     """
 
-    def __init__(self, model, text_features, question: Question, target_layer=None, encoder: str | None = None):
-        self.model, self.question = clip_of(model), question
+    def __init__(
+        self,
+        model,
+        text_features,
+        question: Question,
+        target_layer=None,
+        encoder: str | None = None,
+        colours: Colours = DEFAULT_COLOURS,
+    ):
+        self.model, self.question, self.colours = clip_of(model), question, colours
         self.text_features = None if text_features is None else check_text_features(text_features, len(question.texts))
         self.encoder = encoder or getattr(self.model, "image_encoder_name", type(self.model).__name__)
         layers = target_layer if isinstance(target_layer, (list, tuple)) else [target_layer]
@@ -530,7 +552,7 @@ class Explainer:
         """The same over the same weights, with modules of its own: hooks of two threads do not meet."""
         shared = {id(tensor): tensor for tensor in (*self.model.parameters(), *self.model.buffers())}
         model, layers = copy.deepcopy([self.model, self.layers], shared)
-        return Explainer(model, self.text_features, self.question, layers, self.encoder)
+        return Explainer(model, self.text_features, self.question, layers, self.encoder, self.colours)
 
     def __call__(self, images: torch.Tensor, targets: Sequence[Sequence[int]] | None = None) -> list[list[ImageMaps]]:
         """Model input [B, 3, h, w] -> for each image the maps of each setting.
@@ -644,6 +666,7 @@ class Explainer:
             subtracted=setting.subtracted,
             is_default=setting.is_default,
             tells_presence=tells_presence(self.encoder, setting),
+            colours=self.colours,
         )
 
     def _cautions(self, pixels: np.ndarray) -> list[Message]:
@@ -702,6 +725,9 @@ def explain(
     grey_range: str | Sequence | None = None,
     subtract_others: bool | None = None,
     lang: str = LANGUAGES[0],
+    blend: str | None = None,
+    colormap: str | None = None,
+    alpha: float | None = None,
 ) -> ImageResult | Results | list[ImageResult] | list[Results]:
     """Explain one image, or several, against K class texts; a result is frozen, and shows its figure in a notebook.
 
@@ -714,8 +740,9 @@ def explain(
     `contrast`: what speaks for a text rather than for the others. `subtract_others`: whether the other texts are
     taken off (`others_directions`), None for the method's default. `faithfulness`: test each heatmap by deletion and
     insertion. `text_features` [K, D] spare embedding the texts again. `grey_range`: how more than 8 bits of grey become
-    8 (see `parse_grey_range`). `lang`: what errors, warnings and the result's figure are in, "zh" or "en". Raises
-    InputError for what cannot be used, with an image's place in the list.
+    8 (see `parse_grey_range`). `lang`: what errors, warnings and the result's figure are in, "zh" or "en". `blend`,
+    `colormap`, `alpha`: how it is drawn (see `choose_colours`). Raises InputError for what cannot be used, with an
+    image's place in the list.
     """
     with speaking(check_language(lang)):
         model = clip_of(model)
@@ -729,6 +756,7 @@ def explain(
         gamma = CONTRAST_GAMMA if contrast else 0.0
         question = Question(names, texts, targets, gamma, method, similarity, subtract_others, faithfulness, img_size)
         check_question(question)
+        colours = choose_colours(colormap, blend, alpha)
         is_list = isinstance(image, (list, tuple))
         pixels = {}  # of each image, by its place in the list; None for the only one
         for place, one in enumerate(image) if is_list else [(None, image)]:
@@ -736,7 +764,7 @@ def explain(
                 pixels[place] = to_pixels(one, grey_range)
         if use_cuda and torch.cuda.is_available():
             model.to("cuda")
-        explainer = Explainer(model, text_features, question, target_layer, image_encoder_name)
+        explainer = Explainer(model, text_features, question, target_layer, image_encoder_name, colours)
         if text_features is None:
             explainer.text_features = class_text_features(model, texts)
         answers = [Results(result._replace(lang=lang) for result in of_image) for of_image in explainer.results(pixels)]
@@ -790,7 +818,8 @@ def visualize_clip_gradcam(
 
 def explainer_of(args, model, question: Question) -> Explainer:
     """The Explainer of the flags."""
-    return Explainer(model, model.class_text_features, question, args.layers or args.target_layer)
+    layers = args.layers or args.target_layer
+    return Explainer(model, model.class_text_features, question, layers, colours=colours_of(args))
 
 
 def run_one(args, question: Question) -> None:

@@ -22,6 +22,9 @@ SETTINGS_IN_CHINESE = {
     "grey_range": "--grey-range",
     "lang": "--lang",
     "overlay_format": "--overlay-format",
+    "colormap": "--colormap",
+    "blend": "--blend",
+    "alpha": "--alpha",
     "figure": Message("--no-figure 或 --overlay-only"),
     "heatmap": "--save-heatmap",
     "root": Message("图像所在的目录"),
@@ -46,6 +49,7 @@ def settings_of_run(explainer, by_label: bool, choice: OutputChoice, run_columns
         "faithfulness": question.faithfulness,
         "preprocessing": preprocessing_of(explainer.model, question.img_size),
         **choice._asdict(),
+        **explainer.colours._asdict(),
         **run_columns,
     }
 

@@ -4,8 +4,9 @@ import cv2
 import numpy as np
 import pytest
 from test_drawing import figure, grid, items_of, ramp, words
-from tiny import gradient_picture, tiny_result
+from tiny import gradient_picture, tiny_clip, tiny_result
 
+from clip_gradcam_visualization import explain, visualize_clip_gradcam
 from models.errors import InputError
 from models.explain.heatmap import show_cam_on_image
 from models.results.colours import (
@@ -160,6 +161,8 @@ def test_what_is_not_asked_for_is_the_blends_own(asked, colours):
 def test_what_is_no_colour_is_answered_with_what_is(asked, problem):
     with pytest.raises(InputError, match=problem):
         choose_colours(**asked)
+    with pytest.raises(InputError, match=problem):
+        explain(tiny_clip(), "nowhere.png", ["甲", "乙"], **asked)
 
 
 # -- what shows them --------------------------------------------------------------------------
@@ -193,3 +196,20 @@ def test_the_footer_says_what_is_uncoloured(lang, words_of_it):
     for draw in (figure, grid):
         assert words_of_it in words(draw(lang, colours=DEFAULT_COLOURS))
         assert words_of_it not in words(draw(lang, colours=JET_VEIL))
+
+
+@pytest.mark.parametrize("asked", [{}, {"colormap": "viridis", "blend": "constant", "alpha": 0.7}], ids=str)
+def test_what_is_asked_for_in_python_is_drawn(tmp_path, asked):
+    clip, pixels, texts = tiny_clip(), gradient_picture(), ["正常", "松动", "感染"]
+    colours = choose_colours(**asked)
+    result = explain(clip, pixels, texts, target_text_idx=[0, 2], img_size=64, **asked)
+    assert result.colours == colours
+    expected = [overlay(pixels, heatmap, colours) for heatmap in result.heatmaps()]
+    np.testing.assert_array_equal(result.overlay, expected[0])
+    both = visualize_clip_gradcam(clip, pixels, texts, target_text_idx=[0, 2], img_size=64, **asked)
+    np.testing.assert_allclose(both, expected, atol=1e-4)
+    assert np.abs(both - pixels / 255).max() > 0.2
+    save_path = tmp_path / "a.png"
+    one = visualize_clip_gradcam(clip, pixels, texts, target_text_idx=2, img_size=64, save_path=save_path, **asked)
+    written = cv2.cvtColor(cv2.imread(str(tmp_path / "a_overlay.png")), cv2.COLOR_BGR2RGB)
+    np.testing.assert_allclose(written, 255 * one, atol=1.5)

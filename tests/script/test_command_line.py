@@ -10,6 +10,7 @@ import tempfile
 import warnings
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -18,7 +19,8 @@ from tiny import gradient_picture
 from tiny_pretrained import Payload
 
 import clip_gradcam_visualization as script
-from clip_gradcam_visualization import main, visualize_clip_gradcam
+from clip_gradcam_visualization import explain, main, visualize_clip_gradcam
+from models.explain.heatmap import show_cam_on_image
 from models.loading.load import load_clip_checkpoint
 from models.results import drawing as outputs
 from models.results.page import Text
@@ -89,6 +91,21 @@ def test_two_files_in_the_default_folder(flags, capsys, home, checkpoint, pictur
     with Image.open(home / "clip_gradcam_results" / names[1]) as image:
         assert image.size == (90, 60)
         np.testing.assert_allclose(np.asarray(image), overlay * 255, atol=1.5)  # drawn in whole levels
+
+
+def test_the_colours_of_the_flags(flags, home, checkpoint, picture):
+    """In the overlay, and in the heatmap's panel and its bar."""
+    asked = {"blend": "constant", "colormap": "viridis", "alpha": 0.7}
+    assert main(flags(**asked)) == 0
+    texts = json.loads(Path(flags()[-1]).read_text(encoding="utf-8"))
+    result = explain(load_clip_checkpoint(checkpoint), picture, texts)
+    folder = home / "clip_gradcam_results"
+    with Image.open(folder / "clip_gradcam_image_overlay.png") as image:
+        expected = 255 * show_cam_on_image(result.pixels, result.heatmap, cv2.COLORMAP_VIRIDIS, 0.7)
+        np.testing.assert_allclose(np.asarray(image), expected, atol=0.51)
+    with Image.open(folder / "clip_gradcam_image.png") as image:
+        hottest = (np.asarray(image) == (253, 231, 37)).all(-1)
+    assert hottest.any(0).sum() > 22  # as wide as the bar is
 
 
 @pytest.mark.usefixtures("single_layer")
@@ -277,6 +294,12 @@ REFUSED = {
     "+ --embed-dim 0": "--embed-dim 1 0",
     "+ --target-text-idx 3": "--target-text-idx\\s3\\s 3\\s个文本 0\\s到\\s2",
     "+ --target-text-idx -1": "--target-text-idx\\s-1\\s 3\\s个文本 0\\s到\\s2",
+    "+ --colormap vridis": "没有配色\\svridis viridis；可用",
+    "+ --colormap ''": "--colormap 空",
+    "+ --blend heet": "--blend heet heat constant",
+    "+ --alpha 0": "alpha 大于\\s0 至多\\s1 收到\\s0.0",
+    "+ --alpha 1.5": "alpha 至多\\s1 收到\\s1.5",
+    "+ --alpha half": "--alpha 应是数 half",
     "+ --image-encoder resnt50": "resnt50 resnet50",
     "+ --image-encoder convnext_tiny": "convnext_tiny convnext-tiny",
     "+ --image-encoder swin": "resnet18 vit",
@@ -391,7 +414,8 @@ GUIDE = {
     "--annotations": "COCO",
     "--tolerance": "15", "--shard": "从 1 开始", "--join": "--output-dir", "--contrast": "对比",
     "--subtract-others": "从三个文本起", "--save-heatmap": "float32", "--no-figure": "不写",
-    "--overlay-only": "只写", "--overlay-format": "与可视化图相同", "--resume": "上次",
+    "--overlay-only": "只写", "--overlay-format": "与可视化图相同", "--blend": "heat（默认）",
+    "--colormap": "plasma；--blend constant 时 jet", "--alpha": "0.5；--blend constant 时 0.4", "--resume": "上次",
     "--batch-size": "默认：CPU 至多 8", "--num-workers": "核数的一半", "--no-text-cache": "缓存", "--cpu": "CPU",
 }  # fmt: skip
 

@@ -172,14 +172,16 @@ def test_the_checkpoints_image_size_counts(picture):
     assert not np.array_equal(visualize_clip_gradcam(model, picture, TEXTS, img_size=128), expected)
 
 
-def test_a_flat_map_warns_and_gives_the_image(tmp_path):
+@pytest.mark.parametrize(
+    "blend, colour", [("heat", [90 / 255] * 3), ("constant", 0.4 * np.array([0, 0, 128 / 255]) + 0.6 * 90 / 255)]
+)
+def test_a_flat_map_warns_and_gives_the_image_or_that_under_the_lowest_colour(tmp_path, blend, colour):
     Image.fromarray(np.full((40, 60, 3), 90, np.uint8)).save(tmp_path / "flat.png")
     model = BrightnessClip()
     with pytest.warns(UserWarning, match="热力图为空"):
-        overlay = visualize_clip_gradcam(
-            model, tmp_path / "flat.png", ["bright"], model.image_encoder.grid, save_path=tmp_path / "a.png"
-        )
-    np.testing.assert_allclose(overlay[0, 0], 90 / 255, atol=1e-6)
+        asked = {"save_path": tmp_path / "a.png", "blend": blend}
+        overlay = visualize_clip_gradcam(model, tmp_path / "flat.png", ["bright"], model.image_encoder.grid, **asked)
+    np.testing.assert_allclose(overlay[0, 0], colour, atol=1e-6)
     assert (tmp_path / "a.png").is_file()
 
 
