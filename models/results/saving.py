@@ -101,7 +101,8 @@ def summary(results, files: OutputFiles) -> list[str]:
         hint = Message(GUIDE_HINT) if first.is_default and not first.is_guide else ""
         lines.append(Message("热力图：{}{}", first.full_label(lang), hint))
     for result in results:
-        label = Message("默认：{}：" if result.is_default else "{}：", result.full_label(lang))
+        label = result.full_label(lang)
+        label = Message("{}：", Message("默认：{}", label) if result.is_default else label)
         for target, specificity, tested in zip(result.targets, result.specificities, result.tested):
             measured = [] if specificity is None else [Message("，文本特异性 {:.2f}", specificity)]
             if tested is not None:

@@ -53,7 +53,7 @@ def evaluate_run(state: RunState, totals: Totals, cases: CaseChoice, lang: str) 
     contents = {
         table_path: lambda: csv_lines([HEADER, *evaluation_rows(translated, totals.names, lang)]),
         paper_path: lambda: csv_lines(paper_rows(translated, totals.names, lang)),
-        json_path: lambda: [json_page({"names": totals.names, **evaluation})],
+        json_path: lambda: [json_page({"names": totals.names, **translated})],
     }
     written = [state.write_table(path, lines) for path, lines in contents.items()]
     drawing = draw_evaluation(translated, totals.names, lang)
