@@ -203,7 +203,11 @@ FLAGS = (
         {"choices": tuple(BLENDS)},
         "怎样叠加：heat（默认）越热越不透明，冷处就是原图；constant 处处同样不透明",
     ),
-    ("--colormap", NAME, f"热力图的配色：{'、'.join(COLORMAPS)}（默认：plasma；--blend constant 时 jet）"),
+    (
+        "--colormap",
+        NAME,
+        Message("热力图的配色：{}（默认：plasma；--blend constant 时 jet）", Joined("、", COLORMAPS)),
+    ),
     ("--alpha", FLOAT, "叠加时颜色至多多不透明，大于 0、至多 1（默认：0.5；--blend constant 时 0.4）"),
     ("--resume", SWITCH, "接着上次没有做完的运行，只做缺少的图像"),
     ("--shard", {"metavar": "I/N"}, "只做 N 份中的第 I 份（从 1 开始），各份可在不同的机器上同时运行"),

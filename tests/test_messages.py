@@ -301,7 +301,7 @@ def test_a_result_is_said_and_shown_in_its_language(result):
     drawn = [for_figure(*drawn, True) for drawn in Results([result]).drawn()]
     for lang in ("en", "zh"):
         figure = draw_results(Results([result]), drawn, lang)
-        assert result._replace(lang=lang)._repr_png_() == encode_figure(figure, ".png")
+        assert result._replace(lang=lang)._repr_png_()[0] == encode_figure(figure, ".png")
 
 
 def test_a_flaw_is_drawn_in_the_figures_language():
