@@ -3,16 +3,19 @@
 Knows nothing of models: it reads an ImageResult of `models.results.result`. May be called from several threads at once.
 """
 
+from functools import partial
+
 import numpy as np
 
 from ..messages import in_language
 from . import parts
 from .colours import coloured
 from .curves import draw_curves
-from .formats import VECTOR_FORMATS, encode_image
+from .formats import encode_image
 from .outlines import draw_outlines
-from .page import BLACK, Box, Drawing, Picture, Text, draw_pixels, drawable, text_length, wrap_text
+from .page import BLACK, FIGURE_DPI, Box, Drawing, Picture, Text, draw_pixels, drawable, text_length, wrap_text
 from .parts import BODY, FOOTER_WORDS, HEADING, MARGIN, RED, TICK, TICK_LENGTH, TITLE, WARNING
+from .svg import encode_svg
 
 FIGURE_WORDS = {
     **FOOTER_WORDS,
@@ -38,13 +41,15 @@ BAR_COLOURS = {"both": RED, "prediction": "#e67e22", "chosen": "#2471a3", "other
 UNSEEN = (230, 230, 230)  # where the model saw nothing
 
 
-def encode_figure(drawing: Drawing, suffix: str) -> bytes:
-    """A Drawing as the bytes of a file of this suffix, the same bytes each time."""
-    if suffix.lower() in VECTOR_FORMATS:
-        from .vector import encode_vector  # matplotlib
+def encode_figure(drawing: Drawing, suffix: str, dpi: int = FIGURE_DPI) -> bytes:
+    """A Drawing as the bytes of a file of this suffix, the same bytes each time; `dpi` is the density of pixels."""
+    if suffix.lower() == ".svg":
+        return encode_svg(drawing)
+    if suffix.lower() == ".pdf":
+        from .pdf import encode_pdf  # matplotlib
 
-        return encode_vector(drawing, VECTOR_FORMATS[suffix.lower()])
-    return encode_image(draw_pixels(drawing), suffix, png_strategy="DEFAULT")
+        return encode_pdf(drawing)
+    return encode_image(draw_pixels(drawing, dpi), suffix, png_strategy="DEFAULT", dpi=dpi)
 
 
 PANEL_WIDTH, MAX_BARS = 600, 10
@@ -86,9 +91,8 @@ def draw_figure(result, heatmap: np.ndarray, overlay: np.ndarray, lang: str = "z
 def _panel_picture(left, top, panel_height, image, proportions, colormap=None) -> Picture:
     """`image` as large as the panel allows at the proportions (height, width), in the panel's middle."""
     width, height = parts.fitted(proportions[1], proportions[0], PANEL_WIDTH, panel_height)
-    pixels = parts.resized(image, width, height)
-    pixels = pixels if colormap is None else _coloured(pixels, colormap)
-    return Picture(left + (PANEL_WIDTH - width) // 2, top + (panel_height - height) // 2, pixels)
+    place = left + (PANEL_WIDTH - width) // 2, top + (panel_height - height) // 2
+    return Picture(*place, image, (width, height), None if colormap is None else partial(_coloured, colormap=colormap))
 
 
 def _coloured(heatmap: np.ndarray, colormap: str) -> np.ndarray:

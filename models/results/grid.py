@@ -240,7 +240,7 @@ def _tile_picture(pixels, corner, tiles) -> Picture:
     """An image in the middle of the tile whose upper left corner this is."""
     width, height = tiles.picture
     left, top = corner[0] + (tiles.width - width) // 2, corner[1] + (tiles.height - height) // 2
-    return Picture(left, top, parts.resized(pixels, width, height))
+    return Picture(left, top, pixels, tiles.picture)
 
 
 def _original_tile(result, picture) -> list:

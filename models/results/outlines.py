@@ -49,7 +49,7 @@ def _disc(radius: int) -> np.ndarray:
 
 def draw_outlines(outlines: Iterable[Outline | None], picture: Picture, size: tuple[int, int]) -> list[Line]:
     """Outlines in an image of `size` (H, W), over a picture of the whole of it."""
-    scale = np.divide(picture.pixels.shape[1::-1], size[::-1])
+    scale = np.divide((picture.width, picture.height), size[::-1])
     contours = [contour for outline in filter(None, outlines) for contour in outline.contours]
     closed = [np.concatenate([c, c[:2]]) * scale + (picture.left, picture.top) for c in contours]
     return [Line(list(map(tuple, c.tolist())), colour, width) for colour, width in STROKES for c in closed]

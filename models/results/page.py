@@ -1,9 +1,9 @@
-"""A page as a list of texts, boxes, pictures and lines, and how it is drawn as pixels; for PDF and SVG see `vector`.
+"""A page as a list of texts, boxes, pictures and lines, and how it is drawn as pixels; `pdf` and `svg` draw it too.
 
-Positions are pixels of FIGURE_DPI, y downwards. Text is always drawn with the font in `models/assets/fonts`,
-so that a figure looks the same on every machine: the machine's own fonts are not asked. What that font lacks
-comes from DejaVu Sans, a part of matplotlib's package; what both lack becomes a question mark (`drawable`).
-Pixels are drawn by Pillow, from any number of threads at once.
+Positions are pixels of FIGURE_DPI, y downwards; a page is drawn at any other density from the same items. Text is
+always drawn with the font in `models/assets/fonts`, so that a figure looks the same on every machine: the machine's own
+fonts are not asked. What that font lacks comes from DejaVu Sans, a part of matplotlib's package; what both lack becomes
+a question mark (`drawable`). Pixels are drawn by Pillow, from any number of threads at once.
 """
 
 import importlib.util
@@ -11,6 +11,7 @@ import math
 import re
 import threading
 import unicodedata
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
@@ -19,10 +20,11 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import escape_unprintable
-from ..heavy import Image, ImageDraw, ImageFont
+from ..heavy import Image, ImageDraw, ImageFont, cv2
 
 SHIPPED_FONT = Path(__file__).resolve().parent.parent / "assets" / "fonts" / "wqy-microhei.ttc"
 FIGURE_DPI = 120
+LONGEST_SIDE = 4096  # of a side of an image in a file of PDF or SVG
 ASCENT, DESCENT = 0.95, 0.25  # of a line of type, as shares of its size
 BLACK, WHITE = "#000000", "#ffffff"
 
@@ -33,7 +35,7 @@ class Text(NamedTuple):
     x: int
     y: int
     string: str  # only characters that `drawable` lets pass
-    size: int  # of the em square
+    size: float  # of the em square
     anchor: str = "l"
     colour: str = BLACK
     vertical: bool = False  # reads from bottom to top
@@ -47,7 +49,8 @@ class Box(NamedTuple):
     right: int
     bottom: int
     fill: str
-    outline: str | None = None  # one pixel wide
+    outline: str | None = None
+    edge: int = 1  # how wide the outline is
 
 
 class Line(NamedTuple):
@@ -59,19 +62,56 @@ class Line(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """An image at the size at which it is shown, RGB uint8 [height, width, 3]."""
+    """An image and the place where it is shown; each density is drawn from the image's own pixels."""
 
     left: int
     top: int
-    pixels: np.ndarray
+    source: np.ndarray  # RGB uint8 [h, w, 3], or what `colours` makes RGB of once it is resized
+    size: tuple[int, int] | None = None  # width and height on the page; None: the source's
+    colours: Callable[[np.ndarray], np.ndarray] | None = None
+
+    @property
+    def width(self) -> int:
+        return self.size[0] if self.size else self.source.shape[1]
+
+    @property
+    def height(self) -> int:
+        return self.size[1] if self.size else self.source.shape[0]
 
     @property
     def right(self) -> int:
-        return self.left + self.pixels.shape[1]
+        return self.left + self.width
 
     @property
     def bottom(self) -> int:
-        return self.top + self.pixels.shape[0]
+        return self.top + self.height
+
+    @property
+    def pixels(self) -> np.ndarray:
+        """RGB uint8 [height, width, 3], as it is shown."""
+        return self.at(self.width, self.height)
+
+    def at(self, width: int, height: int) -> np.ndarray:
+        """RGB uint8 [height, width, 3]."""
+        pixels = self.source if self.source.shape[:2] == (height, width) else resized(self.source, width, height)
+        return self.colours(pixels) if self.colours else pixels
+
+    def own_pixels(self) -> np.ndarray:
+        """RGB uint8 for a file that is enlarged at will: the source's pixels, at most LONGEST_SIDE to a side.
+
+        What `colours` makes is smooth: twice as many as on the page are enough.
+        """
+        height, width = self.source.shape[:2]
+        if self.colours:
+            return self.at(2 * self.width, 2 * self.height)
+        shrink = max(1, max(height, width) / LONGEST_SIDE)
+        return self.at(max(1, round(width / shrink)), max(1, round(height / shrink)))
+
+
+def resized(image: np.ndarray, width: int, height: int) -> np.ndarray:
+    """[h, w] or [h, w, 3] at exactly this size: averaged where it shrinks by more than 1.5, else interpolated."""
+    shrinks = image.shape[0] * image.shape[1] > 1.5**2 * width * height
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
 
 class Drawing(NamedTuple):
@@ -97,7 +137,7 @@ def font_paths() -> tuple[str, ...]:
 _of_thread = threading.local()  # FreeType's faces are not to be shared
 
 
-def _font(index: int, size: int):
+def _font(index: int, size: float):
     """The font of `font_paths()[index]` at `size` pixels, one object per thread."""
     fonts = _of_thread.__dict__.setdefault("fonts", {})
     if (index, size) not in fonts:
@@ -117,7 +157,7 @@ def _font_of(character: str) -> int | None:
 
 
 @lru_cache(maxsize=1 << 16)
-def _advance(character: str, size: int) -> float:
+def _advance(character: str, size: float) -> float:
     return _font(_font_of(character) or 0, size).getlength(character)
 
 
@@ -127,7 +167,7 @@ def drawable(text: str) -> str:
     return "".join("?" if _font_of(character) is None else character for character in line)
 
 
-def text_length(text: str, size: int) -> float:
+def text_length(text: str, size: float) -> float:
     """How many pixels one line of text is long."""
     return sum(_advance(character, size) for character in text)
 
@@ -185,18 +225,69 @@ def wrap_text(text: str, limit: float, lines: int, measure=columns_of) -> list[s
     return rows
 
 
+# -- places on the page
+
+
+def box_of(item: Text | Box | Line | Picture) -> tuple[float, float, float, float]:
+    """(left, top, right, bottom) of an item."""
+    if isinstance(item, Text):
+        return text_box(item)
+    if isinstance(item, Line):
+        x, y = zip(*item.points)
+        return min(x), min(y), max(x), max(y)
+    return item.left, item.top, item.right, item.bottom
+
+
+def bounds(items: Iterable) -> tuple[int, int, int, int]:
+    """(left, top, right, bottom) of what all of the items cover, in whole pixels."""
+    left, top, right, bottom = zip(*map(box_of, items))
+    return math.floor(min(left)), math.floor(min(top)), math.ceil(max(right)), math.ceil(max(bottom))
+
+
+def moved(items: Iterable, right: int, down: int) -> list:
+    """The items at another place."""
+    return [_moved(item, right, down) for item in items]
+
+
+def _moved(item, right: int, down: int):
+    if isinstance(item, Text):
+        return item._replace(x=item.x + right, y=item.y + down)
+    if isinstance(item, Line):
+        return item._replace(points=[(x + right, y + down) for x, y in item.points])
+    place = {"left": item.left + right, "top": item.top + down}
+    if isinstance(item, Box):
+        place |= {"right": item.right + right, "bottom": item.bottom + down}
+    return item._replace(**place)
+
+
+def scaled(item, scale: float):
+    """An item of a page that is `scale` times as large; nothing becomes thinner than a pixel."""
+    if isinstance(item, Text):
+        return item._replace(x=round(item.x * scale), y=round(item.y * scale), size=item.size * scale)
+    if isinstance(item, Line):
+        points = [(x * scale, y * scale) for x, y in item.points]
+        return item._replace(points=points, width=max(1, round(item.width * scale)))
+    left, top = round(item.left * scale), round(item.top * scale)
+    if isinstance(item, Picture):
+        size = max(1, round(item.width * scale)), max(1, round(item.height * scale))
+        return item._replace(left=left, top=top, size=size)
+    right, bottom = max(left + 1, round(item.right * scale)), max(top + 1, round(item.bottom * scale))
+    return Box(left, top, right, bottom, item.fill, item.outline, max(1, round(item.edge * scale)))
+
+
 # -- as pixels
 
 
-def draw_pixels(drawing: Drawing) -> np.ndarray:
-    """The page as RGB uint8 [height, width, 3]."""
-    page = Image.new("RGB", (drawing.width, drawing.height), WHITE)
+def draw_pixels(drawing: Drawing, dpi: int = FIGURE_DPI) -> np.ndarray:
+    """The page as RGB uint8 [H, W, 3]: at FIGURE_DPI of its height and width, at `dpi` so much larger or smaller."""
+    scale = dpi / FIGURE_DPI
+    page = Image.new("RGB", (round(drawing.width * scale), round(drawing.height * scale)), WHITE)
     pen = ImageDraw.Draw(page)
-    for item in drawing.items:
+    for item in drawing.items if scale == 1 else (scaled(item, scale) for item in drawing.items):
         if isinstance(item, Picture):
             page.paste(Image.fromarray(item.pixels), (item.left, item.top))
         elif isinstance(item, Box):
-            pen.rectangle((item.left, item.top, item.right - 1, item.bottom - 1), item.fill, item.outline)
+            pen.rectangle((item.left, item.top, item.right - 1, item.bottom - 1), item.fill, item.outline, item.edge)
         elif isinstance(item, Line):
             _stroke_pixels(page, item)
         else:
@@ -218,15 +309,15 @@ def _write_pixels(page, pen, text):
     page.paste(text.colour, (left, top), line.transpose(Image.Transpose.ROTATE_90))
 
 
-_FINE = 4  # lines are drawn this many times as large
+_FINE, _WIDE = 4, 8  # lines are drawn this many times as large, those of so many pixels or more twice
 
 
 def _stroke_pixels(page, line):
 
-    reach = line.width + 1
+    reach, fine = line.width + 1, _FINE if line.width < _WIDE else 2
     left, top = (math.floor(min(edge)) - reach for edge in zip(*line.points))
     right, bottom = (math.ceil(max(edge)) + reach for edge in zip(*line.points))
-    stroke = Image.new("L", (_FINE * (right - left), _FINE * (bottom - top)))
-    points = [(_FINE * (x - left) - 0.5, _FINE * (y - top) - 0.5) for x, y in line.points]
-    ImageDraw.Draw(stroke).line(points, 255, _FINE * line.width, joint="curve")
-    page.paste(line.colour, (left, top), stroke.reduce(_FINE))
+    stroke = Image.new("L", (fine * (right - left), fine * (bottom - top)))
+    points = [(fine * (x - left) - 0.5, fine * (y - top) - 0.5) for x, y in line.points]
+    ImageDraw.Draw(stroke).line(points, 255, fine * line.width, joint="curve")
+    page.paste(line.colour, (left, top), stroke.reduce(fine))

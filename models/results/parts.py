@@ -6,7 +6,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..explain.heatmap import TEXT_UNSPECIFIC
-from ..heavy import cv2
 from ..messages import LANGUAGES
 from .colours import COLD, coloured
 from .page import ASCENT, BLACK, DESCENT, WHITE, Box, Picture, Text, drawable, text_length, wrap_text
@@ -112,12 +111,6 @@ def fitted(width: int, height: int, box_width: float, box_height: float) -> tupl
     """The largest size of the proportions width : height within a box; at least one pixel each way."""
     scale = min(box_width / width, box_height / height)
     return max(1, round(width * scale)), max(1, round(height * scale))
-
-
-def resized(image: np.ndarray, width: int, height: int) -> np.ndarray:
-    """[h, w] or [h, w, 3] at exactly this size: averaged where it shrinks by more than 1.5, else interpolated."""
-    shrinks = image.shape[0] * image.shape[1] > 1.5**2 * width * height
-    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
 
 BAR_THICKNESS, TICK_LENGTH = 22, 5

@@ -188,7 +188,7 @@ def test_a_grid_of_methods_that_all_have_one_map_is_still_one_of_methods():
 def test_files_and_rows_stay_one_for_each_method(checkpoint, picture, tmp_path, monkeypatch):
     """Before a global pool Grad-CAM, HiResCAM and XGrad-CAM are one; and here the default is the guide's Grad-CAM."""
     drawings = []
-    monkeypatch.setattr("models.results.saving.encode_figure", lambda drawing, suffix: drawings.append(drawing) or b"x")
+    monkeypatch.setattr("models.results.saving.encode_figure", lambda drawing, *_: drawings.append(drawing) or b"x")
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "a.png").write_bytes(picture.read_bytes())
     fixed = ["--model-path", checkpoint, "--image-path", tmp_path / "data", "--output-dir", tmp_path / "out"]

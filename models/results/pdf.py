@@ -1,4 +1,4 @@
-"""A page as a file of PDF or SVG, by matplotlib; this file is imported where such a file is asked for."""
+"""A page as a file of PDF, by matplotlib; this file is imported where such a file is asked for."""
 
 import threading
 from io import BytesIO
@@ -11,16 +11,14 @@ from matplotlib.patches import Rectangle
 
 from .page import FIGURE_DPI, Drawing, Line, Picture, Text, font_paths, runs, text_box
 
-_vector_lock = threading.Lock()  # matplotlib's settings and fonts are of the whole process
-_SETTINGS = {"svg.fonttype": "path", "svg.hashsalt": "clip_gradcam"}
-_UNDATED = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
+_matplotlib_lock = threading.Lock()  # its settings and fonts are of the whole process
 
 
-def encode_vector(drawing: Drawing, kind: str) -> bytes:
-    """The page as a file of `kind` "pdf" or "svg", its letters as outlines or with their font."""
+def encode_pdf(drawing: Drawing) -> bytes:
+    """The page as a file of PDF: letters are text, their font embedded (Type 42); images in their own pixels."""
     buffer = BytesIO()
-    with _vector_lock, rc_context(_SETTINGS):
-        vector_figure(drawing).savefig(buffer, format=kind, metadata=_UNDATED[kind])
+    with _matplotlib_lock, rc_context({"pdf.fonttype": 42}):
+        vector_figure(drawing).savefig(buffer, format="pdf", metadata={"CreationDate": None})
     return buffer.getvalue()
 
 
@@ -44,7 +42,7 @@ def _place_vector(figure, page, item, order):
     if isinstance(item, Picture):
         axes = figure.add_axes((left, bottom, width, height), zorder=order)
         axes.set_axis_off()
-        axes.imshow(item.pixels, aspect="auto", interpolation="none")
+        axes.imshow(item.own_pixels(), aspect="auto", interpolation="none")
         return
     edge = {"edgecolor": item.outline or "none", "linewidth": 72 / FIGURE_DPI if item.outline else 0}
     rectangle = Rectangle((left, bottom), width, height, facecolor=item.fill, zorder=order, **edge)
