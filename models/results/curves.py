@@ -8,7 +8,7 @@ from ..explain.faithfulness import Faithfulness
 from ..explain.question import Question
 from . import parts
 from .page import BLACK, Box, Line, Text, text_length, wrap_text
-from .parts import BODY, GREY, RED, TICK, TICK_LENGTH, TITLE
+from .parts import BODY, GREY, MARGIN, PAGE_WIDTH, RED, TICK, TICK_LENGTH, TITLE
 
 CURVE_WORDS = {
     "title": ("忠实度：删除与插入曲线", "Faithfulness: deletion and insertion"),
@@ -31,21 +31,13 @@ GRID_LINE = "#e5e7e9"
 STROKE, DASH = 3, (9, 6)  # width of a curve; pixels drawn and left out
 
 
-def draw_curves(
-    tested: Faithfulness,
-    question: Question,
-    columns: tuple[int, int],
-    top: int,
-    height: int,
-    page_width: int,
-    lang: str,
-) -> list:
-    """The panel from `top` downwards: the plot and, from the second of `columns` (pixels) on, the table of areas.
+TABLE = 830  # where the table starts
 
-    What stands below the axis reaches 46 pixels further down.
-    """
+
+def draw_curves(tested: Faithfulness, question: Question, height: int, lang: str) -> list:
+    """The plot, its upper edge at the height 0, and beside it the table of areas, as wide as the page."""
     words = parts.in_language(CURVE_WORDS, lang)
-    left, right, bottom = columns[0] + 76, columns[1] - 60, top + height
+    left, right, top, bottom = MARGIN + 112, TABLE - 60, 0, height
     curves = {"deletion": tested.deletion_curve, "insertion": tested.insertion_curve}
     ticks = nice_ticks(*_range([*curves.values(), tested.random_curve]))
     random = [tested.random_curve, tested.random_curve[::-1]]
@@ -56,7 +48,7 @@ def draw_curves(
     strokes = {kind: place.points(curve) for kind, curve in curves.items()}
     items += [Line(points, COLOURS[kind], STROKE) for kind, points in strokes.items() if len(points) > 1]
     items.append(Text((left + right) // 2, top - 30, words["title"], TITLE, "m"))
-    return items + _table(tested, columns[1], top, page_width - columns[0] - columns[1], words)
+    return items + _table(tested, TABLE, top, PAGE_WIDTH - MARGIN - TABLE, words)
 
 
 def _score_label(question: Question, words) -> str:
@@ -127,10 +119,10 @@ def _axes(place: _Place, ticks, x_label: str, y_label: str) -> list:
     for percent in range(0, 101, 20):
         x = math.floor(place.x(percent / 100))
         items.append(Box(x, bottom, x + 1, bottom + TICK_LENGTH, BLACK))
-        items.append(Text(x, bottom + 20, str(percent), TICK, "m"))
+        items.append(Text(x, bottom + parts.TO_TICKS, str(percent), TICK, "m"))
     items += [Box(left, place.top, left + 1, bottom, BLACK), Box(left, bottom, right, bottom + 1, BLACK)]
-    items.append(Text((left + right) // 2, bottom + 42, x_label, BODY, "m"))
-    return [*items, Text(left - 62, (place.top + bottom) // 2, y_label, BODY, "m", vertical=True)]
+    items.append(Text((left + right) // 2, bottom + parts.TO_LABEL, x_label, BODY, "m"))
+    return [*items, Text(MARGIN + round(0.95 * BODY), (place.top + bottom) // 2, y_label, BODY, "m", vertical=True)]
 
 
 def _table(tested, left: int, top: int, width: int, words) -> list:
@@ -140,7 +132,7 @@ def _table(tested, left: int, top: int, width: int, words) -> list:
         "insertion": (tested.insertion, tested.insertion_margin),
         "random": (tested.random, None),
     }
-    right, pitch, baseline = left + width, 34, top + 16
+    right, pitch, baseline = left + width, 42, top + 16
     areas = right - max(96, round(text_length(words["margin"], BODY)) + 20)
     items = [
         Text(areas, baseline, words["area"], BODY, "r", GREY),
@@ -149,7 +141,7 @@ def _table(tested, left: int, top: int, width: int, words) -> list:
     items.append(Box(left, baseline + 12, right, baseline + 13, GRID_LINE))
     for kind, (area, margin) in rows.items():
         baseline += pitch
-        y = baseline - 5.5
+        y = baseline - 7.5
         sample = [(left, y), (left + 33, y)]
         strokes = dashes(sample, *DASH) if kind == "random" else [sample]
         items += [Line(stroke, COLOURS[kind], 2 if kind == "random" else STROKE) for stroke in strokes]

@@ -49,13 +49,16 @@ def _look_alike(one, other) -> bool:
     return a.max() > 0 and b.max() > 0 and np.allclose(a / a.max(), b / b.max(), rtol=0, atol=SAME)
 
 
-def draw_results(results, drawn, lang: str):
-    """The figure of one explained text, or the grid of several texts or methods; `drawn`: each (heatmap, overlay)."""
+def draw_results(results, drawn, lang: str, has_marks: bool = False):
+    """The figure of one explained text, or the grid of several texts or methods; `drawn`: each (heatmap, overlay).
+
+    `has_marks`: with (a), (b), ... at the panels.
+    """
     if len(drawn) > 1:
         overlays = [overlay for _, overlay in drawn]
         if len(results) > 1:
             results, indices = each_once(results)
             overlays = [overlays[index] for index in indices]
-        return draw_grid(results, overlays, lang)
+        return draw_grid(results, overlays, lang, has_marks)
     ((heatmap, overlay),) = drawn
-    return draw_figure(results[0], heatmap, overlay, lang)
+    return draw_figure(results[0], heatmap, overlay, lang, has_marks)

@@ -14,7 +14,7 @@ from .curves import draw_curves
 from .formats import encode_image
 from .outlines import draw_outlines
 from .page import BLACK, FIGURE_DPI, Box, Drawing, Picture, Text, draw_pixels, drawable, text_length, wrap_text
-from .parts import BODY, FOOTER_WORDS, HEADING, MARGIN, RED, TICK, TICK_LENGTH, TITLE, WARNING
+from .parts import BODY, FOOTER_WORDS, HEADING, MARGIN, PAGE_WIDTH, RED, TICK, TICK_LENGTH, TITLE, WARNING, Panel
 from .svg import encode_svg
 
 FIGURE_WORDS = {
@@ -52,46 +52,45 @@ def encode_figure(drawing: Drawing, suffix: str, dpi: int = FIGURE_DPI) -> bytes
     return encode_image(draw_pixels(drawing, dpi), suffix, png_strategy="DEFAULT", dpi=dpi)
 
 
-PANEL_WIDTH, MAX_BARS = 600, 10
-HEAD, GUTTER, FOOT = 120, 108, 84  # above, between and below the rows of panels
-CURVES_HEIGHT = 300  # of the fifth panel
+PANEL_WIDTH, TITLE_ROOM, MAX_BARS = 600, 640, 10
+RIGHT = 714  # where the right panels start
+TITLE_RAISE = 24  # of a title above its picture: the uppermost number of a colour bar stands between
+CURVES_HEIGHT = 320  # of the fifth panel
 
 
-def draw_figure(result, heatmap: np.ndarray, overlay: np.ndarray, lang: str = "zh") -> Drawing:
+def draw_figure(result, heatmap: np.ndarray, overlay: np.ndarray, lang: str = "zh", has_marks: bool = False) -> Drawing:
     """Lay out the panels of an ImageResult with one explained text.
 
     `heatmap` [H, W] in [0, 1], NaN where the model saw nothing; `overlay` RGB uint8 [H, W, 3]; `lang` ("zh", "en") is
-    the figure's own language; texts and names stay as they are.
+    the figure's own language; texts and names stay as they are. `has_marks`: with (a), (b), ... at the panels.
     """
     words = parts.in_language(FIGURE_WORDS, lang)
     result = result._replace(flaws=[in_language(flaw, lang) for flaw in result.flaws])
     (height, width), (tested,) = result.pixels.shape[:2], result.tested
     panel_height = round(float(np.clip(PANEL_WIDTH * height / width, 408, 768)))
-    page_width, page_height = 2 * PANEL_WIDTH + 264, 2 * panel_height + HEAD + GUTTER + FOOT
-    upper, lower, right = HEAD, HEAD + panel_height + GUTTER, PANEL_WIDTH + 108
-    items = [
-        *_image_panel(MARGIN, upper, panel_height, result.pixels, words["image"], result.outlines),
-        *_heatmap_panel(right, upper, panel_height, result, heatmap, words),
-        *_image_panel(MARGIN, lower, panel_height, overlay, words["overlay"], result.outlines),
-        *_probability_panel(right + 252, lower, panel_height, result, words),
+    rows = [
+        [
+            _image_panel(MARGIN, panel_height, result.pixels, words["image"], result.outlines),
+            _heatmap_panel(RIGHT, panel_height, result, heatmap, words, has_marks),
+        ],
+        [
+            _image_panel(MARGIN, panel_height, overlay, words["overlay"], result.outlines),
+            _probability_panel(RIGHT, panel_height, result, words),
+        ],
     ]
     if tested is not None:
-        top = lower + panel_height + GUTTER
-        items += draw_curves(tested, result.question, (MARGIN, right + 252), top, CURVES_HEIGHT, page_width, lang)
-        page_height += CURVES_HEIGHT + GUTTER + 16
+        rows.append([Panel(MARGIN, draw_curves(tested, result.question, CURVES_HEIGHT, lang))])
+    rows = parts.stacked(rows)
+    panels = [panel.items for row in rows for panel in row]
+    items = [item for panel in panels for item in panel] + (parts.marks_of(rows) if has_marks else [])
     notes = parts.footer_notes([result], words) + parts.specificity_notes([result], words)
-    alone = tested is not None or result.independent  # a wide label stands where a first row would
-    rows = parts.footer_rows(
-        notes, page_width - 2 * MARGIN, page_width if alone else 1000
-    )  # 1000: left of the axis' label
-    page_height += max(0, len(rows) - (1 if alone else 2)) * parts.leading(BODY)
-    return Drawing(page_width, page_height, [*items, *parts.draw_footer(rows, page_height)])
+    return parts.with_footer(PAGE_WIDTH, items, notes, panels)
 
 
-def _panel_picture(left, top, panel_height, image, proportions, colormap=None) -> Picture:
+def _panel_picture(left, panel_height, image, proportions, colormap=None) -> Picture:
     """`image` as large as the panel allows at the proportions (height, width), in the panel's middle."""
     width, height = parts.fitted(proportions[1], proportions[0], PANEL_WIDTH, panel_height)
-    place = left + (PANEL_WIDTH - width) // 2, top + (panel_height - height) // 2
+    place = left + (PANEL_WIDTH - width) // 2, (panel_height - height) // 2
     return Picture(*place, image, (width, height), None if colormap is None else partial(_coloured, colormap=colormap))
 
 
@@ -105,35 +104,45 @@ def _coloured(heatmap: np.ndarray, colormap: str) -> np.ndarray:
     return colours
 
 
-def _image_panel(left, top, panel_height, pixels, title, outlines) -> list:
+def _image_panel(left, panel_height, pixels, title, outlines) -> Panel:
     size = pixels.shape[:2]
-    picture = _panel_picture(left, top, panel_height, pixels, size)
-    heading = Text(left + PANEL_WIDTH // 2, picture.top - 16, title, TITLE, "m")
-    return [picture, *draw_outlines(outlines, picture, size), heading]
+    picture = _panel_picture(left, panel_height, pixels, size)
+    heading = Text(left + PANEL_WIDTH // 2, picture.top - TITLE_RAISE, title, TITLE, "m")
+    return Panel(left, [picture, *draw_outlines(outlines, picture, size), heading])
 
 
-def _heatmap_panel(left, top, panel_height, result, heatmap, words) -> list:
+def _heatmap_panel(left, panel_height, result, heatmap, words, has_mark) -> Panel:
     """The heatmap with the target text as its title, and its colour bar: beside it, or below one wider than 2:1."""
     colormap = result.colours.colormap
-    picture = _panel_picture(left, top, panel_height, heatmap, result.pixels.shape[:2], colormap)
+    picture = _panel_picture(left, panel_height, heatmap, result.pixels.shape[:2], colormap)
     name, text = result.names[result.target], result.texts[result.target]
     target = drawable(text if name == text else name + parts.in_brackets([text], words))
     target = words["contrast" if result.question.contrast > 0 else "target"].format(target)
-    heading = words["heatmap"].format(result.label)
-    heading += parts.in_brackets(result.details(words), words)
-    heading += "" if result.knows_text else words["text-free"]
-    heading = wrap_text(heading, PANEL_WIDTH - 20, 2, parts.measure(HEADING))
-    title = [*heading, *wrap_text(target, PANEL_WIDTH - 20, 2, parts.measure(HEADING))]
+    remarks = parts.in_brackets(result.details(words), words)
+    remarks += "" if result.knows_text else words["text-free"]
+    first_room = PANEL_WIDTH - 120 if has_mark else TITLE_ROOM  # a mark stands at the first line
+    title = _heading(words["heatmap"].format(result.label), remarks, first_room)
+    title += wrap_text(target, TITLE_ROOM, 2, parts.measure(HEADING))
     centre, message = left + PANEL_WIDTH // 2, []
     upper, lower = picture.top, picture.bottom
     if result.flaws[0]:
         limit = min(max(picture.right - picture.left - 60, 150), 500)
-        message = parts.framed_message(result.flaws[0], (centre, (upper + lower) / 2), limit, 12, WARNING)
+        message = parts.framed_message(result.flaws[0], (centre, (upper + lower) / 2), limit, 20, WARNING)
         upper, lower = min(upper, message[0].top), max(lower, message[0].bottom)
     width, height = picture.right - picture.left, picture.bottom - picture.top
-    bar = parts.bar_below(picture.left, lower + 18, width, [words["scale"]], colormap) if width > 2 * height else ()
-    bar = bar or parts.bar_beside(picture, words["scale"], colormap)
-    return [picture, *bar, *parts.lines_up(title, centre, upper - 16, HEADING), *message]
+    if width > 2 * height:
+        label = wrap_text(words["scale"], PANEL_WIDTH, 2, parts.measure(BODY))
+        bar = parts.bar_below(picture.left, lower + 18, width, label, colormap)
+    else:
+        bar = parts.bar_beside(picture, words["scale"], colormap)
+    return Panel(left, [picture, *bar, *parts.lines_up(title, centre, upper - TITLE_RAISE, HEADING), *message])
+
+
+def _heading(name: str, remarks: str, room: float) -> list[str]:
+    """A heatmap's name and what is remarked of it: on one line of `room` pixels, else on lines of their own."""
+    if text_length(name + remarks, HEADING) <= room:
+        return [name + remarks]
+    return [name, *wrap_text(remarks.strip(), TITLE_ROOM, 2, parts.measure(HEADING))]
 
 
 def _bars(result) -> list[int]:
@@ -150,51 +159,55 @@ def _bar_kind(result, index) -> str:
     return "chosen" if index == result.target else "other"
 
 
-AXIS_WIDTH, PERCENT = 408, 408 / 118  # of the probability panel; pixels for one percent
+LABEL_ROOM = 286  # pixels, for the name of a bar
+AXIS = RIGHT + LABEL_ROOM + 14  # where the bars start
+AXIS_WIDTH = PAGE_WIDTH - MARGIN - AXIS
+PERCENT = AXIS_WIDTH / 124  # pixels for one percent: the number after a bar of 100 % needs room
 
 
-def _probability_panel(left, top, height, result, words) -> list:
+def _probability_panel(left, least_height, result, words) -> Panel:
     """A bar for each class, the likeliest on top; prediction and target are marked by colour and legend."""
     bars = _bars(result)
+    labels = [wrap_text(drawable(result.names[index]), LABEL_ROOM, 2, parts.measure(BODY)) for index in bars]
+    height = max(least_height, len(bars) * (max(map(len, labels)) * parts.leading(BODY) + 4))
     pitch = height / (max(len(bars), 3) + 0.2)
     items = []
-    for row, index in enumerate(bars):
+    for row, (index, label) in enumerate(zip(bars, labels)):
         probability = float(result.probabilities[index])
-        centre, percent = top + (row + 0.6) * pitch, 100 * probability
-        end = left + max(1, round(percent * PERCENT))
+        centre, percent = (row + 0.6) * pitch, 100 * probability
+        end = AXIS + max(1, round(percent * PERCENT))
         colour = BAR_COLOURS[_bar_kind(result, index)]
-        items.append(Box(left, round(centre - 0.3 * pitch), end, round(centre + 0.3 * pitch), colour))
-        items.append(Box(left - TICK_LENGTH, round(centre), left, round(centre) + 1, BLACK))
+        items.append(Box(AXIS, round(centre - 0.3 * pitch), end, round(centre + 0.3 * pitch), colour))
+        items.append(Box(AXIS - TICK_LENGTH, round(centre), AXIS, round(centre) + 1, BLACK))
         value = parts.percent(probability)
-        items.append(Text(left + round((percent + 1.5) * PERCENT), parts.middle_baseline(centre, BODY), value, BODY))
-        label = wrap_text(drawable(result.names[index]), 225, 2, parts.measure(BODY))
+        items.append(Text(AXIS + round((percent + 1.5) * PERCENT), parts.middle_baseline(centre, BODY), value, BODY))
         first = parts.middle_baseline(centre - (len(label) - 1) * parts.leading(BODY) / 2, BODY)
-        items += parts.lines_down(label, left - 11, first, BODY, "r")
-    cut = words["top"].format(len(bars), len(result.names)) if len(bars) < len(result.names) else ""
-    items.append(Text(left + AXIS_WIDTH // 2, top - 47, words["probabilities"] + cut, TITLE, "m"))
+        items += parts.lines_down(label, AXIS - 11, first, BODY, "r")
+    title = words["probabilities"]
+    title += words["top"].format(len(bars), len(result.names)) if len(bars) < len(result.names) else ""
+    middle = min(AXIS + AXIS_WIDTH / 2, PAGE_WIDTH - MARGIN - text_length(title, TITLE) / 2)
+    items.append(Text(round(middle), -54, title, TITLE, "m"))
     kinds = {_bar_kind(result, index) for index in bars}
     label = words["probability of each" if result.independent else "probability"]
-    return [*items, *_percent_axis(left, top, top + height, label), *_legend(left + AXIS_WIDTH, top, kinds, words)]
+    return Panel(left, [*items, *_percent_axis(height, label), *_legend(kinds, words)])
 
 
-def _percent_axis(left, top, bottom, label) -> list:
+def _percent_axis(bottom, label) -> list:
     """The two axes, ticks from 0 to 100, and what they count."""
-    items = [Box(left, top, left + 1, bottom, BLACK), Box(left, bottom, left + AXIS_WIDTH, bottom + 1, BLACK)]
+    items = [Box(AXIS, 0, AXIS + 1, bottom, BLACK), Box(AXIS, bottom, AXIS + AXIS_WIDTH, bottom + 1, BLACK)]
     for percent in range(0, 101, 20):
-        x = left + round(percent * PERCENT)
+        x = AXIS + round(percent * PERCENT)
         items.append(Box(x, bottom, x + 1, bottom + TICK_LENGTH, BLACK))
-        items.append(Text(x, bottom + 20, str(percent), TICK, "m"))
-    return [*items, Text(left + AXIS_WIDTH // 2, bottom + 42, label, BODY, "m")]
+        items.append(Text(x, bottom + parts.TO_TICKS, str(percent), TICK, "m"))
+    label = wrap_text(label, AXIS_WIDTH, 2, parts.measure(BODY))
+    return [*items, *parts.lines_down(label, AXIS + AXIS_WIDTH // 2, bottom + parts.TO_LABEL, BODY)]
 
 
-def _legend(right, top, kinds, words) -> list:
-    """What the colours of the bars mean, ending at `right`."""
-    items = []
+def _legend(kinds, words) -> list:
+    """What the colours of the bars mean, ending at the page's margin."""
+    items, right = [], AXIS + AXIS_WIDTH
     for kind in reversed([kind for kind in ("both", "prediction", "chosen") if kind in kinds]):
         start = right - round(text_length(words[kind], BODY))
-        items += [
-            Text(start, top - 14, words[kind], BODY),
-            Box(start - 42, top - 25, start - 12, top - 14, BAR_COLOURS[kind]),
-        ]
+        items += [Text(start, -14, words[kind], BODY), Box(start - 42, -28, start - 12, -14, BAR_COLOURS[kind])]
         right = start - 42 - 24
     return items

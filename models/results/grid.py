@@ -11,8 +11,8 @@ import numpy as np
 from ..explain.faithfulness import Faithfulness
 from . import parts
 from .outlines import draw_outlines
-from .page import ASCENT, DESCENT, Box, Drawing, Picture, Text, drawable, text_length, wrap_text
-from .parts import BODY, FOOTER_WORDS, GREY, HEADING, MARGIN, TITLE, WARNING
+from .page import ASCENT, DESCENT, Box, Drawing, Picture, Text, bounds, drawable, moved, text_length, wrap_text
+from .parts import BODY, FOOTER_WORDS, GREY, HEADING, MARGIN, PAGE_WIDTH, TITLE, WARNING
 
 GRID_WORDS = {
     **FOOTER_WORDS,
@@ -63,20 +63,21 @@ class Tiles(NamedTuple):
     height: int  # of what the picture lies in, at least the picture's
 
 
-GRID_WIDTH, GRID_HEIGHT, GRID_LEAST_WIDTH = 2200, 2400, 900  # of the page
-GRID_HEAD, GRID_FOOT, GAP = 84, 170, 24
-LEAST_TILE = 240, 60  # width, height: room for a message
-LARGEST_PICTURE = 600, 768
+GRID_HEIGHT, GRID_LEAST_WIDTH = 2400, 900  # of the page
+GRID_HEAD, GRID_FOOT, GAP = 84, 210, 24
+MARK_ROOM = 44  # above each tile, for its letter
+LEAST_TILE = 268, 60  # width, height: room for a message
+LARGEST_PICTURE = 464, 768  # three in a row
 
 
 def arrange_tiles(count: int, image_width: int, image_height: int, details: int = 2) -> Tiles:
-    """How to lay out `count` tiles with pictures as large as a page of GRID_WIDTH x GRID_HEIGHT allows.
+    """How to lay out `count` tiles with pictures as large as a page of PAGE_WIDTH x GRID_HEIGHT allows.
 
     Below each picture there are a name, on at most two lines, and at most `details` lines.
 
     Where so many tiles do not fit at a legible size, the page grows downwards.
     """
-    room = GRID_WIDTH - 2 * MARGIN + GAP
+    room = PAGE_WIDTH - 2 * MARGIN + GAP
     best = {}
     for columns in range(1, min(count, room // (LEAST_TILE[0] + GAP)) + 1):
         rows, width = math.ceil(count / columns), room // columns - GAP
@@ -91,10 +92,11 @@ def arrange_tiles(count: int, image_width: int, image_height: int, details: int 
     return best[max(best)]  # the largest pictures; of these the fewest rows, of these the fewest columns
 
 
-def draw_grid(results, overlays: list[np.ndarray], lang: str = "zh") -> Drawing:
+def draw_grid(results, overlays: list[np.ndarray], lang: str = "zh", has_marks: bool = False) -> Drawing:
     """Lay out the original image of Results and a tile for each of `overlays`, in the order of `results.pairs()`.
 
-    `overlays`: RGB uint8 [h, w, 3] of the image's proportions, each; `lang`: "zh" or "en".
+    `overlays`: RGB uint8 [h, w, 3] of the image's proportions, each; `lang`: "zh" or "en"; `has_marks`: with (a),
+    (b), ... at the tiles.
     """
     words, first = parts.in_language(GRID_WORDS, lang), results[0]
     image_height, image_width = first.pixels.shape[:2]
@@ -103,26 +105,31 @@ def draw_grid(results, overlays: list[np.ndarray], lang: str = "zh") -> Drawing:
     tiles = arrange_tiles(1 + len(overlays), image_width, image_height, details)
     captions = [_original_caption(results, tiles.width, words)]
     captions += [_tile_caption(results, pair, tiles.width, words) for pair in results.pairs()]
-    deepest = max(caption[-1].y for caption in captions)
     page_width = max(GRID_LEAST_WIDTH, 2 * MARGIN + tiles.columns * (tiles.width + GAP) - GAP)
     left, room = (page_width - tiles.columns * (tiles.width + GAP) + GAP) // 2, page_width - 2 * MARGIN
     title = wrap_text(_grid_title(results, words), room, 2, parts.measure(TITLE))
-    items = parts.lines_down(title, page_width // 2, 46, TITLE)
-    head = GRID_HEAD + (len(title) - 1) * parts.leading(TITLE)
-    pitch = tiles.height + deepest + GAP
+    items = parts.lines_down(title, page_width // 2, 50, TITLE)
+    above = MARK_ROOM if has_marks else 0
+    head = GRID_HEAD + (len(title) - 1) * parts.leading(TITLE) + above
+    pitch = tiles.height + max(caption[-1].y for caption in captions) + GAP + above
+    scale, colormap, panels = words["own scale" if _by_method(results) else "scale"], first.colours.colormap, []
     pairs = zip([None, *results.pairs()], [first.pixels, *overlays], captions)
     for number, (pair, pixels, caption) in enumerate(pairs):
         row, column = divmod(number, tiles.columns)
         corner = left + column * (tiles.width + GAP), head + row * pitch
         picture = _tile_picture(pixels, corner, tiles)
-        items += _original_tile(first, picture) if pair is None else _tile(results, pair, picture, words)
-        items += [_moved(item, corner[0] + tiles.width // 2, corner[1] + tiles.height) for item in caption]
-    bottom = head + 12 + math.ceil(len(captions) / tiles.columns) * pitch
-    label = wrap_text(words["own scale" if _by_method(results) else "scale"], room, 2, parts.measure(BODY))
-    items += parts.bar_below(page_width // 2 - 300, bottom, 600, label, first.colours.colormap)
-    rows = parts.footer_rows(_grid_notes(results, is_tested, words), room, 1000)
-    page_height = bottom + GRID_FOOT + (len(label) - 2 + max(0, len(rows) - 2)) * parts.leading(BODY)
-    return Drawing(page_width, page_height, [*items, *parts.draw_footer(rows, page_height)])
+        panel = _original_tile(first, picture) if pair is None else _tile(results, pair, picture, words)
+        panel += moved(caption, corner[0] + tiles.width // 2, corner[1] + tiles.height)
+        items += [*panel, parts.mark(number, corner[0], corner[1] - 16)] if has_marks else panel
+        panels.append(panel if pair is None else [*panel, *_bar_below(panel, corner[0], tiles.width, scale, colormap)])
+    items += _bar_below(items, page_width // 2 - 300, 600, scale, colormap, room)
+    return parts.with_footer(page_width, items, _grid_notes(results, is_tested, words), panels)
+
+
+def _bar_below(items: list, left: int, width: int, label: str, colormap: str, room: int | None = None) -> list:
+    """A colour bar under what is drawn, its label on lines as long as the bar or as `room`."""
+    lines = wrap_text(label, room or width, 5, parts.measure(BODY))
+    return parts.bar_below(left, bounds(items)[3] + 20, width, lines, colormap)
 
 
 def _by_method(results) -> bool:
@@ -138,13 +145,6 @@ def _grid_title(results, words) -> str:
     else:
         title = words["heatmap"].format(first.label) + parts.in_brackets(first.details(words), words)
     return title + (words["contrast"] if first.question.contrast > 0 else "")
-
-
-def _moved(item, right: int, down: int):
-    """A text or box laid out around (0, 0), at its place."""
-    if isinstance(item, Text):
-        return item._replace(x=item.x + right, y=item.y + down)
-    return Box(item.left + right, item.top + down, item.right + right, item.bottom + down, item.fill, item.outline)
 
 
 def _caption_sizes(width: int) -> tuple[int, int]:
@@ -211,8 +211,14 @@ def _measured(pair, words) -> list[str]:
     result, index = pair
     specificity, tested = parts.shown_specificities(result)[index], result.tested[index]
     lines = [words["own specificity"].format(specificity)] if specificity is not None else []
-    lines += [words["no presence"]] if len(result.targets) > 1 and result.only_where()[index] else []
+    lines += wrap_text(words["no presence"], LEAST_TILE[0], 2, parts.measure(BODY)) * _tells_no_presence(pair)
     return lines + (_areas_of(tested, words) if tested is not None else [])
+
+
+def _tells_no_presence(pair) -> bool:
+    """Whether a tile says of itself that its colours tell no presence; the one text of a page has it in the footer."""
+    result, index = pair
+    return len(result.targets) > 1 and result.only_where()[index]
 
 
 def _areas_of(tested: Faithfulness, words) -> list[str]:

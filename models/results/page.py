@@ -11,7 +11,7 @@ import math
 import re
 import threading
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
@@ -120,6 +120,7 @@ class Drawing(NamedTuple):
     width: int
     height: int
     items: list
+    panels: Sequence[list] = ()  # the items of each of its panels
 
 
 # -- fonts and lines of text
@@ -225,6 +226,15 @@ def wrap_text(text: str, limit: float, lines: int, measure=columns_of) -> list[s
     return rows
 
 
+def elided(text: str, limit: float, measure=columns_of) -> str:
+    """`text` on one line no longer than `limit`, as `measure` has it; … in its middle where it is cut."""
+    for kept in range(len(text), 0, -1):
+        shown = text if kept == len(text) else f"{text[: (kept + 1) // 2]}…{text[len(text) - kept // 2 :]}"
+        if measure(shown) <= limit:
+            return shown
+    return "…"
+
+
 # -- places on the page
 
 
@@ -273,6 +283,12 @@ def scaled(item, scale: float):
         return item._replace(left=left, top=top, size=size)
     right, bottom = max(left + 1, round(item.right * scale)), max(top + 1, round(item.bottom * scale))
     return Box(left, top, right, bottom, item.fill, item.outline, max(1, round(item.edge * scale)))
+
+
+def page_of(items: Iterable, margin: int) -> Drawing:
+    """A page just as large as the items and a margin around them."""
+    left, top, right, bottom = bounds(items)
+    return Drawing(right - left + 2 * margin, bottom - top + 2 * margin, moved(items, margin - left, margin - top))
 
 
 # -- as pixels

@@ -1,16 +1,34 @@
 """The parts that the figure and the grid are made of: lines of text, colour bars, framed messages, the footer."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from string import ascii_lowercase
+from typing import NamedTuple
 
 import numpy as np
 
 from ..explain.heatmap import TEXT_UNSPECIFIC
 from ..messages import LANGUAGES
 from .colours import COLD, coloured
-from .page import ASCENT, BLACK, DESCENT, WHITE, Box, Picture, Text, drawable, text_length, wrap_text
+from .page import (
+    ASCENT,
+    BLACK,
+    DESCENT,
+    WHITE,
+    Box,
+    Drawing,
+    Picture,
+    Text,
+    bounds,
+    drawable,
+    elided,
+    moved,
+    text_length,
+    wrap_text,
+)
 
 FOOTER_WORDS = {
+    "name": ("图像 {}", "Image {}"),
     "source": ("图像编码器 {}　目标层 {}", "Image encoder {}   target layer {}"),
     "layer": ("{}（{}×{}）", "{} ({}×{})"),
     "dot product": (
@@ -48,9 +66,11 @@ FOOTER_WORDS = {
     ),
     "unspecific": ("热力图几乎不随文本变化", "The heatmap hardly depends on the text"),
 }
-TITLE, HEADING, WARNING, BODY, TICK = 24, 20, 17, 15, 14  # sizes of type, in pixels
+TITLE, HEADING, WARNING, BODY, TICK = 30, 26, 24, 22, 22  # sizes of type, in pixels
+PAGE_WIDTH = 1512  # of the widest page: printed 17 cm wide, the smallest type is 7 pt
 GREY, RED = "#555555", "#c0392b"
 MARGIN = 36  # of the page, left and right
+NAME_ROOM = 480  # pixels, for the name of the image
 
 
 def in_language(words: dict, lang: str) -> dict:
@@ -114,10 +134,15 @@ def fitted(width: int, height: int, box_width: float, box_height: float) -> tupl
 
 
 BAR_THICKNESS, TICK_LENGTH = 22, 5
+TO_TICKS = TICK_LENGTH + 1 + TICK  # from an axis, or the lower edge of a bar, to the baseline of what its ticks say
+TO_LABEL = TO_TICKS + leading(BODY) + 2  # and to that of what it counts
+
+
+LEAST_BAR = 300  # pixels: beside a shorter picture the label reaches beyond it
 
 
 def bar_beside(picture: Picture, label: str, colormap: str) -> list:
-    """A vertical colour bar to the right of a picture, with ticks from 0 to 1 and its label."""
+    """A vertical colour bar to the right of a picture, with ticks from 0 to 1 and its label on at most two lines."""
     left, top, bottom = picture.right + 18, picture.top, picture.bottom
     right, height = left + BAR_THICKNESS, bottom - top
     levels = np.repeat(np.linspace(1, 0, height, dtype=np.float32)[:, None], BAR_THICKNESS, axis=1)
@@ -127,7 +152,9 @@ def bar_beside(picture: Picture, label: str, colormap: str) -> list:
         items.append(Box(right + 1, y, right + 1 + TICK_LENGTH, y + 1, BLACK))
         items.append(Text(right + 10, middle_baseline(y, TICK), f"{tick / 5:.1f}", TICK))
     label_x = right + 10 + round(text_length("0.0", TICK)) + 8 + round(ASCENT * BODY)
-    return [*items, Text(label_x, (top + bottom) // 2, label, BODY, "m", vertical=True)]
+    for row, line in enumerate(wrap_text(label, max(height, LEAST_BAR), 2, measure(BODY))):
+        items.append(Text(label_x + row * leading(BODY), (top + bottom) // 2, line, BODY, "m", vertical=True))
+    return items
 
 
 def bar_below(left: int, top: int, width: int, label: list[str], colormap: str) -> list:
@@ -138,8 +165,8 @@ def bar_below(left: int, top: int, width: int, label: list[str], colormap: str) 
     for tick in range(6):
         x = left + round(tick * (width - 1) / 5)
         items.append(Box(x, bottom + 1, x + 1, bottom + 1 + TICK_LENGTH, BLACK))
-        items.append(Text(x, bottom + 21, f"{tick / 5:.1f}", TICK, "m"))
-    return [*items, *lines_down(label, left + width // 2, bottom + 42, BODY)]
+        items.append(Text(x, bottom + TO_TICKS, f"{tick / 5:.1f}", TICK, "m"))
+    return [*items, *lines_down(label, left + width // 2, bottom + TO_LABEL, BODY)]
 
 
 def framed_message(message: str, centre: tuple[float, float], limit: float, lines: int, size: int) -> list:
@@ -157,10 +184,12 @@ Note = tuple[str, str]  # a string of the footer and its colour
 
 
 def footer_notes(results: Sequence, words: dict) -> list[Note]:
-    """Where the heatmaps of ImageResults come from and what else their reader must know, but for the specificity."""
+    """Which image this is, where its heatmaps come from and what else a reader must know, but for the specificity."""
     first = results[0]
     layers = " / ".join(dict.fromkeys(words["layer"].format(*result.source[1:]) for result in results))
-    notes = [words["source"].format(drawable(first.source[0]), drawable(layers))]
+    name = None if first.name is None else elided(drawable(first.name), NAME_ROOM, measure(BODY))
+    notes = [] if name is None else [words["name"].format(name)]
+    notes += [words["source"].format(drawable(first.source[0]), drawable(layers))]
     questions = [result.question for result in results]  # where they differ, each tile's name says it
     notes += [words["dot product"]] if all(question.similarity == "dot" for question in questions) else []
     notes += [words["subtracted"]] if all(question.subtract_others for question in questions) else []
@@ -200,32 +229,70 @@ def specificity_notes(results: Sequence, words: dict) -> list[Note]:
     return [(meaning, GREY)] + ([(words["unspecific"].format(unspecific), RED)] if unspecific else [])
 
 
-def footer_rows(notes: Sequence[Note], room: float, first: float) -> list[list[Note]]:
-    """The notes on as few rows as `room` pixels allow; where that is more than one, the first is at most `first` long.
-
-    A note that is longer than a row ends in an ellipsis.
-    """
-    apart = 2 * BODY
-    if sum(round(text_length(note, BODY)) + apart for note, _ in notes) - apart <= room:
-        return [list(notes)]
-    rows, after = [[]], 0
+def footer_rows(notes: Sequence[Note], room: float) -> list[list[Note]]:
+    """The notes on as few rows of `room` pixels as they fit on in their order; a longer one is broken into rows."""
+    rows, after = [], room + 1
     for note, colour in notes:
-        limit = min(room, first) if len(rows) == 1 < len(notes) else room
-        if rows[-1] and after + text_length(note, BODY) > limit:
-            rows.append([])
-            after, limit = 0, room
-        (note,) = wrap_text(note, limit, 1, measure(BODY))
-        rows[-1].append((note, colour))
-        after += round(text_length(note, BODY)) + apart
+        for line in wrap_text(note, room, 3, measure(BODY)):
+            length = round(text_length(line, BODY))
+            if after + length > room:
+                rows.append([])
+                after = 0
+            rows[-1].append((line, colour))
+            after += length + 2 * BODY
     return rows
 
 
-def draw_footer(rows: Sequence[Sequence[Note]], page_height: int) -> list[Text]:
-    """The rows of the footer, the last at the foot of the page."""
-    items = []
-    for row, notes in enumerate(rows):
-        x, baseline = MARGIN, page_height - 22 - (len(rows) - 1 - row) * leading(BODY)
-        for note, colour in notes:
-            items.append(Text(x, baseline, note, BODY, "l", colour))
+def with_footer(width: int, items: list, notes: Sequence[Note], panels: Sequence[list] = ()) -> Drawing:
+    """The page of these items, with notes at its foot."""
+    rows, top = footer_rows(notes, width - 2 * MARGIN), bounds(items)[3] + FOOT
+    for row, of_row in enumerate(rows):
+        x, baseline = MARGIN, top + (row + 1) * leading(BODY)
+        for note, colour in of_row:
+            items = [*items, Text(x, baseline, note, BODY, "l", colour)]
             x += round(text_length(note, BODY)) + 2 * BODY
-    return items
+    return Drawing(width, top + len(rows) * leading(BODY) + 20, items, panels)
+
+
+# -- panels
+
+
+class Panel(NamedTuple):
+    """What is laid out around the height 0, and where its left edge is."""
+
+    left: int
+    items: list
+
+
+FOOT, APART, HEAD = 14, 30, 24  # pixels above the footer, between rows of panels, and above the first
+
+
+def letter_of(number: int) -> str:
+    """What the panel of a number is called: a, b, ... z, aa, ab, ..."""
+    return (letter_of(number // 26 - 1) if number >= 26 else "") + ascii_lowercase[number % 26]
+
+
+def mark(number: int, x: int, baseline: int) -> Text:
+    """The letter of a panel, as figures of papers have it."""
+    return Text(x, baseline, f"({letter_of(number)})", TITLE)
+
+
+def stacked(rows: Iterable[Sequence[Panel]]) -> list[list[Panel]]:
+    """The panels at their places, each row below what the one above reaches."""
+    placed, bottom = [], HEAD - APART
+    for row in rows:
+        _, top, _, low = bounds(item for panel in row for item in panel.items)
+        down = bottom + APART - top
+        placed.append([Panel(panel.left, moved(panel.items, 0, down)) for panel in row])
+        bottom = low + down
+    return placed
+
+
+def marks_of(rows: Iterable[Sequence[Panel]]) -> list[Text]:
+    """The letter of each panel at its upper left, on the highest line of the row's titles."""
+    marks = []
+    for row in rows:
+        lines = (item for panel in row for item in panel.items if isinstance(item, Text) and not item.vertical)
+        baseline = min(line.y for line in lines)
+        marks += [mark(len(marks) + place, panel.left, baseline) for place, panel in enumerate(row)]
+    return marks

@@ -52,7 +52,7 @@ class ImageResult(NamedTuple):
     outlines: Sequence[Outline | None] = ()  # T, of the annotation that each map is held against; or none at all
     also: tuple = ()  # ImageResults of other methods whose map is the same
     lang: str = LANGUAGES[0]  # of its figure and of what it says of itself
-    name: str | None = None  # of the image's file
+    name: str | None = None  # the image's file name, without its folders
     colours: Colours = DEFAULT_COLOURS
 
     def __eq__(self, other) -> bool:

@@ -52,6 +52,7 @@ from models.results.page import (
     text_length,
     wrap_text,
 )
+from models.results.parts import BODY, HEADING, MARGIN, PAGE_WIDTH, TICK, TO_LABEL, TO_TICKS, WARNING
 from models.results.pdf import vector_figure
 from models.results.result import ImageResult, Results
 from models.results.saving import OutputChoice, encode_outputs, save_results, summary
@@ -243,9 +244,9 @@ def caption_of(drawing, picture):
 
 
 def bars_of(drawing):
-    """(colour, width) of each bar, the likeliest first; the marks of the legend are 11 high."""
+    """(colour, width) of each bar, the likeliest first; the marks of the legend are 14 high."""
     boxes = [box for box in items_of(drawing, Box) if box.fill in BAR_COLOURS.values()]
-    return [(box.fill, box.right - box.left) for box in boxes if box.bottom - box.top != 11]
+    return [(box.fill, box.right - box.left) for box in boxes if box.bottom - box.top != 14]
 
 
 def box_of(item):
@@ -333,7 +334,7 @@ def test_four_panels_show_what_they_say():
         assert title.x == pytest.approx((picture.left + picture.right) / 2, abs=1) and title.y < picture.top
     assert text_with(drawing, WORDS["zh"][1]).y < text_with(drawing, "类别0的描述").y < heatmap.top
     low, high = text_with(drawing, "0.0"), text_with(drawing, "1.0")
-    assert bar.top <= high.y - 5 < bar.top + 10 and bar.bottom - 10 < low.y - 5 <= bar.bottom + 5
+    assert bar.top <= high.y - 8 < bar.top + 10 and bar.bottom - 10 < low.y - 8 <= bar.bottom + 5
     np.testing.assert_array_equal(bar.pixels[[0, -1], 0], [(240, 249, 33), (13, 8, 135)])  # yellow on top
     assert text_with(drawing, "相对重要性").vertical
     source, specificity = text_with(drawing, "starnet_s1"), text_with(drawing, "文本特异性")
@@ -417,7 +418,8 @@ def test_bars_are_the_ten_likeliest_and_the_target_in_order(count, rank):
     order = np.argsort(-probabilities)
     drawing = figure(names=names, target=int(order[rank]))
     order = order[:10] if rank < 10 else [*order[:9], order[rank]]
-    pixels_per_percent = (text_with(drawing, "100").x - text_with(drawing, "80").x) / 20 if count > 1 else 408 / 118
+    ticks = {text.string: text.x for text in texts_of(drawing)}
+    pixels_per_percent = (ticks["100"] - ticks["80"]) / 20
     widths = [width for _, width in bars_of(drawing)]
     np.testing.assert_allclose(widths, 100 * probabilities[order] * pixels_per_percent, atol=1.5)
     labels = [text for text in texts_of(drawing) if text.anchor == "r"]
@@ -448,7 +450,8 @@ ODD_TEXTS = (
 def test_any_text_is_drawn_as_it_is(text):
     drawing = figure(names=[text, "正常"], texts=[text, "正常"], warning=text)
     shown = "".join(item.string for item in texts_of(drawing) if item.anchor == "r")
-    for string in (shown, text_with(drawing, "目标文本：").string):
+    title = "".join(item.string for item in texts_of(drawing) if item.size == HEADING)
+    for string in (shown, title.partition("目标文本：")[2]):
         assert all((character in string) == (character in escape_unprintable(text)) for character in "\\$&<>")
     assert all(_font_of(c) is not None for item in texts_of(drawing) for c in item.string)
     with warnings.catch_warnings():
@@ -472,7 +475,7 @@ def test_characters_that_no_font_has_become_question_marks(monkeypatch):
 def test_a_flat_map_says_why_on_the_figure(size, why):
     message, size = f"热力图为空：{why}", SIZES[size]
     drawing = figure(size=size, heatmap=np.zeros(size, np.float32), warning=message)
-    lines = [text for text in texts_of(drawing) if text.size == 17]
+    lines = [text for text in texts_of(drawing) if text.size == WARNING]
     assert message in "".join(line.string for line in lines)
     assert_nothing_collides(drawing, [line.string for line in lines])
     (frame,) = [box for box in items_of(drawing, Box) if box.outline]
@@ -513,18 +516,21 @@ def lines_of(drawing, kind):
 def test_curves_lie_where_their_axes_say(low, high):
     tested = curves_of(low=low, high=high)
     drawing = figure(faithfulness=tested)
-    bottom = text_with(drawing, "隐藏或显示的像素").y - 42
-    ticks = [t for t in texts_of(drawing) if t.anchor == "r" and t.size == 14 and t.y > bottom - 310]
+    axis = text_with(drawing, "隐藏或显示的像素")
+    bottom = axis.y - TO_LABEL
+    ticks = [t for t in texts_of(drawing) if t.anchor == "r" and t.x < axis.x and t.y > bottom - 330]
     assert 2 <= len(ticks) <= 8
     scale = np.polyfit([float(t.string) for t in ticks], [t.y for t in ticks], 1)
-    across = [t for t in texts_of(drawing) if t.size == 14 and t.y == bottom + 20]
+    across = [t for t in texts_of(drawing) if t.y == bottom + TO_TICKS]
     assert [t.string for t in across] == ["0", "20", "40", "60", "80", "100"]
     for kind, curve in (("deletion", tested.deletion_curve), ("insertion", tested.insertion_curve)):
         (line,) = [line for line in lines_of(drawing, kind) if len(line.points) > 2]  # its sample in the table has two
         x, y = np.array(line.points).T
         np.testing.assert_allclose(x, np.interp(SHARES, np.linspace(0, 1, 6), [t.x for t in across]), atol=1.5)
-        np.testing.assert_allclose(y, np.polyval(scale, curve) - 5, atol=2 + 0.01 * abs(scale[0]) * (high - low))
-        assert (y >= bottom - 300).all() and (y <= bottom).all()
+        np.testing.assert_allclose(
+            y, np.polyval(scale, curve) - 0.35 * TICK, atol=2 + 0.01 * abs(scale[0]) * (high - low)
+        )
+        assert (y >= bottom - 320).all() and (y <= bottom).all()
         # random maps are dashed: hidden from the whole image on, shown from none on
         assert line.points[0] in [dash.points[0] for dash in lines_of(drawing, "random")]
     lengths = [np.hypot(*np.subtract(*dash.points[:: len(dash.points) - 1])) for dash in lines_of(drawing, "random")]
@@ -677,12 +683,12 @@ def test_nothing_on_a_grid_lies_over_another_or_outside(kind, size, lang, crowd)
         options |= {"faithfulness": tested, "region": Region(0, 0, 50, 50), "dot_product": True, "independent": True}
     drawing = grid(lang, names=NAMES[kind], size=SIZES[size], methods=methods, contrast=1.0, **options)
     assert_nothing_collides(drawing, [empty])
-    assert drawing.width <= 2200 and drawing.height <= (2400 if crowd == "few" else 2500)
-    assert min(text.size for text in texts_of(drawing)) >= 14  # never smaller than on the figure
+    assert drawing.width <= PAGE_WIDTH and min(text.size for text in texts_of(drawing)) >= BODY  # as on the figure
     message, tile, bar = text_with(drawing, empty), tiles_of(drawing)[-1], items_of(drawing, Picture)[-1]
     assert tile.left < message.x < tile.right and tile.top < message.y < tile.bottom
-    assert bar.bottom < text_with(drawing, own_scale if methods else one_scale).y < bar.bottom + 60
-    assert (one_scale in words(drawing)) == (methods is None)
+    label = [text for text in texts_of(drawing) if bar.bottom + TO_TICKS < text.y <= bar.bottom + TO_LABEL + 60]
+    label = " ".join(text.string for text in sorted(label, key=lambda text: text.y) if text.anchor == "m")
+    assert (own_scale if methods else one_scale) in label and (one_scale in label) == (methods is None)
     np.testing.assert_array_equal(bar.pixels[0, [0, -1]], [(13, 8, 135), (240, 249, 33)])
 
 
@@ -748,12 +754,12 @@ def test_tiles_are_as_large_as_the_page_allows(count, size):
     tiles = arrange_tiles(count, *size[::-1])
     assert 1 <= tiles.columns <= count
     assert tiles.width >= tiles.picture[0] and tiles.height >= tiles.picture[1]
-    assert 72 + tiles.columns * (tiles.width + 24) - 24 <= 2200
+    assert 2 * MARGIN + tiles.columns * (tiles.width + 24) - 24 <= PAGE_WIDTH
     assert is_fitted(tiles.picture, size)
     if 1 / 4 <= size[1] / size[0] <= 4 and count <= 31:
         assert max(tiles.picture) >= 240
     if count <= 3:
-        assert tiles.columns == count and (tiles.picture[0] == 600 or tiles.picture[1] == 768)
+        assert tiles.columns == count and (tiles.picture[0] == 464 or tiles.picture[1] == 768)
 
 
 METHOD_WORDS = {

@@ -1,6 +1,7 @@
 """What is said of how a heatmap was made: names, titles, footers, summary, table; equal maps once; low ranks."""
 
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ from models.explain.question import Setting
 from models.results.drawing import draw_results, each_once, for_figure
 from models.results.figure import draw_figure
 from models.results.page import Picture
-from models.results.parts import label_in_language
+from models.results.parts import HEADING, label_in_language
 from models.results.result import WHERE_ONLY, Results
 from models.results.saving import OutputChoice, encode_outputs, summary
 from models.runs.tables import COLUMNS, table_rows
@@ -84,9 +85,10 @@ TITLES = [
 @pytest.mark.parametrize("lang, setting, of_figure, of_grid", TITLES)
 def test_the_titles_name_what_differs_in_brackets(lang, setting, of_figure, of_grid):
     top = min(picture.top for picture in items_of(figure(lang, **setting), Picture))
-    above = [text.string for text in texts_of(figure(lang, **setting)) if text.y < top and text.size == 20]
+    above = [text.string for text in texts_of(figure(lang, **setting)) if text.y < top and text.size == HEADING]
     assert "".join(above).replace(" ", "").startswith(of_figure.replace(" ", ""))
-    assert ("（" in above[0] or "(" in above[0]) == bool(setting)
+    name = re.split("目标文本|Target text", "".join(above))[0]
+    assert ("（" in name or "(" in name) == bool(setting)
     if of_grid:
         assert words(grid(lang, **setting)).split("\n")[0] == of_grid
 
@@ -305,7 +307,7 @@ def test_a_tile_of_several_texts_says_it_itself(lang, said):
     """Text 0 is the least similar of three; where the strength on one scale tells presence, nothing is said."""
     for silent in (True, False):
         drawing = grid(lang, tells_presence=not silent)
-        captions = ["".join(caption_of(drawing, tile)) for tile in tiles_of(drawing)[1:]]
+        captions = [" ".join(caption_of(drawing, tile)) for tile in tiles_of(drawing)[1:]]
         assert [said in caption for caption in captions] == [silent, silent, False]
 
 

@@ -174,8 +174,8 @@ def test_the_figures_language(flags, monkeypatch):
     shown = {}
     genuine = outputs.draw_figure
 
-    def watched(result, heatmap, overlay, lang):
-        figure = genuine(result, heatmap, overlay, lang)
+    def watched(result, heatmap, overlay, lang, *options):
+        figure = genuine(result, heatmap, overlay, lang, *options)
         shown[lang] = "\n".join(item.string for item in figure.items if isinstance(item, Text))
         return figure
 
