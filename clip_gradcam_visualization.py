@@ -90,15 +90,25 @@ from models.images.finding import is_single
 from models.images.flatness import describe_flat_picture
 from models.images.grey import parse_grey_range
 from models.images.loader import ImageDataset
+from models.images.naming import file_name
 from models.images.preprocessing import DEFAULT_IMG_SIZE, Region, describe_assumed_size, preprocessing_of
 from models.images.reading import read_image, to_pixels
 from models.loading.fingerprint import fingerprint
 from models.loading.load import choose_device, embed_texts, load_clip_checkpoint
 from models.messages import LANGUAGES, Joined, Message, as_message, can_show_chinese, current_language, speaking
 from models.results.colours import BLENDS, COLORMAPS, DEFAULT_COLOURS, Colours, choose_colours
-from models.results.formats import OVERLAY_FORMATS, check_output_name
+from models.results.formats import FIGURE_FORMATS, OVERLAY_FORMATS, check_output_name
+from models.results.page import FIGURE_DPI
 from models.results.result import ImageResult, Results
-from models.results.saving import HEATMAP_SIZES, OutputChoice, encode_outputs, save_results, summary
+from models.results.saving import (
+    DENSITIES,
+    HEATMAP_SIZES,
+    PANELS,
+    OutputChoice,
+    encode_outputs,
+    save_results,
+    summary,
+)
 from models.runs.evaluating import CaseChoice
 from models.runs.joining import join
 from models.runs.planning import Plan, Sources, plan_images
@@ -171,6 +181,17 @@ FLAGS = (
     ("--tolerance", FLOAT | {"default": TOLERANCE}, "评估：峰离标注多近算命中，224×224 的像素（默认：15）"),
     ("--output-dir", PATH | {"default": "clip_gradcam_results"}, "输出目录（默认：clip_gradcam_results）"),
     ("--output-name", NAME, "输出文件名（默认：clip_gradcam_<图像名>.png；也可用 .pdf、.svg、.jpg）"),
+    (
+        "--figure-format",
+        {"choices": FIGURE_FORMATS},
+        "可视化图的格式（默认：png，或 --output-name 的后缀；pdf、svg 中文字可选中，图像保留原图像素）",
+    ),
+    ("--dpi", INT, "可视化图的分辨率，72 到 1200（默认：120；印刷常用 300）；叠加图像总是原图大小"),
+    (
+        "--panels",
+        {"nargs": "?", "const": PANELS[0], "choices": PANELS},
+        "在各分图左上角标出 (a)、(b) ……；--panels files 另把每个分图存成单独的文件",
+    ),
     ("--target-layer", NAME, "目标层的名称，例如 layer4.1（默认：按图像编码器自动选择）"),
     ("--layers", NAME | SEVERAL, "融合多个目标层（与 --target-layer 二选一）；LeGrad 用它指定块"),
     (
@@ -271,11 +292,12 @@ def check_arguments(args) -> None:
         ("--embed-dim", args.embed_dim, 1, 65536),
         ("--batch-size", args.batch_size, 1, 1024),
         ("--num-workers", args.num_workers, 0, 256),
+        ("--dpi", args.dpi, *DENSITIES),
     ):
         check_at_least(flag, value, least)
         check_at_most(flag, value, most)
     if args.output_name is not None:
-        check_output_name(args.output_name)
+        check_output_name(args.output_name, args.figure_format)
     parse_grey_range(args.grey_range)
     colours_of(args)
     if not 0 <= args.tolerance <= GRID:
@@ -283,6 +305,8 @@ def check_arguments(args) -> None:
     for flag, value in (("--split", args.split), ("--target label", args.target == "label")):
         if value and not args.cases:
             raise InputError("{} 需要病例列表 --cases", flag)
+    if args.panels and (args.no_figure or args.overlay_only):
+        raise InputError("--panels 需要可视化图，不能与 --no-figure 或 --overlay-only 一起使用")
     if args.overlay_only and args.save_heatmap:
         raise InputError("--overlay-only 与 --save-heatmap 只能二选一；只是不要可视化图请用 --no-figure")
 
@@ -305,7 +329,15 @@ def question_of(args) -> Question:
 
 def output_choice(args) -> OutputChoice:
     has_figure = not (args.no_figure or args.overlay_only)
-    return OutputChoice(has_figure, args.save_heatmap, args.lang or LANGUAGES[0], args.overlay_format)
+    return OutputChoice(
+        has_figure,
+        args.save_heatmap,
+        args.lang or LANGUAGES[0],
+        args.overlay_format,
+        args.dpi or FIGURE_DPI,
+        args.panels,
+        args.figure_format,
+    )
 
 
 def colours_of(args) -> Colours:
@@ -643,9 +675,10 @@ class Explainer:
                 raise error
         return maps
 
-    def result(self, pixels: np.ndarray, maps: list[ImageMaps]) -> Results:
-        """Everything that figures, files and tables say of one image; pixels uint8 [H, W, 3]."""
-        return Results(self._result(pixels, *of_setting) for of_setting in zip(maps, self.settings, self.layer_names))
+    def result(self, pixels: np.ndarray, maps: list[ImageMaps], name: str | None = None) -> Results:
+        """Everything that figures, files and tables say of one image; pixels uint8 [H, W, 3], `name` of its file."""
+        of_settings = zip(maps, self.settings, self.layer_names)
+        return Results(self._result(pixels, *of_setting)._replace(name=name) for of_setting in of_settings)
 
     def _result(self, pixels, image: ImageMaps, setting: Setting, layer: str) -> ImageResult:
         subtracts = setting.others is not None
@@ -762,8 +795,9 @@ def explain(
         check_question(question)
         colours = choose_colours(colormap, blend, alpha)
         is_list = isinstance(image, (list, tuple))
-        pixels = {}  # of each image, by its place in the list; None for the only one
-        for place, one in enumerate(image) if is_list else [(None, image)]:
+        images = dict(enumerate(image)) if is_list else {None: image}  # by their places in the list
+        pixels = {}
+        for place, one in images.items():
             with naming_image(place):
                 pixels[place] = to_pixels(one, grey_range)
         if use_cuda and torch.cuda.is_available():
@@ -771,7 +805,10 @@ def explain(
         explainer = Explainer(model, text_features, question, target_layer, image_encoder_name, colours)
         if text_features is None:
             explainer.text_features = class_text_features(model, texts)
-        answers = [Results(result._replace(lang=lang) for result in of_image) for of_image in explainer.results(pixels)]
+        answers = [
+            Results(result._replace(lang=lang, name=file_name(one)) for result in results)
+            for one, results in zip(images.values(), explainer.results(pixels))
+        ]
         answers = answers if method == "all" else [results[0] for results in answers]
         return answers if is_list else answers[0]
 
@@ -829,16 +866,18 @@ def explainer_of(args, model, question: Question) -> Explainer:
 def run_one(args, question: Question) -> None:
     """One image to its files: the model gives maps at a layer; encoding the files makes heatmaps of them and draws."""
     image_path = args.image_path[0]
-    save_path = Path(args.output_dir) / (args.output_name or f"clip_gradcam_{Path(image_path).stem}.png")
+    choice = output_choice(args)
+    name = f"clip_gradcam_{Path(image_path).stem}.{choice.figure_format or FIGURE_FORMATS[0]}"
+    save_path = Path(args.output_dir) / (args.output_name or name)
     check_output_folder(save_path.parent)
     pixels = read_image(image_path, parse_grey_range(args.grey_range))
     model = load_from_arguments(args, question.texts)
     explainer = explainer_of(args, model, question)
     (maps,) = explainer(preprocessing_of(model, args.img_size)(pixels))
-    results = explainer.result(pixels, maps)
+    results = explainer.result(pixels, maps, file_name(image_path))
     for message in results.messages(current_language()):
         warnings.warn(InputWarning(message), stacklevel=1)
-    files = encode_outputs(results, save_path, output_choice(args))
+    files = encode_outputs(results, save_path, choice)
     write_files(files.contents)
     say(*summary(results, files))
 
@@ -874,7 +913,7 @@ def run_many(args, question: Question) -> int:
         ranks.wait_for("planned", [0])
         plan = state.plan(len(question.names))
         dataset = ImageDataset(preprocessing_of(model, args.img_size), parse_grey_range(args.grey_range))
-        cases = CaseChoice(args.target == "label", args.annotations, args.tolerance)
+        cases = CaseChoice(args.target == "label", args.annotations, args.tolerance, args.dpi or FIGURE_DPI)
         run = Run(explainer, dataset, state, output_choice(args), run_columns, cases)
         return finish_run(run, plan, chunks(len(plan)), ranks)
 
@@ -918,7 +957,7 @@ def run(args) -> int:
         print_layers(load_from_arguments(args))
         return 0
     if args.join:
-        return join(args.output_dir, args.tolerance, args.lang)
+        return join(args.output_dir, args.tolerance, args.lang, args.dpi)
     question = question_of(args)
     if is_one_image(args):
         run_one(args, question)

@@ -9,8 +9,8 @@ from itertools import accumulate
 from typing import NamedTuple
 
 from ..results import parts
-from ..results.page import BLACK, WHITE, Box, Drawing, Line, Text, drawable, text_box, text_length, wrap_text
-from ..results.parts import BODY, GREY, HEADING, MARGIN, TICK, TICK_LENGTH, TITLE
+from ..results.page import BLACK, WHITE, Box, Drawing, Line, Text, bounds, drawable, text_length, wrap_text
+from ..results.parts import BODY, GREY, HEADING, MARGIN, PAGE_WIDTH, TICK, TICK_LENGTH, TITLE, TO_TICKS
 from .summary import CASES, LINES, OF_HEATMAPS
 from .tables import MOST_SPLITS, explained, groups_by_split, largest_classes, lines_of, shown, without_counts
 
@@ -94,33 +94,32 @@ EVALUATION_WORDS = {
     "of images": ("图像", "images"),
 }
 LEAST_WIDTH, MOST_CLASSES = 900, 20
-HEADING_ROOM = 1500  # pixels, for what was evaluated
-LEFT_WIDTH, APART = 820, 48  # of the left column, and between parts
-NAME_ROOM, ROW = 250, 30  # pixels: for a class's name, and from one row to the next
+ROOM = PAGE_WIDTH - 2 * MARGIN  # pixels, for whatever lies side by side
+LEFT_WIDTH, APART = 690, 54  # of the left column, and between parts
+NAME_ROOM, ROW = 270, 40  # pixels: for a class's name, and from one row to the next
+CELL_APART = 26  # pixels, between the columns of a table
 RULE, BLUE, GREEN, ORANGE = "#e5e7e9", "#2471a3", "#1e8449", "#e67e22"
 
 Part = tuple[list, int]  # what is drawn, and where it ends
 
 
 class Column(NamedTuple):
-    """Of a table: its heading (a key of the words), what `shown` takes, and pixels."""
+    """Of a table: its heading (a key of the words), and what `shown` takes."""
 
     heading: str
     measure: str
     kind: str
-    width: int
 
 
 _MEASURES = ("pointing_strict", "iou_half", "iou_otsu", "energy", "contrast_to_noise", *OF_HEATMAPS)
-_WITH_MINUS = OF_HEATMAPS[1:]  # may be negative, their intervals at both ends
 COLUMNS = (
-    Column("n images", "accuracy", "n", 72),
-    Column("accuracy", "accuracy", "interval", 140),
-    Column("auc", "auc", "interval", 140),
-    Column("n annotations", "pointing", "n", 96),
-    Column("pointing", "pointing", "interval", 140),
-    *(Column(name, "pointing", name, 100) for name in ("chance", "class_place", "gaussian")),
-    *(Column(name, name, "interval", 164 if name in _WITH_MINUS else 140) for name in _MEASURES),
+    Column("n images", "accuracy", "n"),
+    Column("accuracy", "accuracy", "interval"),
+    Column("auc", "auc", "interval"),
+    Column("n annotations", "pointing", "n"),
+    Column("pointing", "pointing", "interval"),
+    *(Column(name, "pointing", name) for name in ("chance", "class_place", "gaussian")),
+    *(Column(name, name, "interval") for name in _MEASURES),
 )
 
 
@@ -136,7 +135,7 @@ def draw_evaluation(evaluation: Mapping, names: Sequence[str], lang: str = "zh")
     for groups in splits[:MOST_SPLITS]:
         of_split, bottom = _split(groups, names, bottom, words, explained(evaluation, lang))
         items += of_split
-    width = max([LEAST_WIDTH, *(_right(item) + MARGIN for item in items)])
+    width = max(LEAST_WIDTH, bounds(items)[2] + MARGIN if items else 0)
     room, measure = width - 2 * MARGIN, parts.measure(BODY)
     more = [words["more splits"].format(len(splits) - MOST_SPLITS)] if len(splits) > MOST_SPLITS else []
     notes = [line for note in [*more, *_notes(evaluation, words)] for line in wrap_text(note, room, 4, measure)]
@@ -145,17 +144,10 @@ def draw_evaluation(evaluation: Mapping, names: Sequence[str], lang: str = "zh")
     return Drawing(width, bottom + APART + len(notes) * parts.leading(BODY) + 8, items)
 
 
-def _right(item: Text | Box | Line) -> int:
-    """Where an item ends."""
-    if isinstance(item, Text):
-        return math.ceil(text_box(item)[2])
-    return item.right if isinstance(item, Box) else math.ceil(max(x for x, _ in item.points))
-
-
 def _split(groups: Sequence[Mapping], names: Sequence[str], top: int, words: Mapping, explained: str) -> Part:
     first = groups[0]
     heading = wrap_text(
-        "　".join(filter(None, [_about(first, words), drawable(explained)])), HEADING_ROOM, 3, parts.measure(HEADING)
+        "　".join(filter(None, [_about(first, words), drawable(explained)])), ROOM, 3, parts.measure(HEADING)
     )
     items, bottom = parts.lines_down(heading, MARGIN, top + 40, HEADING, "l"), top + 40
     bottom += (len(heading) - 1) * parts.leading(HEADING)
@@ -216,36 +208,73 @@ def paper_rows(evaluation: Mapping, names: Sequence[str], lang: str = "zh") -> I
 def _table(
     lines: Sequence[tuple[str, Mapping]], first: str, title: str, top: int, words: Mapping, more: int = 0
 ) -> Part:
-    """A row for each (name, measures), a column for each of COLUMNS in which something stands."""
-    columns = [column for column in COLUMNS if any(shown(line, *column[1:3]) for _, line in lines)]
-    rights = list(accumulate((column.width for column in columns), initial=MARGIN + NAME_ROOM))[1:]
-    right = max(rights, default=MARGIN + NAME_ROOM)
-    head = top + HEADING + 34
-    items = [Text(MARGIN, top + HEADING, title, HEADING), Text(MARGIN, head, words[first], BODY, "l", GREY)]
-    items += [Text(edge, head, words[column.heading], BODY, "r", GREY) for column, edge in zip(columns, rights)]
-    items.append(Box(MARGIN, head + 10, right, head + 11, GREY))
+    """A row for each (name, measures), a column for each of COLUMNS in which something stands.
+
+    Columns that find no room on the page go below, after the names once more.
+    """
+    names = [wrap_text(name, NAME_ROOM - 16, 2, parts.measure(BODY)) for name, _ in lines]
+    items, bottom = [Text(MARGIN, top + HEADING, title, HEADING)], top + HEADING - 6
+    for block in _blocks([_cells(column, lines, words) for column in COLUMNS]):
+        drawn, bottom = _block(names, block, words[first], bottom)
+        items += drawn
+    if more:
+        items.append(Text(MARGIN, bottom - 14 + ROW, words["more"].format(more), BODY, "l", GREY))
+        bottom += ROW
+    return items, bottom
+
+
+class Cells(NamedTuple):
+    """A column as it is shown, "" where nothing stands, and the pixels that it takes."""
+
+    heading: str
+    cells: list[str]
+    width: int
+
+
+def _cells(column: Column, lines: Sequence[tuple[str, Mapping]], words: Mapping) -> Cells:
+    heading = words[column.heading]
+    cells = [shown(line, column.measure, column.kind, words["brackets"]) or "" for _, line in lines]
+    return Cells(heading, cells, round(max(text_length(text, BODY) for text in (heading, *cells))) + CELL_APART)
+
+
+def _blocks(columns: Sequence[Cells]) -> list[list[Cells]]:
+    """The columns in which something stands, as many side by side as there is room for; at least one block."""
+    blocks, right = [[]], NAME_ROOM
+    for column in filter(lambda column: any(column.cells), columns):
+        if right + column.width > ROOM:
+            blocks.append([])
+            right = NAME_ROOM
+        blocks[-1].append(column)
+        right += column.width
+    return blocks
+
+
+def _block(names: Sequence[list[str]], columns: Sequence[Cells], first: str, top: int) -> Part:
+    """Names, each on a line or two, and the columns beside them."""
+    rights = list(accumulate((column.width for column in columns), initial=MARGIN + NAME_ROOM))
+    right, head = rights[-1], top + 40
+    items = [Text(MARGIN, head, first, BODY, "l", GREY), Box(MARGIN, head + 12, right, head + 13, GREY)]
+    items += [Text(edge, head, column.heading, BODY, "r", GREY) for column, edge in zip(columns, rights[1:])]
     baseline = head
-    for name, line in lines:
-        name = parts.lines_down(
-            wrap_text(name, NAME_ROOM - 16, 2, parts.measure(BODY)), MARGIN, baseline + ROW, BODY, "l"
-        )
+    for row, name in enumerate(names):
+        name = parts.lines_down(name, MARGIN, baseline + ROW, BODY, "l")
         items += name
         baseline = name[-1].y
-        for column, edge in zip(columns, rights):
-            cell = shown(line, column.measure, column.kind, words["brackets"])
+        for column, edge in zip(columns, rights[1:]):
+            cell = column.cells[row]
             items.append(Text(edge, baseline, cell or "—", BODY, "r", BLACK if cell else GREY))
-        items.append(Box(MARGIN, baseline + 10, right, baseline + 11, RULE))
-    if more:
-        baseline += ROW
-        items.append(Text(MARGIN, baseline, words["more"].format(more), BODY, "l", GREY))
-    return items, baseline + 12
+        items.append(Box(MARGIN, baseline + 12, right, baseline + 13, RULE))
+    return items, baseline + 14
 
 
 # -- parts side by side
 
 
 def _columns_of_parts(group: Mapping, lines, names: Sequence[str], top: int, words: Mapping) -> Part:
-    """Pointing and the table of four in the left column, the confusion matrix in the right; what there is of them."""
+    """Pointing and the table of four in the left column, the confusion matrix in the right; what there is of them.
+
+    A matrix that is too large for that goes below.
+    """
     left: list[Callable[[int, int], Part]] = []
     right: list[Callable[[int, int], Part]] = []
     if "pointing" in group["overall"]:
@@ -254,31 +283,37 @@ def _columns_of_parts(group: Mapping, lines, names: Sequence[str], top: int, wor
         left.append(lambda x, y: _cases(group["cases"], x, y, words))
     if group["labelled"]:
         right.append(lambda x, y: _confusion(group, names, x, y, words))
-    items, deepest = [], top
-    for x, stack in zip((MARGIN, MARGIN + (LEFT_WIDTH + 40 if left else 0)), (left, right)):
-        bottom = top - APART
-        for part in stack:
-            drawn, bottom = part(x, bottom + APART)
-            items += drawn
-        deepest = max(deepest, bottom)
-    return items, deepest
+    items, bottom = _down(left, MARGIN, top)
+    beside, deepest = _down(right, MARGIN + LEFT_WIDTH + 40, top)
+    if beside and (not left or bounds(beside)[2] > MARGIN + ROOM):
+        beside, deepest = _down(right, MARGIN, bottom + APART if left else top)
+    return items + beside, max(bottom, deepest)
+
+
+def _down(stack: Sequence[Callable[[int, int], Part]], x: int, top: int) -> Part:
+    """Parts one below the other."""
+    items, bottom = [], top
+    for number, part in enumerate(stack):
+        drawn, bottom = part(x, bottom + APART if number else top)
+        items += drawn
+    return items, bottom
 
 
 def _cases(cases: Mapping[str, int], left: int, top: int, words: Mapping) -> Part:
     """How many annotations: prediction right or wrong, peak inside or outside."""
-    total, edges = sum(cases.values()), (left + 340, left + 560)
+    total, edges = sum(cases.values()), (left + 450, left + LEFT_WIDTH)
     head = top + HEADING + 34
     items = [Text(left, top + HEADING, words["cases"], HEADING)]
     items += [Text(edge, head, words[word], BODY, "r", GREY) for edge, word in zip(edges, ("inside", "outside"))]
-    items.append(Box(left, head + 10, edges[1], head + 11, GREY))
+    items.append(Box(left, head + 12, edges[1], head + 13, GREY))
     for row, word in enumerate(("right", "wrong")):
         baseline = head + (row + 1) * ROW
         items.append(Text(left, baseline, words[word], BODY))
         for edge, case in zip(edges, CASES[2 * row :]):
             cell = f"{cases[case]}{words['brackets'].format(f'{cases[case] / total:.1%}')}"
             items.append(Text(edge, baseline, cell, BODY, "r"))
-        items.append(Box(left, baseline + 10, edges[1], baseline + 11, RULE))
-    return items, head + 2 * ROW + 12
+        items.append(Box(left, baseline + 12, edges[1], baseline + 13, RULE))
+    return items, head + 2 * ROW + 14
 
 
 # -- pointing by class
@@ -309,17 +344,18 @@ def _forest(lines, left: int, top: int, words: Mapping) -> Part:
     """For each line with annotations: share of hits with its interval above, what the baselines get below."""
     lines = [(name, line["pointing"]) for name, line in lines if "pointing" in line]
     start, end = left + NAME_ROOM, left + LEFT_WIDTH - 30
-    legend, first, pitch = top + HEADING + 32, top + HEADING + 52, 36
+    legend, lowest = _legend(lines, left, top + HEADING + 40, words)
+    first, pitch = lowest + 20, 44
     bottom = first + len(lines) * pitch
 
     def x(share: float) -> float:
         return start + 0.5 + share * (end - start - 1)
 
-    items = [Text(left, top + HEADING, words["forest"], HEADING), *_legend(lines, left, legend, words)]
+    items = [Text(left, top + HEADING, words["forest"], HEADING), *legend]
     for tick in range(6):
         at = math.floor(x(tick / 5))
         items += [Box(at, first, at + 1, bottom, RULE), Box(at, bottom, at + 1, bottom + TICK_LENGTH, BLACK)]
-        items.append(Text(at, bottom + 20, f"{tick / 5:.1f}", TICK, "m"))
+        items.append(Text(at, bottom + TO_TICKS, f"{tick / 5:.1f}", TICK, "m"))
     items += [Box(start, first, start + 1, bottom, BLACK), Box(start, bottom, end, bottom + 1, BLACK)]
     for row, (name, numbers) in enumerate(lines):
         centre = first + (row + 0.5) * pitch
@@ -327,23 +363,26 @@ def _forest(lines, left: int, top: int, words: Mapping) -> Part:
         (name,) = wrap_text(name, NAME_ROOM - 16, 1, parts.measure(BODY))
         items.append(Text(start - 12, parts.middle_baseline(centre, BODY), name, BODY, "r"))
         for kind in MARKS:
-            items += _mark(kind, x(numbers[kind]), centre + 8) if kind in numbers else []
-        items += _interval(numbers, x, centre - 8)
-    return items, bottom + 28
+            items += _mark(kind, x(numbers[kind]), centre + 10) if kind in numbers else []
+        items += _interval(numbers, x, centre - 10)
+    return items, bottom + TO_TICKS + 8
 
 
-def _legend(lines, left: int, baseline: int, words: Mapping) -> list:
-    """What the dot and the marks mean, those that are drawn."""
-    y, right = baseline - 5.5, left
-    items = []
+def _legend(lines, left: int, baseline: int, words: Mapping) -> Part:
+    """What the dot and the marks mean, those that are drawn, and the baseline of its last line."""
+    items, right = [], left
     for kind in ("heatmap", *(kind for kind in MARKS if any(kind in numbers for _, numbers in lines))):
+        length = 32 + round(text_length(words[kind], BODY))
+        if right + length > left + LEFT_WIDTH:
+            baseline, right = baseline + parts.leading(BODY), left
+        y = baseline - 7.5
         if kind == "heatmap":
             items += _interval({"value": 0.5, "low": 0.0, "high": 1.0}, lambda share, at=right: at + 24 * share, y)
         else:
             items += _mark(kind, right + 12, y)
         items.append(Text(right + 32, baseline, words[kind], BODY))
-        right += 32 + round(text_length(words[kind], BODY)) + 28
-    return items
+        right += length + 28
+    return items, baseline
 
 
 # -- the confusion matrix
@@ -352,16 +391,17 @@ def _legend(lines, left: int, baseline: int, words: Mapping) -> list:
 def _confusion(group: Mapping, names: Sequence[str], left: int, top: int, words: Mapping) -> Part:
     """Counts of images, a row for each true class; the classes beyond MOST_CLASSES are one."""
     labels, counts = _condensed(group, names, words)
-    side = max(40, min(64, 900 // len(labels)))
-    labels = [wrap_text(label, 140, 1, parts.measure(TICK))[0] for label in labels]
-    above = round(max(text_length(label, TICK) for label in labels))
-    first = top + HEADING + 36 + above + 12  # the matrix' upper edge
-    start = left + 30 + round(max(text_length(label, TICK) for label in labels)) + 10
-    size = len(labels) * side
-    items = [
-        Text(left, top + HEADING, words["confusion"], HEADING),
-        Text(start + size // 2, top + HEADING + 26, words["predicted"], BODY, "m", GREY),
-        Text(left + 16, first + size // 2, words["true"], BODY, "m", GREY, vertical=True),
+    labels = [wrap_text(label, 160, 1, parts.measure(TICK))[0] for label in labels]
+    longest = round(max(text_length(label, TICK) for label in labels))
+    start = left + 36 + longest + 10
+    side = max(50, min(64, (MARGIN + ROOM - start) // len(labels)))
+    title = wrap_text(words["confusion"], LEFT_WIDTH, 2, parts.measure(HEADING))
+    items = parts.lines_down(title, left, top + HEADING, HEADING, "l")
+    above = items[-1].y + 38  # the baseline of what the columns are
+    first, size = above + 12 + longest + 12, len(labels) * side  # the matrix' upper edge
+    items += [
+        Text(start + size // 2, above, words["predicted"], BODY, "m", GREY),
+        Text(left + 22, first + size // 2, words["true"], BODY, "m", GREY, vertical=True),
     ]
     for row, label in enumerate(labels):
         centre = (row + 0.5) * side
@@ -377,9 +417,9 @@ def _confusion(group: Mapping, names: Sequence[str], left: int, top: int, words:
 def _cell(count: int, total: int, left: int, top: int, side: int) -> list:
     share = count / total if total else 0.0
     box = Box(left, top, left + side, top + side, _shade(share), RULE)
-    size = TICK if text_length(str(count), TICK) <= side - 4 else TICK - 4
+    number = str(count) if text_length(str(count), TICK) <= side - 4 else f"{count / 1000:.0f}k"
     colour = WHITE if share > 0.5 else BLACK if count else GREY
-    return [box, Text(left + side // 2, parts.middle_baseline(top + side / 2, size), str(count), size, "m", colour)]
+    return [box, Text(left + side // 2, parts.middle_baseline(top + side / 2, TICK), number, TICK, "m", colour)]
 
 
 def _shade(share: float) -> str:

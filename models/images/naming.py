@@ -20,11 +20,19 @@ class ImageFile(NamedTuple):
     name: str  # of its results: relative to the output folder, folders parted by "/", without a suffix
 
 
-# What ends the names of an image's results beside the figure's own: <name>_overlay_2, <name>_heatmap_layer, ...
-# What follows is a text's index, "layer", "default", or the name of a method, whichever there are. Each part of such a
-# name begins with a letter, so that a name which ends in a number of its own (`-2`) is never a result's.
-_RESULT_ENDING = re.compile(r"_(overlay|heatmap)(_\d+|_(?!overlay|heatmap)[a-z][a-z0-9+]*(-[a-z][a-z0-9+]*)*)*$")
+# What ends the names of an image's results beside the figure's own: <name>_overlay_2, <name>_heatmap_layer,
+# <name>_panel_a, ... What follows the first two is a text's index, "layer", "default", or the name of a method,
+# whichever there are. Each part of such a name begins with a letter, so that a name which ends in a number of its own
+# (`-2`) is never a result's.
+_RESULT_ENDING = re.compile(
+    r"_(?:panel_[a-z]+|(overlay|heatmap)(_\d+|_(?!overlay|heatmap)[a-z][a-z0-9+]*(-[a-z][a-z0-9+]*)*)*)$"
+)
 LONGEST_NAME = 200  # bytes: file systems take 255, endings and suffixes of results need theirs
+
+
+def file_name(image) -> str | None:
+    """The name of an image's file, without its folders; None where it is no path."""
+    return os.path.basename(os.fsdecode(image)) if isinstance(image, (str, os.PathLike)) else None
 
 
 def common_parent(folders: Iterable[str], flavour=os.path) -> str:

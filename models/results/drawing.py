@@ -9,12 +9,15 @@ from .figure import draw_figure
 from .formats import thin
 from .grid import draw_grid
 
-TILE_SIDE = 640  # pixels: what a text's overlay is thinned to in the grid of several
+TILE_SIDE = 640  # pixels: what a text's overlay is thinned to in the grid of several at FIGURE_DPI
 
 
-def for_figure(heatmap: np.ndarray, overlay: np.ndarray, alone: bool) -> tuple:
-    """What a figure needs of a drawn map: of one among several a thinned overlay, so that many take little memory."""
-    return (heatmap, overlay) if alone else (None, thin(overlay, TILE_SIDE))
+def for_figure(heatmap: np.ndarray, overlay: np.ndarray, alone: bool, side: int = TILE_SIDE) -> tuple:
+    """What a figure needs of a drawn map: of one among several a thinned overlay, so that many take little memory.
+
+    `side`: pixels of its longer side.
+    """
+    return (heatmap, overlay) if alone else (None, thin(overlay, side))
 
 
 def file_marks(results) -> list[str | int | None]:

@@ -15,25 +15,31 @@ from ..heavy import Image, cv2
 
 RASTER_FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".tif": "tiff", ".tiff": "tiff", ".webp": "webp"}
 VECTOR_FORMATS = {".pdf": "pdf", ".svg": "svg"}
-OVERLAY_FORMATS = ("png", "jpg", "webp")
+OVERLAY_FORMATS, FIGURE_FORMATS = ("png", "jpg", "webp"), ("png", "jpg", "pdf", "svg", "tif")
 LONGEST_SIDES = {"png": 1_000_000, "jpeg": 65_500, "webp": 16_383}  # pixels that libpng, OpenCV and WebP write
 
 
-def figure_file(path: str | os.PathLike) -> Path:
-    """Where the figure goes: `.png` is added where there is no suffix that we write."""
+def figure_file(path: str | os.PathLike, kind: str | None = None) -> Path:
+    """Where the figure goes: where there is no suffix that we write, one of FIGURE_FORMATS is added, None: `.png`."""
     figure = Path(path)
     if figure.suffix.lower() not in {**RASTER_FORMATS, **VECTOR_FORMATS}:
-        figure = figure.with_name(figure.name + ".png")
+        figure = figure.with_name(f"{figure.name}.{kind or FIGURE_FORMATS[0]}")
     return figure
 
 
-def check_output_name(name: str) -> None:
-    """InputError where `name`, with or without folders before it, ends in no name of a file that a system takes."""
+def check_output_name(name: str, kind: str | None = None) -> None:
+    """InputError where `name`, with or without folders before it, ends in no name of a file that a system takes.
+
+    So it is where it has a suffix that we write and `kind`, of FIGURE_FORMATS, is another.
+    """
     name = re.split(r"[\\/]" if os.name == "nt" else "/", name)[-1]
     if name in ("", ".", ".."):
         raise InputError("--output-name 应是文件名，收到的是文件夹：文件夹请用 --output-dir")
     if os.name == "nt" and re.fullmatch(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?|.*[:*?\"<>|].*", name, re.IGNORECASE):
         raise InputError("--output-name {} 在 Windows 上不能作文件名，请换一个", name)
+    kinds = {**RASTER_FORMATS, **VECTOR_FORMATS}
+    if kind is not None and kinds.get(Path(name).suffix.lower(), kinds[f".{kind}"]) != kinds[f".{kind}"]:
+        raise InputError("--output-name {} 的后缀与 --figure-format {} 不同：请去掉其中一个", name, kind)
 
 
 def overlay_path(figure: Path, mark: str | int | None = None, kind: str | None = None) -> Path:
@@ -44,6 +50,11 @@ def overlay_path(figure: Path, mark: str | int | None = None, kind: str | None =
     suffix = figure.suffix if figure.suffix.lower() in RASTER_FORMATS else ".png"
     suffix = f".{kind}" if kind else suffix
     return figure.with_name(f"{figure.stem}_overlay{'' if mark is None else f'_{mark}'}{suffix}")
+
+
+def panel_path(figure: Path, letter: str) -> Path:
+    """Where a panel of a figure goes that is a file of its own: `<stem>_panel_<letter><suffix>`."""
+    return figure.with_name(f"{figure.stem}_panel_{letter}{figure.suffix}")
 
 
 def array_path(figure: Path, kind: str, mark: str | int | None = None) -> Path:

@@ -285,7 +285,7 @@ def scaled(item, scale: float):
     return Box(left, top, right, bottom, item.fill, item.outline, max(1, round(item.edge * scale)))
 
 
-def page_of(items: Iterable, margin: int) -> Drawing:
+def page_of(items: Iterable, margin: int = 16) -> Drawing:
     """A page just as large as the items and a margin around them."""
     left, top, right, bottom = bounds(items)
     return Drawing(right - left + 2 * margin, bottom - top + 2 * margin, moved(items, margin - left, margin - top))

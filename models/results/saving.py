@@ -4,19 +4,33 @@ Reads the results themselves: Results of `models.results.result`.
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from ..errors import InputError, closest_hint
+from ..errors import InputError, check_at_least, check_at_most, closest_hint
 from ..messages import LANGUAGES, Joined, Message, current_language
 from ..writing import write_files
-from .drawing import draw_results, file_marks, for_figure
+from .drawing import TILE_SIDE, draw_results, file_marks, for_figure
 from .figure import encode_figure
-from .formats import OVERLAY_FORMATS, array_path, encode_array, encode_image, figure_file, overlay_path
-from .parts import percent
+from .formats import (
+    FIGURE_FORMATS,
+    OVERLAY_FORMATS,
+    VECTOR_FORMATS,
+    array_path,
+    encode_array,
+    encode_image,
+    figure_file,
+    overlay_path,
+    panel_path,
+)
+from .page import FIGURE_DPI, page_of
+from .parts import letter_of, percent
 
+PANELS = ("marks", "files")  # panels have letters; and are files of their own too
+DENSITIES = 72, 1200  # pixels to an inch of a figure, the least and the most
 HEATMAP_SIZES = {"all": ("heatmap", "heatmap_layer"), "layer": ("heatmap_layer",)}  # which arrays are saved
 
 
@@ -27,18 +41,29 @@ class OutputChoice(NamedTuple):
     heatmap: str | None = None  # one of HEATMAP_SIZES
     lang: str | None = None  # of LANGUAGES, None for the result's own
     overlay_format: str | None = None  # of OVERLAY_FORMATS; None: the figure's own
+    dpi: int = FIGURE_DPI  # of a figure of pixels, within DENSITIES; overlays keep the image's own pixels
+    panels: str | None = None  # one of PANELS
+    figure_format: str | None = None  # of FIGURE_FORMATS, where the figure's name has no suffix; None: PNG
 
 
-CHOICES = {"heatmap": (None, *HEATMAP_SIZES), "lang": (None, *LANGUAGES), "overlay_format": (None, *OVERLAY_FORMATS)}
+CHOICES = {
+    "heatmap": tuple(HEATMAP_SIZES),
+    "lang": LANGUAGES,
+    "overlay_format": OVERLAY_FORMATS,
+    "panels": PANELS,
+    "figure_format": FIGURE_FORMATS,
+}
 
 
 def check_choice(choice: OutputChoice) -> None:
-    """InputError, with the closest, where a value is none of CHOICES."""
+    """InputError, with the closest, where a value is none of CHOICES, or a density none of a figure."""
+    check_at_least("dpi", choice.dpi, DENSITIES[0])
+    check_at_most("dpi", choice.dpi, DENSITIES[1])
     for option, values in CHOICES.items():
-        if (value := getattr(choice, option)) not in values:
-            names = list(filter(None, values))
-            hint = closest_hint(value, names)
-            raise InputError("{} 不能是 {!r}；{}可用 {}", option, value, hint, Joined("、", names))
+        value = getattr(choice, option)
+        if value is not None and value not in values:
+            hint = closest_hint(value, values)
+            raise InputError("{} 不能是 {!r}；{}可用 {}", option, value, hint, Joined("、", values))
 
 
 class OutputFiles(NamedTuple):
@@ -49,18 +74,19 @@ class OutputFiles(NamedTuple):
     heatmaps: list[Path]  # T or none: float32 [H, W], and [h, w] at the layer
     layer_heatmaps: list[Path]
     contents: dict[Path, bytes]
+    panels: Sequence[Path] = ()  # of the figure, as files of their own
 
 
 def encode_outputs(results, save_path: str | os.PathLike, choice: OutputChoice) -> OutputFiles:
     """Make the heatmaps, draw and encode every file of an image: the figure at `save_path`, the others beside it."""
-    figure_path = figure_file(save_path)
+    figure_path = figure_file(save_path, choice.figure_format)
     marks = file_marks(results)
     overlays = [overlay_path(figure_path, mark, choice.overlay_format) for mark in marks]
     files = OutputFiles(figure_path if choice.figure else None, overlays, [], [], {})
-    shown = []
+    shown, side = [], _tile_side(figure_path, choice.dpi)
     for path, (heatmap, overlay) in zip(overlays, results.drawn()):
         files.contents[path] = encode_image(overlay, path.suffix)
-        shown.append(for_figure(heatmap, overlay, alone=len(overlays) == 1))
+        shown.append(for_figure(heatmap, overlay, len(overlays) == 1, side))
     arrays = {  # kind: (paths, maps)
         "heatmap": (files.heatmaps, (resized for result in results for resized in result.resized_maps())),
         "heatmap_layer": (files.layer_heatmaps, (np.maximum(raw, 0) for result in results for raw in result.maps)),
@@ -72,8 +98,19 @@ def encode_outputs(results, save_path: str | os.PathLike, choice: OutputChoice) 
             files.contents[paths[-1]] = encode_array(array)
     if not choice.figure:
         return files
-    drawn = {figure_path: encode_figure(draw_results(results, shown, choice.lang or results.lang), figure_path.suffix)}
-    return files._replace(contents={**drawn, **files.contents})
+    drawing = draw_results(results, shown, choice.lang or results.lang, choice.panels is not None)
+    drawings = {figure_path: drawing}
+    if choice.panels == "files":
+        of_panels = map(page_of, drawing.panels)
+        drawings |= {panel_path(figure_path, letter_of(number)): panel for number, panel in enumerate(of_panels)}
+    encoded = {path: encode_figure(page, path.suffix, choice.dpi) for path, page in drawings.items()}
+    return files._replace(contents={**encoded, **files.contents}, panels=[*drawings][1:])
+
+
+def _tile_side(figure: Path, dpi: int) -> int:
+    """Pixels of the longer side of an overlay in the grid."""
+    scale = 2 if figure.suffix.lower() in VECTOR_FORMATS else max(1, dpi / FIGURE_DPI)
+    return round(scale * TILE_SIDE)
 
 
 def save_results(results, save_path: str | os.PathLike, choice: OutputChoice | None = None) -> list[Path]:
@@ -115,7 +152,7 @@ def summary(results, files: OutputFiles) -> list[str]:
         lines.append(Message("图像编码器：{}，目标层：{}（{}×{}）", *source))
     if first.region is not None:
         lines.append(Message("模型的预处理只保留了图像的 {}%，其余部分没有着色", first.seen_percent))
-    kinds = (("可视化图", [files.figure] if files.figure else []), ("叠加图像", files.overlays))
+    kinds = (("可视化图", [files.figure] if files.figure else []), ("分图", files.panels), ("叠加图像", files.overlays))
     for kind, paths in (*kinds, ("热力图", files.heatmaps), ("目标层热力图", files.layer_heatmaps)):
         lines += [Message("{}已保存：{}", Message(kind), path) for path in paths]
     return list(map(str, lines))

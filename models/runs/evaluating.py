@@ -13,6 +13,7 @@ from ..evaluation.summary import evaluate
 from ..evaluation.tables import HEADER, evaluation_rows, terminal_lines
 from ..messages import Joined, Message
 from ..results.figure import encode_figure
+from ..results.page import FIGURE_DPI
 from ..results.parts import label_in_language
 from ..writing import write_files
 from .records import are_indices
@@ -27,6 +28,7 @@ class CaseChoice(NamedTuple):
     by_label: bool = False  # each image's labels are explained, not its most similar text
     annotations: str | None = None  # a COCO file or a folder, for cases that name no annotation of their own
     tolerance: float = TOLERANCE  # pixels of 224 x 224 within which a peak counts as a hit
+    dpi: int = FIGURE_DPI  # of evaluation.png
 
 
 def evaluate_run(state: RunState, totals: Totals, cases: CaseChoice, lang: str) -> None:
@@ -57,7 +59,7 @@ def evaluate_run(state: RunState, totals: Totals, cases: CaseChoice, lang: str) 
     }
     written = [state.write_table(path, lines) for path, lines in contents.items()]
     drawing = draw_evaluation(translated, totals.names, lang)
-    write_files({picture: encode_figure(drawing, picture.suffix)}, durable=True, staging=state.staging)
+    write_files({picture: encode_figure(drawing, picture.suffix, cases.dpi)}, durable=True, staging=state.staging)
     say(
         *terminal_lines(evaluation, totals.names),
         *_wrong_reasons(totals, cases.tolerance, evaluation["groups"][0]["setting"]),

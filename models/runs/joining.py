@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from ..class_texts import names_and_texts
 from ..errors import InputError, InputWarning, shortened
 from ..messages import LANGUAGES, Joined
+from ..results.page import FIGURE_DPI
+from ..results.saving import DENSITIES
 from .evaluating import CaseChoice
 from .records import PlannedImage
 from .run import report
@@ -17,10 +19,10 @@ from .settings import check_settings
 from .state import RunState, other_shard
 
 
-def join(folder: str | os.PathLike, tolerance: float, lang: str | None = None) -> int:
+def join(folder: str | os.PathLike, tolerance: float, lang: str | None = None, dpi: int | None = None) -> int:
     """Write the tables and the evaluation of an output folder; returns the exit code: 1 where images are missing.
 
-    `lang`: of LANGUAGES, None for the run's own.
+    `lang`: of LANGUAGES, `dpi`: of evaluation.png; None for the run's own.
 
     The lines of shards go into the folder's own state first, as those of one run, which `--resume` goes on with.
     Raises InputError where there is no run, a run is going on, or shards do not go together.
@@ -36,7 +38,13 @@ def join(folder: str | os.PathLike, tolerance: float, lang: str | None = None) -
         names = _names_of(settings, state)
         state.remove(state.evaluation)
         lang = lang or (settings.get("lang") if settings.get("lang") in LANGUAGES else LANGUAGES[0])
-        return report(state, names, CaseChoice(tolerance=tolerance), lang)
+        return report(state, names, CaseChoice(tolerance=tolerance, dpi=dpi or _dpi_of(settings)), lang)
+
+
+def _dpi_of(settings: Mapping) -> int:
+    """The density that the run's figures have; today's where the settings name none that a figure can have."""
+    dpi = settings.get("dpi")
+    return dpi if type(dpi) is int and DENSITIES[0] <= dpi <= DENSITIES[1] else FIGURE_DPI
 
 
 def _gather(state: RunState, shards: list[RunState]) -> None:

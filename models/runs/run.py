@@ -18,7 +18,9 @@ from ..errors import InputError, print_error, reason, say
 from ..explain.question import ImageMaps
 from ..heavy import cv2, torch
 from ..images.loader import ImageDataset, is_lost_worker, make_loader
+from ..images.naming import file_name
 from ..messages import Joined, Message
+from ..results.formats import FIGURE_FORMATS
 from ..results.saving import OutputChoice, encode_outputs
 from ..writing import write_files
 from .evaluating import CaseChoice, evaluate_run
@@ -128,11 +130,12 @@ class Run:
         try:
             if not isinstance(maps, list):
                 raise InputError(maps)
-            results = self.explainer.result(pixels, maps)
+            results = self.explainer.result(pixels, maps, file_name(image.path))
             truth = self.truth(image, pixels.shape[:2])
             if truth is not None and self.choice.figure:
                 results = truth.outlined(results)
-            files = encode_outputs(results, folder / f"{image.name}.png", self.choice)
+            figure = folder / f"{image.name}.{self.choice.figure_format or FIGURE_FORMATS[0]}"
+            files = encode_outputs(results, figure, self.choice)
             rows = table_rows(results, files, image.path, folder, self.run_columns, truth)
             write_files(files.contents, durable=True, staging=self.state.staging, within=folder)
         except Exception as error:

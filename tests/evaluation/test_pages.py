@@ -198,6 +198,23 @@ def test_nothing_collides(kind, case, lang):
     assert (words["settings"] in shown) == ("settings" in options)
 
 
+@pytest.mark.parametrize("lang", ["zh", "en"])
+def test_no_type_is_smaller_than_7_points_where_the_page_is_printed_17_cm_wide(lang):
+    for kind in CLASSES:
+        for case in OPTIONS:
+            drawing = draw_evaluation(evaluated(kind, case), CLASSES[kind], lang)
+            sizes = [item.size for item in drawing.items if isinstance(item, Text)]
+            assert min(sizes) * 17 / 2.54 * 72 / drawing.width >= 7, (kind, case)
+
+
+def test_columns_that_find_no_room_stand_below_after_the_names_once_more():
+    drawing = draw_evaluation(evaluated("nine", "pointing"), CLASSES["nine"], "en")
+    headings = {item.string: item for item in drawing.items if isinstance(item, Text) and item.anchor == "r"}
+    rows = [item.y for item in drawing.items if isinstance(item, Text) and item.string == "Class"]
+    assert headings["Hit (tolerance)"].y == rows[0] < headings["Insertion margin"].y == rows[-1]
+    assert strings(drawing).count("All") == len(rows) + 1  # and where the hits are drawn
+
+
 def test_every_word_has_two_languages():
     assert all(len(pair) == 2 and all(pair) for pair in EVALUATION_WORDS.values())
     assert not [en for _, en in EVALUATION_WORDS.values() if any("一" <= letter <= "鿿" for letter in en)]
@@ -250,5 +267,5 @@ def test_large_counts_stay_in_their_cells():
     drawing = draw_evaluation(evaluation, CLASSES["long"])
     assert_nothing_collides(drawing)
     (cell,) = {item.right - item.left for item in drawing.items if isinstance(item, Box) and item.outline}
-    counts = [item for item in drawing.items if isinstance(item, Text) and item.string == "123456"]
+    counts = [item for item in drawing.items if isinstance(item, Text) and item.string == "123k"]
     assert counts and all(text_box(count)[2] - text_box(count)[0] < cell for count in counts)

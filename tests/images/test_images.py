@@ -779,7 +779,7 @@ def test_several_windows_drives():
 # -- names of results -------------------------------------------------------------------------
 
 ENDINGS = ["", "_overlay", "_overlay_0", "_overlay_12", "_heatmap", "_heatmap_0", "_heatmap_12", "_heatmap_layer"]
-ENDINGS += ["_heatmap_12_layer", "_heatmap_layer_12"]
+ENDINGS += ["_heatmap_12_layer", "_heatmap_layer_12", "_panel_a", "_panel_b"]
 
 
 def assert_no_two_share_a_file(names):
@@ -803,6 +803,7 @@ COLLISIONS = {  # files -> the stems of their results
     "a.JPG a.jpg": "a.JPG a.jpg-2",
     "a.jpg a.jpg.png a.png": "a.jpg-2 a.jpg a.png",
     "a.jpg a_overlay": "a.jpg a_overlay",
+    "a.jpg a_panel_b.jpg b_panel_a.jpg a_panel.jpg": "a.jpg a_panel a_panel_b.jpg b_panel_a",
     "a a_overlay": "a a_overlay-2",
     "a a_overlay_layer": "a a_overlay_layer-2",
     "a a_heatmap_grad-eclip": "a a_heatmap_grad-eclip-2",
@@ -833,7 +834,7 @@ def test_results_of_each_method_are_known_by_its_name(tree, method):
 def test_no_two_images_ever_share_a_file(tree):
     """Names made at random of the parts that matter."""
     generator = np.random.default_rng(0)
-    parts = ["a", "A", "_overlay", "_heatmap", "_2", "_layer", ".png", ".jpg", ".PNG", NFC, NFD]
+    parts = ["a", "A", "_overlay", "_heatmap", "_panel", "_b", "_2", "_layer", ".png", ".jpg", ".PNG", NFC, NFD]
     for trial in range(40):
         names = {"".join(generator.choice(parts, generator.integers(1, 5))) for _ in range(40)}
         names = {name for name in names if not name.startswith(".")}

@@ -14,10 +14,28 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from PIL import Image
-from test_drawing import NAMES, curves_of, figure, items_of, panels, texts_of
+from test_drawing import (
+    NAMES,
+    SIZES,
+    assert_nothing_collides,
+    curves_of,
+    figure,
+    figure_content,
+    grid,
+    grid_content,
+    items_of,
+    panels,
+    texts_of,
+)
+from tiny import gradient_picture, tiny_result
 
 import clip_gradcam_visualization as script
-from models.results.figure import encode_figure
+from models.errors import InputError
+from models.explain.methods import METHODS
+from models.results import parts
+from models.results.drawing import draw_results
+from models.results.figure import draw_figure, encode_figure
+from models.results.grid import draw_grid
 from models.results.page import (
     BLACK,
     WHITE,
@@ -29,10 +47,16 @@ from models.results.page import (
     bounds,
     box_of,
     draw_pixels,
+    elided,
     moved,
+    page_of,
     scaled,
+    text_box,
     text_length,
 )
+from models.results.parts import BODY, PAGE_WIDTH
+from models.results.result import Results
+from models.results.saving import OutputChoice, encode_outputs, save_results
 
 # -- density ----------------------------------------------------------------------------------
 
@@ -225,3 +249,242 @@ def test_boxes_of_an_svg_cover_the_pixels_that_they_cover_on_the_page():
     assert [plain.get(side) for side in ("x", "y", "width", "height")] == ["3", "2", "6", "5"]
     assert [framed.get(side) for side in ("x", "y", "width", "height")] == ["12.5", "2.5", "5", "4"]
     assert (plain.get("stroke"), framed.get("stroke"), framed.get("stroke-width")) == (None, BLACK, "1")
+
+
+# -- type that can be read in print -----------------------------------------------------------
+
+PRINTED = 17 / 2.54 * 72  # points: the width that a page is printed at
+WORDY = {"specificity": 0.05, "contrast": 1.0, "dot_product": True, "subtract": True, "independent": True}
+
+
+def least_points(drawing):
+    return min(text.size for text in texts_of(drawing)) * PRINTED / drawing.width
+
+
+@pytest.mark.parametrize("lang", ["zh", "en"])
+def test_no_type_is_smaller_than_7_points_where_a_page_is_printed_17_cm_wide(lang):
+    flat = {"heatmap": np.zeros(SIZES["4:1"], np.float32), "warning": "热力图为空"}
+    for size in SIZES.values():
+        assert least_points(figure(lang, names=NAMES["ten long"], size=size, faithfulness=curves_of(), **WORDY)) >= 7
+        for kind in ("one", "two", "nine", "thirty"):
+            count = len(NAMES[kind])
+            options = {"specificities": [0.05] * count, "faithfulness": [curves_of()] * count}
+            assert least_points(grid(lang, names=NAMES[kind], size=size, warnings=["空"] * count, **options)) >= 7
+        assert least_points(grid(lang, size=size, methods=METHODS, specificities=[0.05] * len(METHODS))) >= 7
+    assert least_points(figure(lang, size=SIZES["4:1"], **flat)) >= 7
+
+
+def test_a_grid_of_many_tiles_grows_downwards():
+    few, many = (grid(names=NAMES[kind], size=SIZES["1:1"]) for kind in ("nine", "thirty"))
+    assert few.width <= many.width <= PAGE_WIDTH and many.height > 1.3 * few.height
+    assert min(picture.width for picture in items_of(many, Picture)) >= 240
+
+
+def test_every_line_of_names_of_two_lines_has_its_room_among_ten_bars():
+    drawing = figure(names=NAMES["ten long"], size=SIZES["4:1"])
+    names = sorted((text for text in texts_of(drawing) if text.anchor == "r"), key=lambda text: text.y)
+    assert len(names) == 20 and min(np.diff([text.y for text in names])) >= parts.leading(BODY)
+
+
+# -- whose image it is ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lang, said", [("zh", "图像 {}"), ("en", "Image {}")])
+def test_the_footer_says_the_images_name(lang, said):
+    for drawn, name in (("a b.png", "a b.png"), ("骨折🦴\n.png", "骨折?\\n.png"), ("<b>&$x$.dcm", "<b>&$x$.dcm")):
+        for drawing in (figure(lang, name=drawn), grid(lang, name=drawn), grid(lang, name=drawn, methods=["gradcam"])):
+            (line,) = [text for text in texts_of(drawing) if text.string == said.format(name)]
+            assert line.y == min(text.y for text in texts_of(drawing) if text.colour == line.colour == parts.GREY)
+    assert len(texts_of(figure(lang))) == len(texts_of(figure(lang, name="a.png"))) - 1
+
+
+@pytest.mark.parametrize("name", ["髋" * 200 + ".dcm", "W" * 250 + "-12.png"])
+def test_of_a_long_name_both_ends_stay(name):
+    drawing = figure(name=name)
+    (line,) = [text for text in texts_of(drawing) if text.string.startswith("图像 ") and "…" in text.string]
+    start, end = line.string.removeprefix("图像 ").split("…")
+    assert name.startswith(start) and name.endswith(end) and len(start) - len(end) in (0, 1) and len(end) > 8
+    assert_nothing_collides(drawing)
+
+
+@pytest.mark.parametrize(
+    "text, limit, expected",
+    [
+        ("abcdef", 6, "abcdef"),
+        ("abcdefg", 6, "abc…fg"),
+        ("abcdefg", 5, "ab…fg"),
+        ("髋关节片", 3, "髋…片"),
+        ("ab", 1, "…"),
+    ],
+)
+def test_what_is_too_long_is_cut_in_its_middle(text, limit, expected):
+    assert elided(text, limit, len) == expected
+
+
+def test_an_explanation_knows_the_name_of_its_file(clip, picture):
+    paths = [picture, str(picture), Path(picture)]
+    assert [script.explain(clip, path, ["a", "b"], img_size=64).name for path in paths] == ["image.png"] * 3
+    with Image.open(picture) as image:
+        assert script.explain(clip, image, ["a", "b"], img_size=64).name is None
+    several = script.explain(clip, picture, ["a", "b"], img_size=64, method="all")
+    assert {result.name for result in several} == {"image.png"}
+
+
+# -- panels -----------------------------------------------------------------------------------
+
+
+def marks_of(drawing):
+    return [text for text in texts_of(drawing) if re.fullmatch(r"\([a-z]+\)", text.string)]
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("lang", ["zh", "en"])
+def test_panels_are_marked_at_their_upper_left(size, lang):
+    content = figure_content(names=NAMES["long"], size=SIZES[size], faithfulness=curves_of(), subtract=True)
+    drawing = draw_figure(*content, lang, has_marks=True)
+    assert_nothing_collides(drawing)
+    marks = marks_of(drawing)
+    assert [mark.string for mark in marks] == ["(a)", "(b)", "(c)", "(d)", "(e)"]
+    for mark, panel in zip(marks, drawing.panels, strict=True):
+        left, _, right, bottom = bounds(panel)
+        assert text_box(mark)[0] <= left + 20 and mark.x < (left + right) / 2
+        assert mark.y <= min(text.y for text in panel if isinstance(text, Text) and not text.vertical) < bottom
+    assert marks_of(draw_figure(*content, lang)) == []
+
+
+def test_tiles_are_marked_too_in_their_order():
+    drawing = draw_grid(*grid_content(names=NAMES["thirty"]), has_marks=True)
+    assert_nothing_collides(drawing)
+    marks, tiles = marks_of(drawing), items_of(drawing, Picture)[:-1]
+    assert [mark.string for mark in marks[:2] + marks[-6:]] == [
+        "(a)",
+        "(b)",
+        "(z)",
+        "(aa)",
+        "(ab)",
+        "(ac)",
+        "(ad)",
+        "(ae)",
+    ]
+    for mark, tile in zip(marks, tiles, strict=True):
+        assert tile.left - 40 < mark.x <= tile.left and tile.top - 40 < mark.y < tile.top
+
+
+@pytest.mark.parametrize("dpi", [120, 300])
+def test_each_panel_is_a_file_of_its_own(dpi):
+    result = tiny_result([1])._replace(faithfulness=[curves_of()], pixels=gradient_picture(300, 450))
+    files = encode_outputs(Results([result]), "out/a.png", OutputChoice(panels="files", dpi=dpi))
+    assert [path.name for path in files.panels] == [f"a_panel_{letter}.png" for letter in "abcde"]
+    assert [path.name for path in files.contents] == ["a.png", *(path.name for path in files.panels), "a_overlay.png"]
+    drawing = draw_results(Results([result]), list(Results([result]).drawn()), "zh", True)
+    page = np.asarray(Image.open(io.BytesIO(files.contents[files.figure])))
+    for path, panel, words in zip(files.panels, drawing.panels, PANEL_WORDS, strict=True):
+        with Image.open(io.BytesIO(files.contents[path])) as image:
+            assert image.info["dpi"] == pytest.approx((dpi, dpi), abs=0.02)
+            shown = np.asarray(image)
+        own = page_of(panel)
+        assert shown.shape[:2] == (round(own.height * dpi / 120), round(own.width * dpi / 120))
+        assert words in "".join(text.string for text in texts_of(own)) and marks_of(own) == []
+        for one, other in zip(items_of(own, Picture), (p for p in panel if isinstance(p, Picture)), strict=True):
+            cut = [_cut(pixels, scaled(item, dpi / 120)) for pixels, item in ((shown, one), (page, other))]
+            np.testing.assert_array_equal(*cut)
+    assert encode_outputs(Results([result]), "a.png", OutputChoice(panels="marks")).panels == []
+
+
+PANEL_WORDS = ("原始图像", "相对重要性", "叠加结果", "预测概率分布", "忠实度")
+
+
+def _cut(page, picture):
+    return page[picture.top : picture.bottom, picture.left : picture.right]
+
+
+def test_the_panels_of_a_grid_have_their_captions_and_its_scale():
+    drawing = grid(names=["正常", "松动"], size=(300, 450))
+    original, *tiles = (page_of(panel) for panel in drawing.panels)
+    assert "原始图像" in "".join(text.string for text in texts_of(original)) and len(items_of(original, Picture)) == 1
+    for page, name in zip(tiles, ("正常", "松动"), strict=True):
+        said = "".join(text.string for text in texts_of(page))
+        assert name in said and "各图同一色标，可以比较" in said and len(items_of(page, Picture)) == 2
+        assert_nothing_collides(page)
+
+
+# -- the command ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(checkpoint, class_texts_file, tmp_path, monkeypatch):
+    """A function that runs the command on `data` in an empty folder; returns the names of what is in `out`."""
+    (tmp_path / "data").mkdir()
+    for number in range(2):
+        Image.fromarray(gradient_picture(60 + number, 90)).save(tmp_path / "data" / f"{number}.png")
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments, code=0, image="data"):
+        fixed = ["--model-path", checkpoint, "--image-path", image, "--class-texts-file", class_texts_file]
+        assert script.main([*map(str, fixed), "--output-dir", "out", "--num-workers", "0", *arguments]) == code
+        return sorted(path.name for path in Path("out").iterdir() if path.is_file())
+
+    return run
+
+
+@pytest.mark.parametrize("kind, overlay", [("pdf", "png"), ("svg", "png"), ("jpg", "jpg"), ("tif", "tif")])
+def test_the_figures_of_a_folder_have_the_format_asked_for(run, kind, overlay):
+    names = run("--figure-format", kind)
+    results = [f"clip_gradcam_{number}{end}" for number in range(2) for end in (f".{kind}", f"_overlay.{overlay}")]
+    assert names == sorted([*results, "results.csv", "results.jsonl"])
+
+
+@pytest.mark.parametrize(
+    "arguments, figure_name",
+    [((), "clip_gradcam_0.svg"), (("--output-name", "b"), "b.svg"), (("--output-name", "b.SVG"), "b.SVG")],
+)
+def test_one_image_takes_the_format_where_its_name_has_none(run, arguments, figure_name):
+    names = run("--figure-format", "svg", *arguments, image="data/0.png")
+    assert figure_name in names and len(names) == 2
+
+
+def test_a_folder_at_a_density_with_panels_and_what_resume_compares(run, capsys):
+    asked = ["--dpi", "240", "--panels", "files"]
+    names = run(*asked)
+    assert len(names) == 2 * 6 + 2 and "clip_gradcam_1_panel_d.png" in names
+    with Image.open("out/clip_gradcam_0.png") as figure, Image.open("out/clip_gradcam_0_overlay.png") as overlay:
+        assert figure.width == 2 * PAGE_WIDTH and figure.info["dpi"] == pytest.approx((240, 240), abs=0.02)
+        assert overlay.size == (90, 60) and "dpi" not in overlay.info
+    Path("out/clip_gradcam_0_panel_c.png").unlink()
+    before = {path.name: path.read_bytes() for path in Path("out").iterdir() if path.is_file()}
+    assert run(*asked, "--resume") == names
+    assert all((Path("out") / name).read_bytes() == data for name, data in before.items())
+    capsys.readouterr()
+    for changed, said in (
+        (["--dpi", "200", "--panels", "files"], "--dpi（上次 240，这次 200）"),
+        (["--dpi", "240", "--panels"], "--panels（上次 files，这次 marks）"),
+        ([*asked, "--figure-format", "pdf"], "--figure-format（上次 无，这次 pdf）"),
+    ):
+        assert run(*changed, "--resume", code=2) == names and said in capsys.readouterr().err
+
+
+def test_the_evaluations_density_is_the_figures(run):
+    Path("cases.csv").write_text("image,label\n0.png,正常\n1.png,松动\n", encoding="utf-8")
+    asked = ["--cases", "cases.csv", "--dpi", "240"]
+
+    def density(*arguments):
+        run(*arguments)
+        with Image.open("out/evaluation.png") as image:
+            return round(image.info["dpi"][0]), image.width
+
+    dpi, width = density(*asked)
+    assert (dpi, density("--join")) == (240, (240, width)) and density("--join", "--dpi", "120") == (120, width // 2)
+
+
+@pytest.mark.parametrize(
+    "choice, said",
+    [
+        ({"dpi": 71}, "dpi 至少是 72"), ({"dpi": 9999}, "dpi 至多是 1200"),
+        ({"panels": "letters"}, "panels 不能是 .letters"),
+        ({"figure_format": "bmp"}, "figure_format 不能是 'bmp'.*png、jpg、pdf"), ({"lang": "fr"}, "lang 不能是 'fr'"),
+    ],
+)  # fmt: skip
+def test_a_choice_that_cannot_be_is_refused(tmp_path, choice, said):
+    with pytest.raises(InputError, match=said):
+        save_results(Results([tiny_result()]), tmp_path / "a.png", OutputChoice(**choice))
+    assert list(tmp_path.iterdir()) == []

@@ -29,7 +29,7 @@ from models.explain.question import Setting
 from models.results.drawing import draw_results, each_once, for_figure
 from models.results.figure import draw_figure
 from models.results.page import Picture
-from models.results.parts import HEADING, label_in_language
+from models.results.parts import HEADING, TITLE, label_in_language
 from models.results.result import WHERE_ONLY, Results
 from models.results.saving import OutputChoice, encode_outputs, summary
 from models.runs.tables import COLUMNS, table_rows
@@ -90,7 +90,8 @@ def test_the_titles_name_what_differs_in_brackets(lang, setting, of_figure, of_g
     name = re.split("目标文本|Target text", "".join(above))[0]
     assert ("（" in name or "(" in name) == bool(setting)
     if of_grid:
-        assert words(grid(lang, **setting)).split("\n")[0] == of_grid
+        title = [text.string for text in texts_of(grid(lang, **setting)) if text.size == TITLE]
+        assert " ".join(title) == of_grid
 
 
 @pytest.mark.parametrize("size", SIZES)

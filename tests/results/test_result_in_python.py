@@ -206,7 +206,7 @@ def test_the_figure_is_the_picture_that_is_saved(result, tmp_path):
     with Image.open(path) as saved:
         np.testing.assert_array_equal(result.figure("en"), saved)
     figure = result.figure()
-    assert isinstance(figure, Image.Image) and (figure.mode, figure.size) == ("RGB", saved.size)
+    assert isinstance(figure, Image.Image) and (figure.mode, figure.width) == ("RGB", saved.width)
 
 
 @pytest.mark.parametrize("size, is_wide", [((60, 90), True), ((900, 60), False)])

@@ -336,6 +336,12 @@ REFUSED = {
     f"+ --output-dir {LONG}": "输出目录|写入|name\\stoo\\slong",
     f"+ --output-name {LONG}": "写入|name\\stoo\\slong",
     "+ --output-dir . --output-name folder.png": "folder.png",
+    "+ --output-name a.png --figure-format pdf": "a.png --figure-format\\spdf",
+    "+ --figure-format bmp": "--figure-format bmp png jpg pdf",
+    "+ --dpi 71": "--dpi 72 71",
+    "+ --dpi 1201": "--dpi 1200 1201",
+    "+ --panels letters": "--panels letters marks files",
+    "+ --panels --no-figure": "--panels --no-figure",
 }
 
 
@@ -408,7 +414,8 @@ GUIDE = {
     "--target-text-idx": "最相似", "--image-encoder": "检查点", "--text-encoder": "bert-base-chinese",
     "--embed-dim": "512", "--img-size": "224", "--output-dir": "clip_gradcam_results", "--grey-range": "auto",
     "--download": "不联网", "--mean": "ImageNet", "--std": "--mean",
-    "--output-name": "clip_gradcam_<图像名>.png", "--target-layer": "默认", "--layers": "LeGrad", "--method": "两层",
+    "--output-name": "clip_gradcam_<图像名>.png", "--figure-format": "默认：png", "--dpi": "默认：120",
+    "--panels": "files", "--target-layer": "默认", "--layers": "LeGrad", "--method": "两层",
     "--similarity": "方法的", "--faithfulness": "随机图", "--list-layers": "--model-path", "--lang": "zh",
     "--all-texts": "--target-text-idx", "--target": "三选一", "--cases": "image", "--split": "split",
     "--annotations": "COCO",
