@@ -1,0 +1,75 @@
+// The page starts here.
+
+let summaryKey = ""; // what the summary was last made for
+let wordsOf = null; // the language of the words in the page
+
+// Make the page show the state.
+function update() {
+  language = state.lang;
+  if (wordsOf !== language) fillPage();
+  syncControls();
+  const shown = selectedImages();
+  showSelection(shown);
+  const key = JSON.stringify([activeFilters().map((name) => [name, state[name]]), state.fold, state.group, state.text, state.setting, language, markedCount()]);
+  if (key !== summaryKey) {
+    showCounts();
+    showSummary();
+  }
+  summaryKey = key;
+  showGallery(shown);
+  showOpened();
+  writeHashSoon();
+}
+
+function fillPage() {
+  wordsOf = language;
+  fillWords();
+  byId("title").textContent = visible(inLanguage(report.title));
+  buildControls();
+  if (opened.image) opened.image = null; // made anew
+  warnOfMarks();
+}
+
+function warnOfMarks() {
+  if (!areKept) notify(t("这个浏览器不保存标记：关闭页面之前请导出"));
+}
+
+// How high the bar is, for what sticks below it.
+function measureBar() {
+  document.documentElement.style.setProperty("--bar", byId("display").offsetHeight + "px");
+}
+
+let scrollPending = false;
+
+function onScroll() {
+  if (scrollPending) return;
+  scrollPending = true;
+  requestAnimationFrame(() => {
+    scrollPending = false;
+    showCardsInView();
+  });
+}
+
+function listen() {
+  document.addEventListener("keydown", onKey);
+  window.addEventListener("scroll", onScroll, { passive: true });
+  window.addEventListener("resize", () => (measureBar(), change({})));
+  window.addEventListener("hashchange", () => {
+    if (location.hash === writtenHash) return;
+    readHash();
+    change({});
+  });
+  window.addEventListener("pagehide", () => (leaveComment(), writeHash()));
+  window.addEventListener("beforeunload", (event) => !areKept && marks.size && event.preventDefault());
+  window.addEventListener("storage", (event) => event.key === MARKS_KEY && (readMarks(), change({})));
+  window.addEventListener("beforeprint", prepareAtOnce);
+  window.addEventListener("afterprint", clearPrint);
+  new ResizeObserver(measureBar).observe(byId("display"));
+  byId("skip").addEventListener("click", (event) => (event.preventDefault(), focusCard(gallery.position)));
+}
+
+readMarks();
+readHash();
+listen();
+update();
+measureBar();

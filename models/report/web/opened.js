@@ -1,0 +1,217 @@
+// One image, opened large: its picture, all probabilities, the numbers, a mark and a comment.
+
+const opened = { image: null, order: [], bitmap: null, card: null, returnTo: null };
+const MOST_BARS = 40;
+
+function openImage(index) {
+  opened.returnTo = document.activeElement;
+  opened.order = gallery.list.includes(images[index]) ? gallery.list : images;
+  change({ open: images[index].id });
+}
+
+function closeImage() {
+  change({ open: null });
+}
+
+function openNext(step) {
+  const next = opened.order[opened.order.indexOf(opened.image) + step];
+  if (next) change({ open: next.id });
+}
+
+// Follow the state: open, change to another image, show the choices of now, close.
+function showOpened() {
+  const image = state.open === null ? null : images[indexOfId.get(state.open)] || null;
+  const isOther = image !== opened.image;
+  if (isOther && opened.image) leaveComment();
+  if (!image) return isOther && hideOpened();
+  if (isOther) {
+    if (!opened.order.includes(image)) opened.order = gallery.list.includes(image) ? gallery.list : images;
+    Object.assign(opened, { image, card: null });
+    dropBitmap();
+    buildOpened(image);
+    loadOpened(image);
+  }
+  fillOpened();
+}
+
+function dropBitmap() {
+  if (opened.bitmap) opened.bitmap.close();
+  opened.bitmap = null;
+}
+
+function hideOpened() {
+  opened.image = null;
+  dropBitmap();
+  byId("opened").hidden = true;
+  byId("opened").replaceChildren();
+  byId("screen").removeAttribute("aria-hidden");
+  document.body.classList.remove("covered");
+  const position = gallery.list.indexOf(images[indexOfId.get(opened.last)]);
+  if (position >= 0) focusCard(position);
+  else if (opened.returnTo) opened.returnTo.focus();
+}
+
+async function loadOpened(image) {
+  opened.last = image.id;
+  if (image.error) return;
+  try {
+    const card = await cardOf(image.index);
+    const bitmap = await decodePicture(card);
+    if (opened.image !== image) return bitmap.close();
+    Object.assign(opened, { card, bitmap });
+  } catch (error) {
+    opened.failed = image;
+  }
+  if (opened.image === image) fillOpened();
+}
+
+function tool(word, sign, attributes) {
+  return element("button", { type: "button", title: t(word), "aria-label": t(word), ...attributes }, sign);
+}
+
+// The frame of the dialog, made once for an image; what follows the choices is filled in by fillOpened.
+function buildOpened(image) {
+  const place = opened.order.indexOf(image);
+  const isFirstTime = byId("opened").hidden;
+  const comment = element("textarea", { id: "comment", rows: 2, maxlength: LONGEST_COMMENT, change: leaveComment });
+  comment.value = markOf(image).comment;
+  byId("opened").replaceChildren(
+    element("div", { class: "picture" }, element("canvas", { "aria-hidden": "true" }), element("p", { class: "quiet", id: "picture-note" })),
+    element(
+      "div", { class: "facts" },
+      element(
+        "div", { class: "line" },
+        element("h2", { id: "opened-name", tabindex: -1 }, named(image.name)),
+        tool("上一张", "‹", { id: "previous", disabled: place === 0, click: () => openNext(-1) }),
+        element("span", { class: "number" }, `${place + 1} / ${opened.order.length}`),
+        tool("下一张", "›", { id: "next", disabled: place === opened.order.length - 1, click: () => openNext(1) }),
+        tool("关闭", "×", { id: "close", click: closeImage }),
+      ),
+      element("div", { id: "verdict" }),
+      element("div", { class: "marks", role: "group", "aria-label": t("标记") }, ...MARKS.map(markButton)),
+      element("label", { class: "comment" }, element("span", {}, t("评语")), comment),
+      element("div", { id: "facts" }),
+    ),
+  );
+  byId("opened").setAttribute("aria-labelledby", "opened-name");
+  byId("opened").hidden = false;
+  byId("screen").setAttribute("aria-hidden", "true");
+  document.body.classList.add("covered");
+  if (isFirstTime || !byId("opened").contains(document.activeElement)) byId("opened-name").focus({ preventScroll: true });
+}
+
+function markButton(mark) {
+  const click = () => toggleMark(opened.image, mark);
+  return element("button", { type: "button", class: "mark " + mark, "data-mark": mark, click }, `${MARK_SIGNS[mark]} ${t(MARK_WORDS[mark])}`);
+}
+
+function toggleMark(image, mark) {
+  setMark(image, { mark: markOf(image).mark === mark ? "" : mark });
+}
+
+function leaveComment() {
+  const field = byId("comment");
+  if (field && opened.image && field.value !== markOf(opened.image).comment) setMark(opened.image, { comment: field.value });
+}
+
+function fillOpened() {
+  const { image } = opened;
+  if (!image) return;
+  byId("verdict").replaceChildren(...verdict(image));
+  for (const button of byId("opened").querySelectorAll("[data-mark]")) {
+    button.setAttribute("aria-pressed", String(markOf(image).mark === button.dataset.mark));
+  }
+  keepingFocus(byId("facts"), () => byId("facts").replaceChildren(...facts(image)));
+  drawOpened();
+}
+
+function drawOpened() {
+  const { image, card, bitmap } = opened;
+  const well = byId("opened").querySelector(".picture");
+  const note = image.error || opened.failed === image ? t("图像读不出") : card ? heatNote(card, image) : "";
+  byId("picture-note").textContent = note;
+  if (!card || !bitmap) return;
+  const dense = densePixels();
+  const size = fitted(card.size, (well.clientWidth - 16) * dense, (well.clientHeight - 16) * dense);
+  const canvas = well.querySelector("canvas");
+  drawPicture(canvas, preparedPicture(bitmap, card, image, size));
+  canvas.style.width = size[0] / dense + "px";
+}
+
+// -- what is said of the image
+
+function verdict(image) {
+  if (image.error) return [element("p", { class: "failed" }, inLanguage(image.error))];
+  const measured = measuredRow(image);
+  const predicted = element("p", {}, t("预测") + " ", named(report.names[image.predicted], { class: "predicted" }), " " + percent(image.probabilities[image.predicted]));
+  const label = image.labels.length > 0 && element("p", {}, t("标签") + " ", element("bdi", {}, labelsOf(image)), " ", !isRight(image) && element("span", { class: "wrong" }, "✗ " + t("预测不在标签之中")));
+  const row = shownRow(image);
+  return [
+    predicted,
+    label,
+    measured && element("p", {}, badge(measured), " ", t(CASES[measured.case][0]), measured.annotated === null ? "" : t("（{} 的标注）", visible(report.names[measured.annotated]))),
+    row && row.warning && element("p", { class: "warning" }, "⚠ " + inLanguage(row.warning)),
+  ].filter(Boolean);
+}
+
+// The texts whose bars are shown: all, or the likeliest and the image's own.
+function textsToList(image) {
+  const all = report.names.map((_, text) => text);
+  if (all.length <= MOST_BARS) return all;
+  const likely = all.slice().sort((one, other) => image.probabilities[other] - image.probabilities[one]).slice(0, MOST_BARS);
+  return [...new Set([...likely, ...image.labels, shownText(image)].filter((text) => text !== null))].sort((one, other) => one - other);
+}
+
+function probabilityBar(image, text) {
+  const classes = [text === image.predicted && "predicted", image.labels.includes(text) && "label", !rowOf(image, text) && "unexplained"];
+  const title = visible(report.texts[text]) + (rowOf(image, text) ? "" : "\n" + t("没有解释这段文本"));
+  const line = element(
+    "button", { type: "button", class: "bar " + classes.filter(Boolean).join(" "), "aria-pressed": String(shownText(image) === text), click: () => change({ text }), title },
+    element("span", { class: "key" }, String(text + 1)),
+    named(report.names[text], { title: null }),
+    element("span", { class: "track" }, element("span", { class: "fill" })),
+    element("span", { class: "number" }, percent(image.probabilities[text])),
+  );
+  line.querySelector(".fill").style.width = 100 * (image.probabilities[text] || 0) + "%";
+  return line;
+}
+
+// [word, what stands beside it] of all that is known of an image and its shown row.
+function numbers(image) {
+  const row = shownRow(image);
+  const measured = measuredRow(image);
+  const lines = row ? [[t("热力图的文本"), visible(report.names[row.target])], [t("名次"), `${row.rank} / ${report.names.length}`], [t("相似度"), decimals(row.similarity, 4)]] : [];
+  for (const [word, read, digits] of MEASURES) {
+    const value = [row, measured].filter(Boolean).map(read).find(isNumber);
+    if (value !== undefined) lines.push([t(word), decimals(value, digits)]);
+  }
+  if (row && row.peak) lines.push([t("峰的位置"), `${row.peak[0]}, ${row.peak[1]}`]);
+  if (report.settings.length > 0) lines.push([t("方法"), inLanguage(report.settings[state.setting])]);
+  if (image.size) lines.push([t("图像大小"), image.size.join(" × ")]);
+  report.columns.forEach((name, column) => image.values[column] && lines.push([visible(name), visible(image.values[column])]));
+  lines.push([t("编号"), visible(image.id)]);
+  if (image.path !== null) lines.push([t("路径"), visible(image.path)]);
+  return lines;
+}
+
+function links(image) {
+  const overlay = image.overlays && image.overlays[image.rows.indexOf(shownRow(image))];
+  const entries = [[image.figure, "可视化图"], [overlay, "叠加图"]].map(([path, word]) => [path && link(path), word]);
+  const made = entries.filter(([address]) => address).map(([address, word]) => element("a", { href: address, target: "_blank", rel: "noopener" }, t(word)));
+  return element("p", { class: "links" }, ...made);
+}
+
+function facts(image) {
+  const bars = image.probabilities ? textsToList(image).map((text) => probabilityBar(image, text)) : [];
+  const table = numbers(image).flatMap(([word, value]) => [element("dt", {}, word), element("dd", {}, element("bdi", {}, value))]);
+  const outlined = opened.card && state.outline ? outlinesOf(opened.card, shownText(image)) : [];
+  const names = outlined.map((outline) => visible(report.names[outline.text])).join(t("、"));
+  return [
+    element("h3", {}, t("概率")),
+    element("div", { class: "bars", role: "group", "aria-label": t("概率") }, ...bars),
+    names !== "" && element("p", { class: "quiet" }, t("轮廓：{} 的标注", names)),
+    element("h3", {}, t("数值")),
+    element("dl", {}, ...table),
+    links(image),
+  ].filter(Boolean);
+}
