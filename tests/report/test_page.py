@@ -27,13 +27,14 @@ from models.images.preprocessing import Region
 from models.report.page import card_file, page_parts, page_words
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
 CHINESE = re.compile("[\u3000-\u303f\u3400-\u9fff\uff00-\uffef]")
 
 
 @pytest.fixture(scope="module")
 def browser():
     sync_api = pytest.importorskip("playwright.sync_api")
+    if CHROMIUM is None:
+        pytest.skip("there is no Chromium on this machine")
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield browser
@@ -334,6 +335,42 @@ def test_the_address_keeps_the_state(open_report):
     assert report.count() == 24
 
 
+def test_arrows_go_over_the_confusion_matrix(open_report):
+    report = open_report(*make_document(24))
+    stops = report.page.locator(".confusion button").evaluate_all("cells => cells.map(cell => cell.tabIndex)")
+    assert sorted(stops)[-2:] == [-1, 0]  # the Tab key comes by once
+    report.page.focus('[data-cell="0,0"]')
+    report.press("ArrowDown", "ArrowRight")
+    assert report.page.evaluate("() => document.activeElement.dataset.cell") == "1,1"
+    report.press("Enter")
+    assert 0 < report.count() < 24
+    assert report.page.evaluate("() => document.activeElement.dataset.cell") == "1,1"  # it is drawn anew, focus stays
+
+
+def test_methods_and_groups_of_the_evaluation_are_chosen(open_report):
+    document, cards = make_document(4)
+    document["settings"] += [{"zh": "Grad-CAM", "en": "Grad-CAM"}]
+    for image in document["images"]:
+        image["rows"] += [{**image["rows"][0], "setting": 1, "specificity": 1.25}]
+    cards = [json.loads(card) for card in cards]
+    cards = [json.dumps({**card, "maps": [*card["maps"], encode_map(1, levels(3, 3, 7))]}) for card in cards]
+    group = {"split": None, "overall": {}, "macro": {}, "classes": {}}
+    numbers = {"n": 3, "value": 0.5, "low": 0.25, "high": 0.75, "chance": 0.125}
+    second = {**group, "setting": "Grad-CAM", "overall": {"pointing": numbers}}
+    document["evaluation"] = {"groups": [{**group, "setting": document["settings"][0]["zh"]}, second]}
+    report = open_report(document, cards, "#outline=0")
+    before = report.drawn()
+    report.choose("setting", "1")
+    assert (report.drawn() != before).any()
+    report.page.select_option("#summary select", "1")
+    report.settle()
+    line = report.page.locator(".classes .several").first.inner_text().split()
+    assert line == ["全部", "4", "4", "0.50", "[0.25,", "0.75]", "0.13"]
+    report.press("ArrowRight")
+    report.open("#setting=1&open=id0")
+    assert "1.25" in report.page.inner_text("#facts dl")
+
+
 # -- the opened image, keyboard, marks
 
 
@@ -550,8 +587,9 @@ def test_print_has_all_shown_images_or_the_opened_one(open_report, tmp_path):
     pdf = report.page.pdf(prefer_css_page_size=True)
     assert len(re.findall(rb"/Subtype\s*/Image", pdf)) >= len(warned)  # each picture, at least
     assert len(re.findall(rb"/Type\s*/Page\b", pdf)) == 1
-    report.page.evaluate("() => { window.printed = false; window.dispatchEvent(new Event('afterprint')); }")
-    assert report.page.locator("#print *").count() == 0
+    assert report.page.locator("#print *").count() == 0  # once it is printed
+    by_menu = report.page.pdf(prefer_css_page_size=True)
+    assert len(re.findall(rb"/Subtype\s*/Image", by_menu)) >= len(warned)
     report.open("#open=id3")
     report.page.keyboard.press("Control+p")
     report.page.locator("#print.alone .item").wait_for(state="attached")

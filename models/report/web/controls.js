@@ -1,20 +1,68 @@
 // The bar of what all cards show, the filters beside them, and the line above them; each control is a row of a table.
 
-const yesNo = (yes, no) => [["1", yes], ["0", no]];
+const yesNo = (yes, no) => [
+  ["1", yes],
+  ["0", no],
+];
 const namesAsOptions = () => report.names.map((name, text) => [String(text), `${text + 1} ${visible(name)}`]);
 const HEADINGS = ["显示", "筛选"];
 
 // [field, kind, label, what it needs: options, limits, words]; `when`: whether the run has something for it.
 const DISPLAY_CONTROLS = () => [
-  { field: "text", kind: "select", label: "热力图的文本", options: () => [["predicted", t("预测")], ...(some.labels ? [["label", t("标签")]] : []), ["first", t("最先解释的")], ...namesAsOptions()] },
-  { field: "setting", kind: "select", label: "方法", when: report.settings.length > 1, options: () => report.settings.map((setting, place) => [String(place), inLanguage(setting)]) },
+  {
+    field: "text",
+    kind: "select",
+    label: "热力图的文本",
+    options: () => [
+      ["predicted", t("预测")],
+      ...(some.labels ? [["label", t("标签")]] : []),
+      ["first", t("最先解释的")],
+      ...namesAsOptions(),
+    ],
+  },
+  {
+    field: "setting",
+    kind: "select",
+    label: "方法",
+    when: report.settings.length > 1,
+    options: () => report.settings.map((setting, place) => [String(place), inLanguage(setting)]),
+  },
   { field: "heat", kind: "toggle", label: "热力图" },
   { field: "outline", kind: "toggle", label: "轮廓", when: report.has_annotations },
   { field: "alpha", kind: "range", label: "不透明度" },
-  { field: "blend", kind: "select", label: "叠加", options: () => [["heat", t("越热越不透明")], ["constant", t("处处相同")]].filter(([name]) => report.opacity[name]) },
-  { field: "colormap", kind: "select", label: "色表", when: Object.keys(report.colormaps).length > 1, options: () => Object.keys(report.colormaps).map((name) => [name, name]) },
-  { field: "scale", kind: "select", label: "色标", when: some.severalTexts, options: () => [["shared", t("图像的各文本共用")], ["own", t("每张热力图自己的")]] },
-  { field: "size", kind: "select", label: "卡片", options: () => SIZES.map((size, place) => [String(size), t(["小", "中", "大", "特大"][place])]) },
+  {
+    field: "blend",
+    kind: "select",
+    label: "叠加",
+    options: () =>
+      [
+        ["heat", t("越热越不透明")],
+        ["constant", t("处处相同")],
+      ].filter(([name]) => report.opacity[name]),
+  },
+  {
+    field: "colormap",
+    kind: "select",
+    label: "色表",
+    when: Object.keys(report.colormaps).length > 1,
+    options: () => Object.keys(report.colormaps).map((name) => [name, name]),
+  },
+  {
+    field: "scale",
+    kind: "select",
+    label: "色标",
+    when: some.severalTexts,
+    options: () => [
+      ["shared", t("图像的各文本共用")],
+      ["own", t("每张热力图自己的")],
+    ],
+  },
+  {
+    field: "size",
+    kind: "select",
+    label: "卡片",
+    options: () => SIZES.map((size, place) => [String(size), t(["小", "中", "大", "特大"][place])]),
+  },
 ];
 
 const FILTER_CONTROLS = () => [
@@ -22,16 +70,58 @@ const FILTER_CONTROLS = () => [
   { field: "predicted", kind: "select", label: "预测", all: true, options: namesAsOptions },
   { field: "label", kind: "select", label: "标签", all: true, when: some.labels, options: namesAsOptions },
   { field: "true", kind: "select", label: "真实类别", all: true, when: some.labels, options: namesAsOptions },
-  { field: "right", kind: "select", label: "预测对错", all: true, when: some.labels, options: () => yesNo(t("预测正确"), t("预测错误")) },
-  { field: "case", kind: "select", label: "四格", all: true, when: some.cases, options: () => Object.entries(CASES).map(([name, [words]]) => [name, t(words)]) },
-  { field: "hit", kind: "select", label: "命中（容差）", all: true, when: some.cases && report.tolerance !== null, options: () => yesNo(t("命中"), t("没有命中")) },
+  {
+    field: "right",
+    kind: "select",
+    label: "预测对错",
+    all: true,
+    when: some.labels,
+    options: () => yesNo(t("预测正确"), t("预测错误")),
+  },
+  {
+    field: "case",
+    kind: "select",
+    label: "四格",
+    all: true,
+    when: some.cases,
+    options: () => Object.entries(CASES).map(([name, [words]]) => [name, t(words)]),
+  },
+  {
+    field: "hit",
+    kind: "select",
+    label: "命中（容差）",
+    all: true,
+    when: some.cases && report.tolerance !== null,
+    options: () => yesNo(t("命中"), t("没有命中")),
+  },
   { field: "warning", kind: "select", label: "警告", all: true, options: () => yesNo(t("有警告"), t("没有警告")) },
-  { field: "failed", kind: "select", label: "失败", all: true, when: some.failed, options: () => yesNo(t("失败的"), t("成功的")) },
-  { field: "mark", kind: "select", label: "标记", all: true, options: () => [...MARKS.map((mark) => [mark, t(MARK_WORDS[mark])]), ["any", t("已标记")], ["none", t("未标记")], ["comment", t("有评语")]] },
+  {
+    field: "failed",
+    kind: "select",
+    label: "失败",
+    all: true,
+    when: some.failed,
+    options: () => yesNo(t("失败的"), t("成功的")),
+  },
+  {
+    field: "mark",
+    kind: "select",
+    label: "标记",
+    all: true,
+    options: () => [
+      ...MARKS.map((mark) => [mark, t(MARK_WORDS[mark])]),
+      ["any", t("已标记")],
+      ["none", t("未标记")],
+      ["comment", t("有评语")],
+    ],
+  },
   { field: "pmin", to: "pmax", kind: "between", label: "概率（%）", limits: [0, 100, 1] },
   { field: "smin", to: "smax", kind: "between", label: "文本特异性", when: some.specificities, limits: [0, 2, 0.05] },
   ...report.columns.map((name, column) => ({
-    field: "column" + column, kind: valuesOf(column) ? "select" : "search", name: visible(name), all: true,
+    field: "column" + column,
+    kind: valuesOf(column) ? "select" : "search",
+    name: visible(name),
+    all: true,
     options: () => valuesOf(column).map((value) => [value, visible(value)]),
   })),
 ];
@@ -55,7 +145,11 @@ const KINDS = {
   select: (control) => {
     const options = [...(control.all ? [["", t("全部")]] : []), ...control.options()];
     const choose = (event) => change({ [control.field]: valueFromText(control.field, event.target.value) });
-    return element("select", { change: choose, "data-field": control.field }, ...options.map(([value, word]) => element("option", { value }, word)));
+    return element(
+      "select",
+      { change: choose, "data-field": control.field },
+      ...options.map(([value, word]) => element("option", { value }, word)),
+    );
   },
   toggle: (control) => {
     const toggle = () => change({ [control.field]: !state[control.field] });
@@ -65,7 +159,8 @@ const KINDS = {
   search: (control) => inputOf("search", control.field, { maxlength: 300 }),
   between: (control) => {
     const [min, max, step] = control.limits;
-    const end = (field, sign, word) => inputOf("number", field, { min, max, step, "aria-label": labelOf(control) + " " + word, placeholder: sign });
+    const end = (field, sign, word) =>
+      inputOf("number", field, { min, max, step, "aria-label": labelOf(control) + " " + word, placeholder: sign });
     return element("span", { class: "between" }, end(control.field, "≥", t("最低")), end(control.to, "≤", t("最高")));
   },
 };
@@ -99,7 +194,11 @@ function buildControls() {
     action("导入标记", null, () => byId("import").click()),
     element("input", { type: "file", id: "import", accept: ".csv,text/csv", hidden: true, change: importChosen }),
     action("按键", "?", showHelp),
-    element("button", { type: "button", id: "language", lang: language === "zh" ? "en" : "zh-CN", click: switchLanguage }, language === "zh" ? "English" : "\u4e2d\u6587"),
+    element(
+      "button",
+      { type: "button", id: "language", lang: language === "zh" ? "en" : "zh-CN", click: switchLanguage },
+      language === "zh" ? "English" : "\u4e2d\u6587",
+    ),
   );
 }
 
@@ -115,14 +214,21 @@ function importChosen(event) {
 
 function sortSelect() {
   const options = offeredSorts().map(([name, word]) => element("option", { value: name }, t(word)));
-  return element("select", { "data-field": "sort", change: (event) => change({ sort: event.target.value }) }, ...options);
+  return element(
+    "select",
+    { "data-field": "sort", change: (event) => change({ sort: event.target.value }) },
+    ...options,
+  );
 }
 
 // The colour bar and what it does not say.
 function legend() {
   return element(
-    "div", { class: "legend" },
-    element("span", {}, "0"), element("img", { class: "bar", alt: t("色标，从 0 到 1") }), element("span", {}, "1"),
+    "div",
+    { class: "legend" },
+    element("span", {}, "0"),
+    element("img", { class: "bar", alt: t("色标，从 0 到 1") }),
+    element("span", {}, "1"),
     element("span", { class: "quiet" }, t("热力图回答在哪里，概率回答有没有")),
   );
 }
@@ -132,7 +238,8 @@ function syncControls() {
   for (const control of document.querySelectorAll("#screen [data-field]")) {
     const value = state[control.dataset.field];
     if (control.tagName === "BUTTON") control.setAttribute("aria-pressed", String(value));
-    else if (control !== document.activeElement || control.tagName === "SELECT") control.value = value === null ? "" : asText(value);
+    else if (control !== document.activeElement || control.tagName === "SELECT")
+      control.value = value === null ? "" : asText(value);
   }
   document.querySelector('[data-field="desc"]').textContent = t(state.desc ? "降序" : "升序");
   document.querySelector('[data-field="alpha"]').title = Math.round(100 * state.alpha) + "%";
@@ -152,7 +259,12 @@ function showSelection(shown) {
   byId("nothing").hidden = shown.length > 0;
   const remove = (name) => () => change({ [name]: FIELDS[name][0] });
   const chips = activeFilters().map((name) =>
-    element("button", { type: "button", class: "chip", click: remove(name), title: t("去掉这个条件") }, filterWords(name), element("span", { "aria-hidden": "true" }, " ×")),
+    element(
+      "button",
+      { type: "button", class: "chip", click: remove(name), title: t("去掉这个条件") },
+      filterWords(name),
+      element("span", { "aria-hidden": "true" }, " ×"),
+    ),
   );
   if (chips.length) chips.push(element("button", { type: "button", id: "reset", click: reset }, t("全部去掉")));
   keepingFocus(byId("chips"), () => byId("chips").replaceChildren(...chips));

@@ -90,7 +90,10 @@ function outlinesOf(card, text) {
 }
 
 // Black under white, seen on dark and on bright ground: [colour, width as a share of the longer side].
-const STROKES = [["#000", 4 / 768], ["#fff", 2 / 768]];
+const STROKES = [
+  ["#000", 4 / 768],
+  ["#fff", 2 / 768],
+];
 
 function strokeWidth(share, [width, height]) {
   return Math.max(share * Math.max(width, height), share * 460);

@@ -10,7 +10,11 @@ function searchedText(image) {
 
 // Field of the state: whether an image passes where the field has this value.
 const CONDITIONS = {
-  q: (image, words) => words.toLowerCase().split(/\s+/).every((word) => searchedText(image).includes(word)),
+  q: (image, words) =>
+    words
+      .toLowerCase()
+      .split(/\s+/)
+      .every((word) => searchedText(image).includes(word)),
   predicted: (image, text) => image.predicted === text,
   label: (image, text) => image.labels.includes(text),
   true: (image, text) => trueClass(image) === text,

@@ -11,14 +11,43 @@ function densePixels() {
 function buildCard(position) {
   const image = gallery.list[position];
   const canvas = element("canvas", { "aria-hidden": "true" });
-  const well = element("span", { class: "well" }, image.error ? element("span", { class: "failed" }, inLanguage(image.error)) : canvas);
+  const well = element(
+    "span",
+    { class: "well" },
+    image.error ? element("span", { class: "failed" }, inLanguage(image.error)) : canvas,
+  );
   const lines = ["first", "second", "third", "fourth"].map((name) => element("span", { class: "line " + name }));
-  const button = element("button", { type: "button", class: "card", tabindex: -1, click: () => openImage(image.index), focus: () => setCurrent(position) }, well, ...lines);
-  const card = { image, position, button, canvas, well, lines, item: element("li", {}, button), picture: null, note: image.error ? t("没有热力图") : "" };
+  const button = element(
+    "button",
+    {
+      type: "button",
+      class: "card",
+      tabindex: -1,
+      click: () => openImage(image.index),
+      focus: () => setCurrent(position),
+    },
+    well,
+    ...lines,
+  );
+  const card = {
+    image,
+    position,
+    button,
+    canvas,
+    well,
+    lines,
+    item: element("li", {}, button),
+    picture: null,
+    note: image.error ? t("没有热力图") : "",
+  };
   const later = [...gallery.cards.keys()].filter((other) => other > position);
   byId("cards").insertBefore(card.item, later.length ? gallery.cards.get(Math.min(...later)).item : null); // read in their order
   gallery.cards.set(position, card);
-  if (!image.error) queue(() => loadPicture(card), () => gallery.cards.get(position) === card);
+  if (!image.error)
+    queue(
+      () => loadPicture(card),
+      () => gallery.cards.get(position) === card,
+    );
   return card;
 }
 
@@ -59,9 +88,17 @@ function signs(image) {
   const row = shownRow(image);
   const { mark, comment } = markOf(image);
   return [
-    row && row.warning && element("span", { class: "warned", role: "img", "aria-label": t("有警告"), title: inLanguage(row.warning) }, "⚠"),
-    comment && element("span", { class: "commented", role: "img", "aria-label": t("有评语"), title: visible(comment) }, "✎"),
-    mark && element("span", { class: "mark " + mark, role: "img", "aria-label": t(MARK_WORDS[mark]), title: t(MARK_WORDS[mark]) }, MARK_SIGNS[mark]),
+    row &&
+      row.warning &&
+      element("span", { class: "warned", role: "img", "aria-label": t("有警告"), title: inLanguage(row.warning) }, "⚠"),
+    comment &&
+      element("span", { class: "commented", role: "img", "aria-label": t("有评语"), title: visible(comment) }, "✎"),
+    mark &&
+      element(
+        "span",
+        { class: "mark " + mark, role: "img", "aria-label": t(MARK_WORDS[mark]), title: t(MARK_WORDS[mark]) },
+        MARK_SIGNS[mark],
+      ),
   ].filter(Boolean);
 }
 
@@ -71,14 +108,31 @@ function labelsOf(image) {
 
 function predictedLine(image) {
   if (image.error) return [element("span", { class: "failed" }, t("失败"))];
-  return [named(report.names[image.predicted], { class: "predicted" }), element("span", { class: "number" }, percent(image.probabilities[image.predicted]))];
+  return [
+    named(report.names[image.predicted], { class: "predicted" }),
+    element("span", { class: "number" }, percent(image.probabilities[image.predicted])),
+  ];
 }
 
 function labelLine(image) {
   const parts = [];
   if (image.labels.length) {
-    parts.push(element("bdi", { class: "label", title: labelsOf(image) }, element("small", {}, t("标签") + " "), labelsOf(image)));
-    if (!image.error && !isRight(image)) parts.push(element("span", { class: "wrong", role: "img", "aria-label": t("预测错误"), title: t("预测不在标签之中") }, "✗"));
+    parts.push(
+      element(
+        "bdi",
+        { class: "label", title: labelsOf(image) },
+        element("small", {}, t("标签") + " "),
+        labelsOf(image),
+      ),
+    );
+    if (!image.error && !isRight(image))
+      parts.push(
+        element(
+          "span",
+          { class: "wrong", role: "img", "aria-label": t("预测错误"), title: t("预测不在标签之中") },
+          "✗",
+        ),
+      );
   }
   const measured = measuredRow(image);
   if (measured) parts.push(badge(measured));
@@ -93,7 +147,10 @@ function heatLine(card) {
   const note = card.note || (card.picture ? heatNote(card.picture.card, image) : "");
   if (note) return [element("span", { class: "quiet", title: joined([words, note]) }, joined([words, note]))];
   const probability = text === image.predicted ? "" : percent(shownProbability(image));
-  return [element("bdi", { class: "quiet", title: words }, element("small", {}, t("热力图") + " "), words), element("span", { class: "number quiet" }, probability)];
+  return [
+    element("bdi", { class: "quiet", title: words }, element("small", {}, t("热力图") + " "), words),
+    element("span", { class: "number quiet" }, probability),
+  ];
 }
 
 function spokenName(image) {
@@ -101,7 +158,9 @@ function spokenName(image) {
   const measured = measuredRow(image);
   return joined([
     visible(image.name),
-    image.error ? t("失败") : t("预测 {}", visible(report.names[image.predicted])) + " " + percent(image.probabilities[image.predicted]),
+    image.error
+      ? t("失败")
+      : t("预测 {}", visible(report.names[image.predicted])) + " " + percent(image.probabilities[image.predicted]),
     image.labels.length && t("标签 {}", labelsOf(image)),
     measured && t(CASES[measured.case][0]),
     row && row.warning && t("有警告"),

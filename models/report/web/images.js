@@ -39,7 +39,9 @@ function shownRow(image) {
 function measuredRow(image) {
   const rows = rowsOf(image).filter((row) => row.case);
   const shown = shownText(image);
-  return rows.find((row) => row.target === shown) || rows.find((row) => row.target === row.annotated) || rows[0] || null;
+  return (
+    rows.find((row) => row.target === shown) || rows.find((row) => row.target === row.annotated) || rows[0] || null
+  );
 }
 
 function shownProbability(image) {

@@ -64,7 +64,10 @@ const ACTIONS = {
 };
 
 function showHelp() {
-  const lines = KEY_WORDS.flatMap(([keys, words]) => [element("dt", {}, element("kbd", {}, keys)), element("dd", {}, t(words))]);
+  const lines = KEY_WORDS.flatMap(([keys, words]) => [
+    element("dt", {}, element("kbd", {}, keys)),
+    element("dd", {}, t(words)),
+  ]);
   const close = element("button", { type: "button", click: hideHelp }, t("关闭"));
   helpReturn = document.activeElement;
   byId("help").replaceChildren(element("h2", { id: "help-name" }, t("按键")), element("dl", {}, ...lines), close);
@@ -110,19 +113,19 @@ function escape(dialog) {
 function onKey(event) {
   const { key, target } = event;
   if (event.isComposing) return;
-  if ((event.ctrlKey || event.metaKey) && key.toLowerCase() === "p") return event.preventDefault(), startPrinting();
+  if ((event.ctrlKey || event.metaKey) && key.toLowerCase() === "p") return (event.preventDefault(), startPrinting());
   if (event.ctrlKey || event.metaKey || event.altKey) return;
   const dialog = dialogOnTop();
-  if (imageToMark) return event.preventDefault(), takeMark(key);
+  if (imageToMark) return (event.preventDefault(), takeMark(key));
   if (key === "Escape") return escape(dialog);
   if (key === "Tab") return dialog && keepWithin(dialog, event);
   if (isTyping(target)) return;
   if (dialog === byId("help")) return key === "?" && hideHelp();
   if (/^[0-9]$/.test(key)) return chooseText(Number(key));
-  if (ACTIONS[key]) return event.preventDefault(), ACTIONS[key]();
-  if (key === "/" && !dialog) return event.preventDefault(), document.querySelector('[data-field="q"]').focus();
+  if (ACTIONS[key]) return (event.preventDefault(), ACTIONS[key]());
+  if (key === "/" && !dialog) return (event.preventDefault(), document.querySelector('[data-field="q"]').focus());
   if (!STEPS[key] || target.matches("input") || (!dialog && target.matches("button:not(.card), a"))) return;
-  if (!dialog) return event.preventDefault(), moveOverCards(key);
+  if (!dialog) return (event.preventDefault(), moveOverCards(key));
   const step = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -1, ArrowDown: 1 }[key];
-  if (step) return event.preventDefault(), openNext(step);
+  if (step) return (event.preventDefault(), openNext(step));
 }

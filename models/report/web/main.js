@@ -10,7 +10,15 @@ function update() {
   syncControls();
   const shown = selectedImages();
   showSelection(shown);
-  const key = JSON.stringify([activeFilters().map((name) => [name, state[name]]), state.fold, state.group, state.text, state.setting, language, markedCount()]);
+  const key = JSON.stringify([
+    activeFilters().map((name) => [name, state[name]]),
+    state.fold,
+    state.group,
+    state.text,
+    state.setting,
+    language,
+    markedCount(),
+  ]);
   if (key !== summaryKey) {
     showCounts();
     showSummary();
@@ -28,10 +36,6 @@ function fillPage() {
   buildControls();
   if (opened.image) opened.image = null; // made anew
   warnOfMarks();
-}
-
-function warnOfMarks() {
-  if (!areKept) notify(t("这个浏览器不保存标记：关闭页面之前请导出"));
 }
 
 // How high the bar is, for what sticks below it.

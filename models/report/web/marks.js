@@ -9,10 +9,13 @@ let marks = new Map(); // id -> {mark: one of MARKS or "", comment, time}
 let areKept = true; // whether the browser keeps them
 
 function isMarkOfOurs(value) {
-  return value && ["", ...MARKS].includes(value.mark) && typeof value.comment === "string" && typeof value.time === "string";
+  return (
+    value && ["", ...MARKS].includes(value.mark) && typeof value.comment === "string" && typeof value.time === "string"
+  );
 }
 
 function readMarks() {
+  if (!areKept) return; // what is here is all there is
   try {
     const kept = JSON.parse(localStorage.getItem(MARKS_KEY) || "{}");
     marks = new Map(Object.entries(kept).filter(([, value]) => isMarkOfOurs(value)));
@@ -41,7 +44,12 @@ function setMark(image, values) {
   if (mark || comment) marks.set(image.id, { mark, comment, time: new Date().toISOString() });
   else marks.delete(image.id);
   keepMarks();
+  warnOfMarks();
   change({});
+}
+
+function warnOfMarks() {
+  if (!areKept) notify(t("这个浏览器不保存标记：关闭页面之前请导出"));
 }
 
 // -- as a table
@@ -64,12 +72,15 @@ function marksAsCsv() {
     const { mark, comment, time } = markOf(image);
     return [image.id, visible(image.name), mark && t(MARK_WORDS[mark]), comment, time];
   });
-  return "\ufeff" + [["id", "name", "mark", "comment", "time"], ...lines].map((line) => line.map(csvCell).join(",") + "\r\n").join("");
+  return (
+    "\ufeff" +
+    [["id", "name", "mark", "comment", "time"], ...lines].map((line) => line.map(csvCell).join(",") + "\r\n").join("")
+  );
 }
 
 function exportMarks() {
   const address = URL.createObjectURL(new Blob([marksAsCsv()], { type: "text/csv" }));
-  element("a", { href: address, download: "marks-" + report.run.slice(0, 8) + ".csv" }).click();
+  element("a", { href: address, download: "marks-" + report.run.replace(/[^\w-]/g, "").slice(0, 8) + ".csv" }).click();
   setTimeout(() => URL.revokeObjectURL(address), 10000);
 }
 
@@ -77,7 +88,10 @@ function exportMarks() {
 function parseCsv(text) {
   const comma = (text.match(/[,;\t]/) || [","])[0];
   const lines = [[]];
-  const cell = new RegExp(`(?:"((?:[^"]|"")*)"|([^"${comma}\\r\\n][^${comma}\\r\\n]*|))(${comma}|\\r\\n|\\r|\\n|$)`, "y");
+  const cell = new RegExp(
+    `(?:"((?:[^"]|"")*)"|([^"${comma}\\r\\n][^${comma}\\r\\n]*|))(${comma}|\\r\\n|\\r|\\n|$)`,
+    "y",
+  );
   while (cell.lastIndex < text.length) {
     const match = cell.exec(text);
     if (!match) throw new Error("csv");
@@ -100,7 +114,9 @@ function decodeText(bytes) {
 }
 
 const MARK_OF_WORD = new Map(
-  Object.entries(MARK_WORDS).flatMap(([mark, word]) => [mark, word, (report.words[word] || word).toLowerCase()].map((name) => [name, mark])),
+  Object.entries(MARK_WORDS).flatMap(([mark, word]) =>
+    [mark, word, (report.words[word] || word).toLowerCase()].map((name) => [name, mark]),
+  ),
 );
 
 // Take over the marks of a CSV's text; what was imported wins. Returns a sentence that says what came in.
@@ -126,7 +142,9 @@ function importMarks(text) {
     counts.replaced && t("{} 条与原有的不同，以导入的为准", counts.replaced),
     counts.unknown && t("{} 个编号不在这份报告中，没有导入", counts.unknown),
     counts.words && t("{} 条的标记不认识，没有导入", counts.words),
-  ].filter(Boolean).join(t("；"));
+  ]
+    .filter(Boolean)
+    .join(t("；"));
 }
 
 function takeOver(image, mark, comment, time) {

@@ -76,11 +76,18 @@ function buildOpened(image) {
   const comment = element("textarea", { id: "comment", rows: 2, maxlength: LONGEST_COMMENT, change: leaveComment });
   comment.value = markOf(image).comment;
   byId("opened").replaceChildren(
-    element("div", { class: "picture" }, element("canvas", { "aria-hidden": "true" }), element("p", { class: "quiet", id: "picture-note" })),
     element(
-      "div", { class: "facts" },
+      "div",
+      { class: "picture" },
+      element("canvas", { "aria-hidden": "true" }),
+      element("p", { class: "quiet", id: "picture-note" }),
+    ),
+    element(
+      "div",
+      { class: "facts" },
       element(
-        "div", { class: "line" },
+        "div",
+        { class: "line" },
         element("h2", { id: "opened-name", tabindex: -1 }, named(image.name)),
         tool("上一张", "‹", { id: "previous", disabled: place === 0, click: () => openNext(-1) }),
         element("span", { class: "number" }, `${place + 1} / ${opened.order.length}`),
@@ -97,12 +104,17 @@ function buildOpened(image) {
   byId("opened").hidden = false;
   byId("screen").setAttribute("aria-hidden", "true");
   document.body.classList.add("covered");
-  if (isFirstTime || !byId("opened").contains(document.activeElement)) byId("opened-name").focus({ preventScroll: true });
+  if (isFirstTime || !byId("opened").contains(document.activeElement))
+    byId("opened-name").focus({ preventScroll: true });
 }
 
 function markButton(mark) {
   const click = () => toggleMark(opened.image, mark);
-  return element("button", { type: "button", class: "mark " + mark, "data-mark": mark, click }, `${MARK_SIGNS[mark]} ${t(MARK_WORDS[mark])}`);
+  return element(
+    "button",
+    { type: "button", class: "mark " + mark, "data-mark": mark, click },
+    `${MARK_SIGNS[mark]} ${t(MARK_WORDS[mark])}`,
+  );
 }
 
 function toggleMark(image, mark) {
@@ -111,7 +123,8 @@ function toggleMark(image, mark) {
 
 function leaveComment() {
   const field = byId("comment");
-  if (field && opened.image && field.value !== markOf(opened.image).comment) setMark(opened.image, { comment: field.value });
+  if (field && opened.image && field.value !== markOf(opened.image).comment)
+    setMark(opened.image, { comment: field.value });
 }
 
 function fillOpened() {
@@ -143,13 +156,36 @@ function drawOpened() {
 function verdict(image) {
   if (image.error) return [element("p", { class: "failed" }, inLanguage(image.error))];
   const measured = measuredRow(image);
-  const predicted = element("p", {}, t("预测") + " ", named(report.names[image.predicted], { class: "predicted" }), " " + percent(image.probabilities[image.predicted]));
-  const label = image.labels.length > 0 && element("p", {}, t("标签") + " ", element("bdi", {}, labelsOf(image)), " ", !isRight(image) && element("span", { class: "wrong" }, "✗ " + t("预测不在标签之中")));
+  const predicted = element(
+    "p",
+    {},
+    t("预测") + " ",
+    named(report.names[image.predicted], { class: "predicted" }),
+    " " + percent(image.probabilities[image.predicted]),
+  );
+  const label =
+    image.labels.length > 0 &&
+    element(
+      "p",
+      {},
+      t("标签") + " ",
+      element("bdi", {}, labelsOf(image)),
+      " ",
+      !isRight(image) && element("span", { class: "wrong" }, "✗ " + t("预测不在标签之中")),
+    );
   const row = shownRow(image);
   return [
     predicted,
     label,
-    measured && element("p", {}, badge(measured), " ", t(CASES[measured.case][0]), measured.annotated === null ? "" : t("（{} 的标注）", visible(report.names[measured.annotated]))),
+    measured &&
+      element(
+        "p",
+        {},
+        badge(measured),
+        " ",
+        t(CASES[measured.case][0]),
+        measured.annotated === null ? "" : t("（{} 的标注）", visible(report.names[measured.annotated])),
+      ),
     row && row.warning && element("p", { class: "warning" }, "⚠ " + inLanguage(row.warning)),
   ].filter(Boolean);
 }
@@ -158,15 +194,31 @@ function verdict(image) {
 function textsToList(image) {
   const all = report.names.map((_, text) => text);
   if (all.length <= MOST_BARS) return all;
-  const likely = all.slice().sort((one, other) => image.probabilities[other] - image.probabilities[one]).slice(0, MOST_BARS);
-  return [...new Set([...likely, ...image.labels, shownText(image)].filter((text) => text !== null))].sort((one, other) => one - other);
+  const likely = all
+    .slice()
+    .sort((one, other) => image.probabilities[other] - image.probabilities[one])
+    .slice(0, MOST_BARS);
+  return [...new Set([...likely, ...image.labels, shownText(image)].filter((text) => text !== null))].sort(
+    (one, other) => one - other,
+  );
 }
 
 function probabilityBar(image, text) {
-  const classes = [text === image.predicted && "predicted", image.labels.includes(text) && "label", !rowOf(image, text) && "unexplained"];
+  const classes = [
+    text === image.predicted && "predicted",
+    image.labels.includes(text) && "label",
+    !rowOf(image, text) && "unexplained",
+  ];
   const title = visible(report.texts[text]) + (rowOf(image, text) ? "" : "\n" + t("没有解释这段文本"));
   const line = element(
-    "button", { type: "button", class: "bar " + classes.filter(Boolean).join(" "), "aria-pressed": String(shownText(image) === text), click: () => change({ text }), title },
+    "button",
+    {
+      type: "button",
+      class: "bar " + classes.filter(Boolean).join(" "),
+      "aria-pressed": String(shownText(image) === text),
+      click: () => change({ text }),
+      title,
+    },
     element("span", { class: "key" }, String(text + 1)),
     named(report.names[text], { title: null }),
     element("span", { class: "track" }, element("span", { class: "fill" })),
@@ -180,7 +232,13 @@ function probabilityBar(image, text) {
 function numbers(image) {
   const row = shownRow(image);
   const measured = measuredRow(image);
-  const lines = row ? [[t("热力图的文本"), visible(report.names[row.target])], [t("名次"), `${row.rank} / ${report.names.length}`], [t("相似度"), decimals(row.similarity, 4)]] : [];
+  const lines = row
+    ? [
+        [t("热力图的文本"), visible(report.names[row.target])],
+        [t("名次"), `${row.rank} / ${report.names.length}`],
+        [t("相似度"), decimals(row.similarity, 4)],
+      ]
+    : [];
   for (const [word, read, digits] of MEASURES) {
     const value = [row, measured].filter(Boolean).map(read).find(isNumber);
     if (value !== undefined) lines.push([t(word), decimals(value, digits)]);
@@ -188,7 +246,9 @@ function numbers(image) {
   if (row && row.peak) lines.push([t("峰的位置"), `${row.peak[0]}, ${row.peak[1]}`]);
   if (report.settings.length > 0) lines.push([t("方法"), inLanguage(report.settings[state.setting])]);
   if (image.size) lines.push([t("图像大小"), image.size.join(" × ")]);
-  report.columns.forEach((name, column) => image.values[column] && lines.push([visible(name), visible(image.values[column])]));
+  report.columns.forEach(
+    (name, column) => image.values[column] && lines.push([visible(name), visible(image.values[column])]),
+  );
   lines.push([t("编号"), visible(image.id)]);
   if (image.path !== null) lines.push([t("路径"), visible(image.path)]);
   return lines;
@@ -196,14 +256,22 @@ function numbers(image) {
 
 function links(image) {
   const overlay = image.overlays && image.overlays[image.rows.indexOf(shownRow(image))];
-  const entries = [[image.figure, "可视化图"], [overlay, "叠加图"]].map(([path, word]) => [path && link(path), word]);
-  const made = entries.filter(([address]) => address).map(([address, word]) => element("a", { href: address, target: "_blank", rel: "noopener" }, t(word)));
+  const entries = [
+    [image.figure, "可视化图"],
+    [overlay, "叠加图"],
+  ].map(([path, word]) => [path && link(path), word]);
+  const made = entries
+    .filter(([address]) => address)
+    .map(([address, word]) => element("a", { href: address, target: "_blank", rel: "noopener" }, t(word)));
   return element("p", { class: "links" }, ...made);
 }
 
 function facts(image) {
   const bars = image.probabilities ? textsToList(image).map((text) => probabilityBar(image, text)) : [];
-  const table = numbers(image).flatMap(([word, value]) => [element("dt", {}, word), element("dd", {}, element("bdi", {}, value))]);
+  const table = numbers(image).flatMap(([word, value]) => [
+    element("dt", {}, word),
+    element("dd", {}, element("bdi", {}, value)),
+  ]);
   const outlined = opened.card && state.outline ? outlinesOf(opened.card, shownText(image)) : [];
   const names = outlined.map((outline) => visible(report.names[outline.text])).join(t("、"));
   return [

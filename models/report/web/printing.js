@@ -24,7 +24,10 @@ async function startPrinting() {
 function prepareAtOnce() {
   if (isPrepared) return;
   const list = printedImages();
-  fillPrint(list, list.map((image) => readyCard(image.index)));
+  fillPrint(
+    list,
+    list.map((image) => readyCard(image.index)),
+  );
 }
 
 function clearPrint() {
@@ -38,15 +41,21 @@ function fillPrint(list, cards) {
   const box = { 1: [186, 140], 2: [91, 90], 3: [59, 52] }[perRow]; // of a picture, in millimetres of 186 x 273
   const items = list.map((image, place) => printedImage(image, cards[place], box, isAlone));
   const rows = [];
-  for (let first = 0; first < items.length; first += perRow) rows.push(element("div", { class: "row" }, ...items.slice(first, first + perRow)));
+  for (let first = 0; first < items.length; first += perRow)
+    rows.push(element("div", { class: "row" }, ...items.slice(first, first + perRow)));
   byId("print").className = isAlone ? "alone" : "of-" + perRow;
   byId("print").replaceChildren(printedHead(list, isAlone), ...rows);
 }
 
 function printedHead(list, isAlone) {
-  const textWord = DISPLAY_CONTROLS()[0].options().find(([value]) => value === asText(state.text));
+  const textWord = DISPLAY_CONTROLS()[0]
+    .options()
+    .find(([value]) => value === asText(state.text));
   const filters = activeFilters().map(filterWords).join(t("；"));
-  const count = gallery.list.length > list.length ? t("只印出前 {} 张，共 {} 张", list.length, gallery.list.length) : t("{} 张图像", list.length);
+  const count =
+    gallery.list.length > list.length
+      ? t("只印出前 {} 张，共 {} 张", list.length, gallery.list.length)
+      : t("{} 张图像", list.length);
   const about = [
     t("热力图的文本") + t("：") + textWord[1],
     inLanguage(report.settings[state.setting] || { zh: "" }),
@@ -54,11 +63,19 @@ function printedHead(list, isAlone) {
     new Date().toLocaleDateString(document.documentElement.lang),
   ];
   return element(
-    "header", {},
+    "header",
+    {},
     element("h1", {}, visible(inLanguage(report.title))),
     !isAlone && element("p", {}, joined([count, filters])),
     element("p", {}, joined(about)),
-    element("p", { class: "legend" }, "0 ", element("img", { class: "bar", src: colourBarAddress(), alt: "" }), " 1 ", element("span", {}, t("热力图回答在哪里，概率回答有没有"))),
+    element(
+      "p",
+      { class: "legend" },
+      "0 ",
+      element("img", { class: "bar", src: colourBarAddress(), alt: "" }),
+      " 1 ",
+      element("span", {}, t("热力图回答在哪里，概率回答有没有")),
+    ),
   );
 }
 
@@ -85,7 +102,13 @@ function printedOutlines(outlines, size) {
     for (const contour of outlines.flatMap((outline) => outline.contours)) {
       const line = document.createElementNS(SVG, "polygon");
       const points = contour.map((value, place) => (value * size[place % 2]).toFixed(1)).join(" ");
-      const attributes = { points, fill: "none", stroke: colour, "stroke-width": strokeWidth(share, size), "stroke-linejoin": "round" };
+      const attributes = {
+        points,
+        fill: "none",
+        stroke: colour,
+        "stroke-width": strokeWidth(share, size),
+        "stroke-linejoin": "round",
+      };
       for (const [name, value] of Object.entries(attributes)) line.setAttribute(name, value);
       drawing.append(line);
     }
@@ -96,15 +119,29 @@ function printedOutlines(outlines, size) {
 function printedImage(image, card, box, isAlone) {
   const { mark, comment } = markOf(image);
   const note = card && !image.error ? heatNote(card, image) : "";
-  const heat = shownText(image) === null ? "" : t("热力图") + " " + visible(report.names[shownText(image)]) + (note ? t("（{}）", note) : " " + percent(shownProbability(image)));
+  const heat =
+    shownText(image) === null
+      ? ""
+      : t("热力图") +
+        " " +
+        visible(report.names[shownText(image)]) +
+        (note ? t("（{}）", note) : " " + percent(shownProbability(image)));
   return element(
-    "div", { class: "item" },
+    "div",
+    { class: "item" },
     printedPicture(image, card, box),
-    element("div", { class: "words" },
+    element(
+      "div",
+      { class: "words" },
       element("p", { class: "name" }, element("bdi", {}, visible(image.name))),
       ...verdict(image),
       !image.error && element("p", {}, heat),
-      (mark || comment) && element("p", { class: "review" }, joined([mark && MARK_SIGNS[mark] + " " + t(MARK_WORDS[mark]), visible(comment)])),
+      (mark || comment) &&
+        element(
+          "p",
+          { class: "review" },
+          joined([mark && MARK_SIGNS[mark] + " " + t(MARK_WORDS[mark]), visible(comment)]),
+        ),
       isAlone && element("div", { class: "details" }, ...facts(image).filter((part) => !part.matches(".links"))),
     ),
   );

@@ -2,11 +2,14 @@
 
 const isOneOf = (values) => (text) => (values.includes(text) ? text : undefined);
 const isIndex = (count) => (text) => (/^\d{1,6}$/.test(text) && Number(text) < count ? Number(text) : undefined);
-const isFlag = (text) => ({ 0: false, 1: true })[text];
+const isFlag = (text) => (["0", "1"].includes(text) ? text === "1" : undefined);
 const isAmount = (low, high) => (text) =>
   text.trim() !== "" && Number(text) >= low && Number(text) <= high ? Number(text) : undefined;
 const isText = (text) => text.slice(0, 300);
-const firstOf = (...readers) => (text) => readers.map((read) => read(text)).find((value) => value !== undefined);
+const firstOf =
+  (...readers) =>
+  (text) =>
+    readers.map((read) => read(text)).find((value) => value !== undefined);
 const SIZES = [150, 210, 300, 450]; // of a card, in pixels
 const MARKS = ["agree", "disagree", "unclear"];
 const choice = report.choice;
@@ -39,13 +42,15 @@ const FIELDS = {
   pmax: [null, isAmount(0, 100)],
   smin: [null, isAmount(0, 2)],
   smax: [null, isAmount(0, 2)],
-  sort: ["order", isText],
+  sort: ["order", (text) => (SORTS.some(([name]) => name === text) ? text : undefined)],
   desc: [false, isFlag],
   open: [null, isText],
 };
 FIELDS.text[0] = firstOf(isOneOf(Object.keys(TEXTS_BY_WORD)), isIndex(report.names.length))(String(choice.text));
 report.columns.forEach((_, column) => (FIELDS["column" + column] = ["", isText]));
-const FILTERS = Object.keys(FIELDS).slice(Object.keys(FIELDS).indexOf("q")).filter((name) => !["sort", "desc", "open"].includes(name));
+const FILTERS = Object.keys(FIELDS)
+  .slice(Object.keys(FIELDS).indexOf("q"))
+  .filter((name) => !["sort", "desc", "open"].includes(name));
 
 const state = Object.fromEntries(Object.entries(FIELDS).map(([name, [first]]) => [name, first]));
 if (state.text === undefined) state.text = FIELDS.text[0] = mostlyPredicted() ? "predicted" : "first";

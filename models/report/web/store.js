@@ -23,7 +23,8 @@ function loadFile(number) {
       script.onerror = () => (script.remove(), files.delete(number), reject(new Error("card file")));
       document.body.append(script);
     });
-    for (const [other, { cards }] of files) if (files.size > FILES_KEPT && other !== number && cards) files.delete(other);
+    for (const [other, { cards }] of files)
+      if (files.size > FILES_KEPT && other !== number && cards) files.delete(other);
   }
   return file.wait;
 }

@@ -34,7 +34,11 @@ function filterButton(label, values, attributes) {
   const isOn = Object.entries(values).every(([name, value]) => state[name] === value);
   const cleared = Object.fromEntries(Object.keys(values).map((name) => [name, FIELDS[name][0]]));
   const click = () => change(isOn ? cleared : values);
-  return element("button", { type: "button", class: "link", "aria-pressed": String(isOn), click, ...attributes }, label);
+  return element(
+    "button",
+    { type: "button", class: "link", "aria-pressed": String(isOn), click, ...attributes },
+    label,
+  );
 }
 
 function showCounts() {
@@ -44,7 +48,9 @@ function showCounts() {
     element("span", {}, t("图像 {}", images.length)),
     filterButton(t("失败 {}", failed), { failed: true }),
     filterButton(t("有警告 {}", warned), { warning: true }),
-    ...Object.keys(CASES).filter(() => some.cases).map(caseCount),
+    ...Object.keys(CASES)
+      .filter(() => some.cases)
+      .map(caseCount),
     element("span", {}, t("已标记 {}", markedCount())),
   ];
   byId("counts").replaceChildren(...parts);
@@ -57,7 +63,11 @@ function markedCount() {
 function caseCount(name) {
   const [words, short] = CASES[name];
   const count = images.filter((image) => CONDITIONS.case(image, name)).length;
-  return filterButton(element("span", { class: "badge " + name }, `${t(short)} ${count}`), { case: name }, { title: t(words) });
+  return filterButton(
+    element("span", { class: "badge " + name }, `${t(short)} ${count}`),
+    { case: name },
+    { title: t(words) },
+  );
 }
 
 // A column of the classes' table: its heading, what a cell shows of (class or null for a line of several, numbers).
@@ -88,26 +98,56 @@ function classesTable(group, list) {
   const cells = (numbers, text) => measured.map(([, cell]) => element("td", {}, cell(text, numbers || {}) || "–"));
   const ofClass = (text) =>
     element(
-      "tr", {},
-      element("th", { scope: "row" }, filterButton(named(report.names[text]), { ...ofGroup, ...(some.labels ? { label: text } : { predicted: text }) })),
+      "tr",
+      {},
+      element(
+        "th",
+        { scope: "row" },
+        filterButton(named(report.names[text]), {
+          ...ofGroup,
+          ...(some.labels ? { label: text } : { predicted: text }),
+        }),
+      ),
       some.labels && element("td", {}, filterButton(String(labelled[text]), { ...ofGroup, label: text })),
       element("td", {}, filterButton(String(predicted[text]), { ...ofGroup, predicted: text })),
       ...cells(group && group.classes[report.names[text]], text),
     );
   const ofSeveral = (word, numbers, counts) =>
-    element("tr", { class: "several" }, element("th", { scope: "row" }, t(word)), ...counts.map((count) => element("td", {}, count)), ...cells(numbers));
+    element(
+      "tr",
+      { class: "several" },
+      element("th", { scope: "row" }, t(word)),
+      ...counts.map((count) => element("td", {}, count)),
+      ...cells(numbers),
+    );
   const total = String(list.length);
   const several = group
     ? [
-        ofSeveral("全部", group.overall, some.labels ? [String(list.filter((image) => image.labels.length).length), total] : [total]),
+        ofSeveral(
+          "全部",
+          group.overall,
+          some.labels ? [String(list.filter((image) => image.labels.length).length), total] : [total],
+        ),
         ofSeveral("类平均", group.macro, some.labels ? ["", ""] : [""]),
       ]
     : [];
   const more = report.names.filter((_, text) => labelled[text] + predicted[text]).length - classes.length;
   return [
     element(
-      "table", { class: "classes" },
-      element("thead", {}, element("tr", {}, heading("类别"), some.labels && heading("标签"), heading("预测"), ...measured.map(([word]) => heading(word)))),
+      "table",
+      { class: "classes" },
+      element(
+        "thead",
+        {},
+        element(
+          "tr",
+          {},
+          heading("类别"),
+          some.labels && heading("标签"),
+          heading("预测"),
+          ...measured.map(([word]) => heading(word)),
+        ),
+      ),
       element("tbody", {}, ...several, ...classes.map(ofClass)),
     ),
     more > 0 && element("p", { class: "quiet" }, t("另有 {} 类", more)),
@@ -117,7 +157,10 @@ function classesTable(group, list) {
 // Cells by true class and prediction; a click shows those images.
 function confusionMatrix(group, list) {
   const labelled = list.filter((image) => trueClass(image) !== null);
-  const classes = listedClasses(counted(labelled, (image) => [trueClass(image)]), counted(labelled, (image) => [image.predicted]));
+  const classes = listedClasses(
+    counted(labelled, (image) => [trueClass(image)]),
+    counted(labelled, (image) => [image.predicted]),
+  );
   const counts = new Map();
   for (const image of labelled) {
     const key = trueClass(image) + "," + image.predicted;
@@ -129,15 +172,26 @@ function confusionMatrix(group, list) {
     const label = t("真实 {}，预测 {}：{} 张", visible(report.names[truth]), visible(report.names[predicted]), count);
     const place = element("td", { class: truth === predicted ? "right" : null });
     if (!count) return place;
-    const button = filterButton(String(count), { ...filterOfGroup(group), true: truth, predicted }, { title: label, "aria-label": label, "data-cell": truth + "," + predicted });
+    const button = filterButton(
+      String(count),
+      { ...filterOfGroup(group), true: truth, predicted },
+      { title: label, "aria-label": label, "data-cell": truth + "," + predicted },
+    );
     place.style.setProperty("--share", (count / sizes[truth]).toFixed(3));
     place.append(button);
     return place;
   };
-  const line = (truth) => element("tr", {}, element("th", { scope: "row" }, `${truth + 1} `, named(report.names[truth])), ...classes.map((predicted) => cell(truth, predicted)));
+  const line = (truth) =>
+    element(
+      "tr",
+      {},
+      element("th", { scope: "row" }, `${truth + 1} `, named(report.names[truth])),
+      ...classes.map((predicted) => cell(truth, predicted)),
+    );
   const heading = (text) => element("th", { scope: "col", title: visible(report.names[text]) }, String(text + 1));
   return element(
-    "table", { class: "confusion" },
+    "table",
+    { class: "confusion" },
     element("caption", {}, t("混淆矩阵：行是真实类别，列是预测")),
     element("thead", {}, element("tr", {}, element("td", {}), ...classes.map(heading))),
     element("tbody", { keydown: moveInMatrix }, ...classes.map(line)),
@@ -166,8 +220,13 @@ function groupChoice() {
   const groups = report.evaluation.groups;
   const settingOf = (group) => report.settings.find((setting) => setting.zh === group.setting);
   const words = ({ split, ...group }) =>
-    joined([split !== null && t("划分 {}", visible(split)), settingOf(group) ? inLanguage(settingOf(group)) : group.setting]);
-  const options = groups.map((group, place) => element("option", { value: place, selected: place === state.group }, words(group)));
+    joined([
+      split !== null && t("划分 {}", visible(split)),
+      settingOf(group) ? inLanguage(settingOf(group)) : group.setting,
+    ]);
+  const options = groups.map((group, place) =>
+    element("option", { value: place, selected: place === state.group }, words(group)),
+  );
   const choose = (event) => change({ group: Number(event.target.value) });
   return element("label", {}, t("评估"), " ", element("select", { change: choose, "data-key": "group" }, ...options));
 }
@@ -175,7 +234,17 @@ function groupChoice() {
 function showSummary() {
   const group = groupOfNow();
   const list = imagesOfGroup(group);
-  const fold = element("button", { type: "button", class: "fold", "aria-expanded": String(!state.fold), "data-key": "fold", click: () => change({ fold: !state.fold }) }, t("概要"));
+  const fold = element(
+    "button",
+    {
+      type: "button",
+      class: "fold",
+      "aria-expanded": String(!state.fold),
+      "data-key": "fold",
+      click: () => change({ fold: !state.fold }),
+    },
+    t("概要"),
+  );
   const parts = state.fold
     ? []
     : [
@@ -184,11 +253,16 @@ function showSummary() {
       ];
   const choice = !state.fold && report.evaluation && report.evaluation.groups.length > 1 && groupChoice();
   keepingFocus(byId("summary"), () =>
-    byId("summary").replaceChildren(element("div", { class: "line" }, element("h2", {}, fold), choice || ""), element("div", { class: "parts" }, ...parts.filter(Boolean))),
+    byId("summary").replaceChildren(
+      element("div", { class: "line" }, element("h2", {}, fold), choice || ""),
+      element("div", { class: "parts" }, ...parts.filter(Boolean)),
+    ),
   );
   const cells = [...byId("summary").querySelectorAll(".confusion button")];
   cells.forEach((button) => (button.tabIndex = -1));
-  const first = cells.find((button) => button === document.activeElement || button.getAttribute("aria-pressed") === "true") || cells[0];
+  const first =
+    cells.find((button) => button === document.activeElement || button.getAttribute("aria-pressed") === "true") ||
+    cells[0];
   if (first) first.tabIndex = 0;
 }
 
