@@ -23,12 +23,15 @@ class Outline(NamedTuple):
     contours: list[np.ndarray]  # float64 [N, 2] of (x, y) in the image's pixels, a pixel's centre on its half; closed
 
 
-def outline_of(text: int, mask: np.ndarray, of_points: bool = False) -> Outline:
-    """The outline of a text's mask [H, W], its holes' edges too; `of_points`: circles around the mask's pixels."""
-    return Outline(text, _contours(mask, of_points, SIDE))
+def outline_of(text: int, mask: np.ndarray, of_points: bool = False, most: int = MOST_POINTS) -> Outline:
+    """The outline of a text's mask [H, W], its holes' edges too, of at most `most` points.
+
+    `of_points`: circles around the mask's pixels.
+    """
+    return Outline(text, _contours(mask, of_points, SIDE, most))
 
 
-def _contours(mask: np.ndarray, of_points: bool, side: int) -> list[np.ndarray]:
+def _contours(mask: np.ndarray, of_points: bool, side: int, most: int) -> list[np.ndarray]:
     """Closed contours along the edges of cells, at most `side` in a row; of fewer cells where they were too many."""
     cells = (thin(mask * np.uint8(255), side) > 0).astype(np.uint8)
     if of_points:
@@ -37,10 +40,12 @@ def _contours(mask: np.ndarray, of_points: bool, side: int) -> list[np.ndarray]:
     halves = np.zeros((2 * rows + 1, 2 * columns + 1), np.uint8)
     halves[1::2, 1::2] = cells  # a cell's middle at odd places, its edges at even ones
     traced, _ = cv2.findContours(cv2.dilate(halves, np.ones((3, 3), np.uint8)), cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE)
-    if sum(map(len, traced)) > MOST_POINTS:
-        return _contours(mask, of_points, side // 2)
-    half_cell = mask.shape[1] / columns / 2, mask.shape[0] / rows / 2
-    return [cv2.approxPolyDP(contour, STRAIGHT, True)[:, 0] * half_cell for contour in traced]
+    if sum(map(len, traced)) <= MOST_POINTS:
+        straight = [cv2.approxPolyDP(contour, STRAIGHT, True)[:, 0] for contour in traced]
+        if sum(map(len, straight)) <= most:
+            half_cell = mask.shape[1] / columns / 2, mask.shape[0] / rows / 2
+            return [contour * half_cell for contour in straight]
+    return _contours(mask, of_points, side // 2, most)
 
 
 def _disc(radius: int) -> np.ndarray:
