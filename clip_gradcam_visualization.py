@@ -112,6 +112,7 @@ from models.results.saving import (
 from models.runs.evaluating import CaseChoice
 from models.runs.joining import join
 from models.runs.planning import Plan, Sources, plan_images
+from models.runs.reporting import ReportChoice, report_choice
 from models.runs.run import Run, finish_run, one_thread
 from models.runs.settings import settings_of_run
 from models.runs.sharing import Ranks, chunk_size, most_at_once, parse_shard
@@ -233,6 +234,13 @@ FLAGS = (
     ("--resume", SWITCH, "接着上次没有做完的运行，只做缺少的图像"),
     ("--shard", {"metavar": "I/N"}, "只做 N 份中的第 I 份（从 1 开始），各份可在不同的机器上同时运行"),
     ("--join", SWITCH, "把各份合成结果表，或重新写表和评估；只需要 --output-dir"),
+    (
+        "--report",
+        {"action": "store_true", "default": None},
+        "写报告 report.html，一个能看全部图像的网页（默认：2 到 2000 张图像时写）",
+    ),
+    ("--no-report", {"action": "store_false", "dest": "report", "default": None}, "不写报告"),
+    ("--anonymous", SWITCH, "报告中没有文件名、路径和患者，只有编号；对照表另写在 report_key.csv"),
     ("--batch-size", INT, "多张图像时一次前向的图像数（默认：CPU 至多 8，GPU 至多 32）"),
     ("--num-workers", INT, "多张图像时读取图像的进程数（默认：核数的一半，至多 4；不足 4 核时为 0）"),
     ("--no-text-cache", SWITCH, "不使用文本特征缓存"),
@@ -244,6 +252,7 @@ EITHER = (
     ("--target-text-idx", "--all-texts", "--target"),
     ("--target-layer", "--layers"),
     ("--contrast", "--subtract-others"),
+    ("--report", "--no-report"),
 )
 
 
@@ -307,6 +316,8 @@ def check_arguments(args) -> None:
             raise InputError("{} 需要病例列表 --cases", flag)
     if args.panels and (args.no_figure or args.overlay_only):
         raise InputError("--panels 需要可视化图，不能与 --no-figure 或 --overlay-only 一起使用")
+    if args.anonymous and args.report is False:
+        raise InputError("--anonymous 与 --no-report 只能二选一：它说的是报告")
     if args.overlay_only and args.save_heatmap:
         raise InputError("--overlay-only 与 --save-heatmap 只能二选一；只是不要可视化图请用 --no-figure")
 
@@ -907,14 +918,18 @@ def run_many(args, question: Question) -> int:
             stack.enter_context(state.lock())
             settings = settings_of_run(explainer, args.target == "label", output_choice(args), run_columns)
             settings |= {"grey_range": str(parse_grey_range(args.grey_range)), "root": root}
-            state.begin(settings, images, args.resume or ranks.attempt > 0, chunks(len(images)).batch)
+            resumes = args.resume or ranks.attempt > 0
+            earlier = state.read_settings() if resumes else None
+            settings |= report_choice(args.report, args.anonymous, len(images), earlier)._asdict()
+            state.begin(settings, images, resumes, chunks(len(images)).batch)
             del images  # all ranks read them back
         ranks.announce("planned")
         ranks.wait_for("planned", [0])
         plan = state.plan(len(question.names))
         dataset = ImageDataset(preprocessing_of(model, args.img_size), parse_grey_range(args.grey_range))
         cases = CaseChoice(args.target == "label", args.annotations, args.tolerance, args.dpi or FIGURE_DPI)
-        run = Run(explainer, dataset, state, output_choice(args), run_columns, cases)
+        report = ReportChoice.of(state.read_settings())
+        run = Run(explainer, dataset, state, output_choice(args), run_columns, cases, report)
         return finish_run(run, plan, chunks(len(plan)), ranks)
 
 
@@ -945,9 +960,9 @@ def print_layers(model) -> None:
 
 
 def is_one_image(args) -> bool:
-    """Whether the flags ask for the files of one image and no tables."""
+    """Whether the flags ask for the files of one image, neither tables nor a report."""
     asks_for_tables = args.cases or args.annotations or args.resume or args.shard or "RANK" in os.environ
-    return not asks_for_tables and is_single(args.image_path)
+    return not (asks_for_tables or args.report or args.anonymous) and is_single(args.image_path)
 
 
 def run(args) -> int:
@@ -957,7 +972,7 @@ def run(args) -> int:
         print_layers(load_from_arguments(args))
         return 0
     if args.join:
-        return join(args.output_dir, args.tolerance, args.lang, args.dpi)
+        return join(args.output_dir, args.tolerance, args.lang, args.dpi, args.report, args.anonymous)
     question = question_of(args)
     if is_one_image(args):
         run_one(args, question)

@@ -31,8 +31,11 @@ class CaseChoice(NamedTuple):
     dpi: int = FIGURE_DPI  # of evaluation.png
 
 
-def evaluate_run(state: RunState, totals: Totals, cases: CaseChoice, lang: str) -> None:
-    """Write evaluation.csv, .json and .png of the labels and annotations there are, and print the classes."""
+def evaluate_run(state: RunState, totals: Totals, cases: CaseChoice, lang: str) -> dict | None:
+    """Write evaluation.csv, .json and .png of the labels and annotations there are, and print the classes.
+
+    Returns what evaluation.json holds, in Chinese; None where there is neither label nor annotation.
+    """
     coverages = {
         (image.columns["id"], int(text)): packed
         for image, record in totals.records()
@@ -42,7 +45,7 @@ def evaluate_run(state: RunState, totals: Totals, cases: CaseChoice, lang: str) 
         warnings.warn(InputWarning("{} 中没有任何一张图像的标注：请检查其中的文件名", cases.annotations), stacklevel=2)
     evaluation = evaluate(_rows(totals), coverages, totals.names, cases.tolerance)
     if not any(group["labelled"] or group["annotated"] for group in evaluation["groups"]):
-        return
+        return None
     evaluation |= {"target": _target(state, totals.names), "failed": totals.failed}
     groups = [{**group, "setting": label_in_language(group["setting"], lang)} for group in evaluation["groups"]]
     translated = {**evaluation, "groups": groups}
@@ -65,6 +68,7 @@ def evaluate_run(state: RunState, totals: Totals, cases: CaseChoice, lang: str) 
         *_wrong_reasons(totals, cases.tolerance, evaluation["groups"][0]["setting"]),
     )
     say(Message("评估已保存：{}", Joined("、", map(str, [*written, picture]))))
+    return {"names": totals.names, **evaluation}
 
 
 def _target(state: RunState, names: list[str]) -> str:

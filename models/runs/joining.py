@@ -14,15 +14,24 @@ from ..results.page import FIGURE_DPI
 from ..results.saving import DENSITIES
 from .evaluating import CaseChoice
 from .records import PlannedImage
+from .reporting import report_choice
 from .run import report
 from .settings import check_settings
 from .state import RunState, other_shard
 
 
-def join(folder: str | os.PathLike, tolerance: float, lang: str | None = None, dpi: int | None = None) -> int:
-    """Write the tables and the evaluation of an output folder; returns the exit code: 1 where images are missing.
+def join(
+    folder: str | os.PathLike,
+    tolerance: float,
+    lang: str | None = None,
+    dpi: int | None = None,
+    asks_for_report: bool | None = None,
+    anonymous: bool = False,
+) -> int:
+    """Write tables, evaluation and report of an output folder; returns the exit code: 1 where images are missing.
 
-    `lang`: of LANGUAGES, `dpi`: of evaluation.png; None for the run's own.
+    `lang`: of LANGUAGES, `dpi`: of evaluation.png; None for the run's own. `asks_for_report`, `anonymous`: as for
+    `report_choice`; the run's own where neither is given.
 
     The lines of shards go into the folder's own state first, as those of one run, which `--resume` goes on with.
     Raises InputError where there is no run, a run is going on, or shards do not go together.
@@ -38,7 +47,9 @@ def join(folder: str | os.PathLike, tolerance: float, lang: str | None = None, d
         names = _names_of(settings, state)
         state.remove(state.evaluation)
         lang = lang or (settings.get("lang") if settings.get("lang") in LANGUAGES else LANGUAGES[0])
-        return report(state, names, CaseChoice(tolerance=tolerance, dpi=dpi or _dpi_of(settings)), lang)
+        choice = report_choice(asks_for_report, anonymous, len(state.plan(len(names))), settings)
+        cases = CaseChoice(tolerance=tolerance, dpi=dpi or _dpi_of(settings))
+        return report(state, names, cases, choice, lang)
 
 
 def _dpi_of(settings: Mapping) -> int:

@@ -59,6 +59,11 @@ class Truth(NamedTuple):
         outlines = [self._outline(text) for text in annotated]
         return Results(result._replace(outlines=outlines) for result in results)
 
+    def outlines(self, most: int) -> list[Outline]:
+        """Of all annotated texts, of at most so many points each."""
+        masks, points_only = self.annotation.masks, self.annotation.points_only
+        return [outline_of(text, masks[text], text in points_only, most) for text in sorted(masks)]
+
     def _outline(self, text: int | None) -> Outline | None:
         masks, points_only = self.annotation.masks, self.annotation.points_only
         return outline_of(text, masks[text], text in points_only) if text in masks else None

@@ -106,7 +106,7 @@ def _is_record(record, texts: int) -> bool:
         and all(type(size) is int for size in files.values())
         and (bool(files) if "error" not in record else isinstance(error, str))
         and isinstance(record.get("error" + ENGLISH), (str, type(None)))
-        and (record.get("case") is None or all(_can_be_evaluated(row, texts) for row in rows))
+        and (record.get("case") is None or all(can_be_evaluated(row, texts) for row in rows))
         and isinstance(record.get("case"), (str, type(None)))
         and are_indices(record.get("labels", []), texts)
         and _are_coverages(record.get("coverages", {}), texts)
@@ -142,7 +142,7 @@ def _is_value(value, is_text: bool = False) -> bool:
     return isinstance(value, (int, float)) and abs(value) <= LARGEST_NUMBER
 
 
-def _can_be_evaluated(row: Mapping, texts: int) -> bool:
+def can_be_evaluated(row: Mapping, texts: int) -> bool:
     """Whether a row of an image of a list has what the evaluation reads; one of a failure is left out there."""
     return row.get("error") is not None or (
         all(row.get(name) is not None for name in ("predicted", "method", "setting", "probabilities"))

@@ -12,6 +12,7 @@ import errno
 import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 from ..cases.annotations import read_annotations
 from ..errors import InputError, print_error, reason, say
@@ -20,7 +21,9 @@ from ..heavy import cv2, torch
 from ..images.loader import ImageDataset, is_lost_worker, make_loader
 from ..images.naming import file_name
 from ..messages import Joined, Message
+from ..report.cards import MOST_POINTS, encode_card
 from ..results.formats import FIGURE_FORMATS
+from ..results.result import Results
 from ..results.saving import OutputChoice, encode_outputs
 from ..writing import write_files
 from .evaluating import CaseChoice, evaluate_run
@@ -28,6 +31,7 @@ from .measuring import Truth
 from .progress import Progress
 from .records import PlannedImage
 from .report import print_problems, print_totals
+from .reporting import ReportChoice, write_report
 from .sharing import ChunkSize, Ranks, chunks_to_do, claimed, run_chunks
 from .state import Part, RunState
 from .tables import in_both_languages, name_below, table_rows
@@ -48,9 +52,10 @@ class Run:
         choice: OutputChoice,
         run_columns: Mapping,
         cases: CaseChoice,
+        report: ReportChoice,
     ):
         self.explainer, self.dataset, self.prepare, self.state = explainer, dataset, dataset.prepare, state
-        self.choice, self.run_columns, self.cases = choice, run_columns, cases
+        self.choice, self.run_columns, self.cases, self.report = choice, run_columns, cases, report
         self.device = next(explainer.model.parameters()).device
         if self.device.type == "cpu":  # as the chunks are: a twentieth faster
             explainer.model.image_encoder.to(memory_format=torch.channels_last)
@@ -137,7 +142,8 @@ class Run:
             figure = folder / f"{image.name}.{self.choice.figure_format or FIGURE_FORMATS[0]}"
             files = encode_outputs(results, figure, self.choice)
             rows = table_rows(results, files, image.path, folder, self.run_columns, truth)
-            write_files(files.contents, durable=True, staging=self.state.staging, within=folder)
+            contents = files.contents | self.card(image, results, truth)
+            write_files(contents, durable=True, staging=self.state.staging, within=folder)
         except Exception as error:
             if getattr(error.__cause__, "errno", None) in NO_USE_GOING_ON:
                 raise
@@ -145,10 +151,17 @@ class Run:
             why = in_both_languages("error", said)
             row = {"image": image.path, **self.run_columns, **why}
             return {"image": image.path, "files": {}, "rows": [row], **why, **of_case}
-        sizes = {name_below(folder, path): len(data) for path, data in files.contents.items()}
+        sizes = {name_below(folder, path): len(data) for path, data in contents.items()}
         if truth is not None:
             of_case |= {"labels": truth.labels, "coverages": truth.packed_coverages(rows)}
         return {"image": image.path, "files": sizes, "rows": rows, **of_case}
+
+    def card(self, image: PlannedImage, results: Results, truth: Truth | None) -> dict[Path, bytes]:
+        """The file that the report shows an image from; none where there is to be no report."""
+        if not self.report.report:
+            return {}
+        outlines = [] if truth is None else truth.outlines(MOST_POINTS)
+        return {self.state.card(image.name): encode_card(results, outlines)}
 
     def truth(self, image: PlannedImage, size: tuple[int, int]) -> Truth | None:
         """What the list of cases and the annotations say of an image [H, W]; None where there is no list."""
@@ -206,27 +219,44 @@ def finish_run(run: Run, plan: Sequence[PlannedImage], size: ChunkSize, ranks: R
             return 1
     if not ranks.is_first:
         return 0
-    return report(run.state, names, run.cases, run.choice.lang, progress)
+    return report(run.state, names, run.cases, run.report, run.choice.lang, progress)
 
 
 def report(
-    state: RunState, names: Sequence[str], cases: CaseChoice, lang: str, progress: Progress | None = None
+    state: RunState,
+    names: Sequence[str],
+    cases: CaseChoice,
+    choice: ReportChoice,
+    lang: str,
+    progress: Progress | None = None,
 ) -> int:
-    """Write the tables and the evaluation and say how it went; returns the exit code: 1 where images are missing.
+    """Write tables, evaluation and report and say how it went; returns the exit code: 1 where images are missing.
 
-    A shard's tables wait until all are joined. Where the evaluation fails, the tables stay, and the code is 1 too.
+    A shard's tables wait until all are joined. Where evaluation or report fails, the tables stay, and the code is 1.
     """
-    totals, has_failed = state.totals(names) if state.shard else state.join(names, cases.tolerance, lang), False
+    totals, failures = state.totals(names) if state.shard else state.join(names, cases.tolerance, lang), []
     print_totals(totals, progress)
     if state.shard:
         say(Message("分片 {} 已完成；全部分片完成后执行 --join --output-dir {} 得到结果表", state.shard, state.folder))
     else:
         say(Message("结果表已保存：{}", Joined("、", map(str, totals.tables))))
-        if totals.has_list:
-            try:
-                evaluate_run(state, totals, cases, lang)
-            except InputError as error:
-                has_failed = True
-                print_error(error)
+        evaluation = None
+        with _failing_alone(failures):
+            evaluation = evaluate_run(state, totals, cases, lang) if totals.has_list else None
+        with _failing_alone(failures):
+            if choice.report:
+                say(*write_report(state, totals, cases.tolerance, lang, evaluation, choice.anonymous))
+            else:
+                state.remove_report()
     print_problems(totals)
-    return int(has_failed or totals.done < totals.total)
+    return int(bool(failures) or totals.done < totals.total)
+
+
+@contextlib.contextmanager
+def _failing_alone(failures: list[InputError]) -> Iterator[None]:
+    """An InputError while it lasts is said and added to `failures`; what comes after it is done all the same."""
+    try:
+        yield
+    except InputError as error:
+        failures.append(error)
+        print_error(error)

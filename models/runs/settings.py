@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from ..errors import InputError
+from ..explain.defaults import tells_presence
 from ..images.preprocessing import preprocessing_of
 from ..messages import Joined, Message
 from ..results.saving import OutputChoice
@@ -33,6 +34,8 @@ SETTINGS_IN_CHINESE = {
     "root": Message("图像所在的目录"),
     "packages": Message("软件包版本"),
     "shards": Message("--shard 的 N 或 --batch-size"),
+    "report": Message("--report 或 --no-report"),
+    "anonymous": "--anonymous",
 }
 
 
@@ -50,6 +53,7 @@ def settings_of_run(explainer, by_label: bool, choice: OutputChoice, run_columns
         "similarity": [setting.similarity for setting in explainer.settings],
         "subtracted": [setting.subtracted for setting in explainer.settings],
         "faithfulness": question.faithfulness,
+        "tells_presence": all(tells_presence(explainer.encoder, setting) for setting in explainer.settings),
         "preprocessing": preprocessing_of(explainer.model, question.img_size),
         **choice._asdict(),
         **explainer.colours._asdict(),

@@ -2,12 +2,15 @@
 
     results.csv, results.jsonl       a row per image and explained text, in the order of the images
     evaluation.csv, .json, .png ...  of a run over a list of cases
+    report.html, report_files/       a page of all images; the folder where they are many, `report_key.csv` where the
+                                     page tells no names
     .clip_gradcam/settings.json      what the run was asked for; `--resume` compares
     .clip_gradcam/plan.jsonl         the images in order, a PlannedImage each
     .clip_gradcam/rows-<rank>.jsonl  a line per finished image, appended after its files are in place;
                                      rows-earlier.jsonl: the lines of the runs that this one resumes;
                                      rows-joined.jsonl: those of its shards
     .clip_gradcam/lock               held while a run is going on
+    .clip_gradcam/cards/             what the report shows of each image, of shards too
     .clip_gradcam/staging/           files on their way, until they are whole
     .clip_gradcam/shard-2-of-8/      the same of one of several runs that share the list; they have no tables until
                                      `join_shards` puts their lines together
@@ -31,7 +34,7 @@ import socket
 import stat
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ..errors import InputError, InputWarning, reason
@@ -49,6 +52,11 @@ HOLDER = "主机 {}，进程 {}"  # of a lock
 _HOLDER = re.compile(HOLDER.format("(.*)", "(.*)"))
 _PART = re.compile(r"rows-(\d+|earlier|joined)\.jsonl")
 _STAGED = re.compile(r"\.clip_gradcam_\w*\.tmp")
+_SIDE_FILE = re.compile(r"cards-\d{3,9}\.js")
+_CARD = re.compile(r"clip_gradcam_.+\.json", re.DOTALL)
+KEY_HEADER = ("number", "id", "image", "patient")
+# Near the beginning of a report and of a key: others' files of these names are left alone.
+_PAGE, _KEY = b'content="clip_gradcam"', csv_line(KEY_HEADER).encode()
 
 
 def beside(table: Path) -> Path:
@@ -75,6 +83,17 @@ class RunState:
         self.staging = self.state / "staging"
         self.tables = (self.folder / "results.csv", self.folder / "results.jsonl")
         self.evaluation = tuple(self.folder / f"evaluation{end}" for end in (".csv", "_table.csv", ".json", ".png"))
+        self.report, self.report_key = self.folder / "report.html", self.folder / "report_key.csv"
+        self.report_files = self.folder / "report_files"
+        self.cards = self.folder / STATE_FOLDER / "cards"
+
+    def card(self, name: str) -> Path:
+        """Where the card of an image goes; `name`: of its outputs."""
+        return self.cards / f"{name}.json"
+
+    def side_file(self, number: int) -> Path:
+        """Where cards go that are not in the report's page itself, from 1."""
+        return self.report_files / f"cards-{number:03d}.js"
 
     def shards(self) -> list[RunState]:
         """The shards that have a state in the folder, by their number."""
@@ -128,11 +147,11 @@ class RunState:
 
     def _check_own(self) -> None:
         """InputError where something in the state folder is not what a run leaves there."""
-        for folder in dict.fromkeys((self.folder / STATE_FOLDER, self.state, self.staging)):
+        for folder in dict.fromkeys((self.folder / STATE_FOLDER, self.state, self.staging, self.cards)):
             check_own(folder, stat.S_ISDIR)
         for path in (self.settings_file, self.plan_file, self.state / "lock", *self._parts()):
             check_own(path)
-        for table in (*self.tables, *self.evaluation):
+        for table in (*self.tables, *self.evaluation, self.report):
             if table.is_dir() and not is_link(table):
                 raise InputError("{} 是文件夹，结果表要写在那里：请移走它，或换 --output-dir", table)
 
@@ -156,15 +175,17 @@ class RunState:
             )
         for other in self.shards() if self.shard is None else [RunState(self.folder)]:
             other._forget()
-        self.remove(self.evaluation)
         for leftover in self.staging.iterdir():  # of a run that was killed
             if _STAGED.fullmatch(leftover.name) and not leftover.is_dir():
                 leftover.unlink(missing_ok=True)
         if earlier is None:
             self._forget()
+            self._remove_cards()
             done = frozenset()
         else:
             check_settings(earlier, settings)
+            self.remove(self.evaluation)
+            self.remove_report()
             done = self._keep_finished(len(settings["texts"]), {image.path: image.case for image in images})
         pending = (None if self._is_anothers(i // batch) else image.path not in done for i, image in enumerate(images))
         self._write_plan(image._replace(pending=is_pending) for image, is_pending in zip(images, pending))
@@ -205,6 +226,7 @@ class RunState:
         for path in (self.settings_file, *self._parts()):
             path.unlink(missing_ok=True)
         self.remove((*self.tables, *self.evaluation))
+        self.remove_report()
 
     def remove(self, tables: Iterable[Path]) -> None:
         """Take away what an earlier run of the whole list said; what a program holds stays: see `write_table`."""
@@ -212,6 +234,25 @@ class RunState:
             for path in (table, beside(table)):
                 with contextlib.suppress(PermissionError):
                     path.unlink(missing_ok=True)
+
+    def remove_report(self, but: Collection[Path] = ()) -> None:
+        """Take away what earlier reports of the whole list left; `but`: files of the one that has just been written."""
+        if self.shard is not None:
+            return
+        ours = [path for path, mark in ((self.report, _PAGE), (self.report_key, _KEY)) if _begins_with(path, mark)]
+        for path in (*ours, *_files_below(self.report_files, _SIDE_FILE)):
+            if path not in but:
+                with contextlib.suppress(PermissionError):
+                    path.unlink(missing_ok=True)
+        if not is_link(self.report_files):
+            with contextlib.suppress(OSError):  # there is none, or others' files are in it
+                self.report_files.rmdir()
+
+    def _remove_cards(self) -> None:
+        """Take away the cards of an earlier run of the whole list; shards, which may be at work, write over theirs."""
+        if self.shard is None:
+            for path in _files_below(self.cards, _CARD):
+                path.unlink(missing_ok=True)
 
     def _keep_finished(self, texts: int, cases: Mapping[str, str | None]) -> set[str]:
         """Paths of the images whose line is written and whose files are all there in their size.
@@ -334,6 +375,25 @@ class RunState:
 
         totals.tables = self.write_table(csv_path, csv_lines), self.write_table(jsonl_path, json_lines)
         return totals
+
+
+def _begins_with(path: Path, mark: bytes) -> bool:
+    """Whether a file of ours stands at `path`, by a mark in its first bytes."""
+    with contextlib.suppress(OSError, InputError), open_own(path) as file:
+        return mark in file.read(500)
+    return False
+
+
+def _files_below(folder: Path, name: re.Pattern) -> list[Path]:
+    """The regular files of a name in a folder and the folders in it; nothing through links."""
+    if is_link(folder) or not folder.is_dir():
+        return []
+    files = []
+    for path, folders, names in os.walk(folder):
+        folders[:] = [below for below in folders if not is_link(Path(path, below))]
+        below = (Path(path, of_file) for of_file in names if name.fullmatch(of_file))
+        files += [file for file in below if stat.S_ISREG(os.lstat(file).st_mode)]
+    return files
 
 
 class Part:

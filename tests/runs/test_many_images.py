@@ -50,7 +50,7 @@ def test_a_folder_keeps_its_structure_and_is_done_again_without_resume(run, caps
     written = [f"{name}{end}" for name in OUTPUTS for end in (".png", "_overlay.png")]
     run(output="data/out")
     before = contents("data/out")
-    assert [*before] == sorted([*written, "results.csv", "results.jsonl"])
+    assert [*before] == sorted([*written, "report.html", "results.csv", "results.jsonl"])
     Path("data/out/clip_gradcam_001.png").write_bytes(b"old")
     run(output="data/out")
     assert contents("data/out") == before
@@ -272,7 +272,9 @@ def test_bad_images_do_not_stop_the_rest_and_are_tried_again_when_resuming(run, 
     before = contents("out")
     run("--resume")
     assert as_undisturbed()
-    assert all(contents("out")[name] == data for name, data in before.items() if not name.startswith("results"))
+    assert all(
+        contents("out")[name] == data for name, data in before.items() if not name.startswith(("results", "report"))
+    )
 
 
 @pytest.mark.parametrize("terminal", [True, False])

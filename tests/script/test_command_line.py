@@ -423,6 +423,7 @@ GUIDE = {
     "--subtract-others": "从三个文本起", "--save-heatmap": "float32", "--no-figure": "不写",
     "--overlay-only": "只写", "--overlay-format": "与可视化图相同", "--blend": "heat（默认）",
     "--colormap": "plasma；--blend constant 时 jet", "--alpha": "0.5；--blend constant 时 0.4", "--resume": "上次",
+    "--report": "2 到 2000 张", "--no-report": "不写", "--anonymous": "report_key.csv",
     "--batch-size": "默认：CPU 至多 8", "--num-workers": "核数的一半", "--no-text-cache": "缓存", "--cpu": "CPU",
 }  # fmt: skip
 
