@@ -19,7 +19,7 @@ no input sees what another one did. Input i of a kind is the same for the same -
     traceback        an exception left `main`, or was none that it foresaw, or another exit code came back
     half             files left after exit 2, parts of files, none after exit 0
     noise            more, or less, than one line of error; other text on standard error
-    wrong            another picture than without the mutation, where that must not matter
+    wrong            another picture than without the mutation, where that must not matter; a report that is none
     fuzzer           the input itself could not be made: a fault of the fuzzer
 
 Memory: what counts is the peak of resident memory above what the process held when its input began (libraries, and what
@@ -412,6 +412,22 @@ def _judge_picture(case, ending, argv, limits):
     return "wrong", "another overlay than without the entry"
 
 
+def _judge_report(case, ending, argv, limits):
+    """A report's page is whole, and what stands in it is data: objects of JSON without markup."""
+    page = ending.folder / "out" / "report.html"
+    if not page.is_file() or page.is_symlink():
+        return None
+    text = _read(page)
+    data = re.findall('<script type="application/json"[^>]*>(.*?)</script>', text, re.DOTALL)
+    try:
+        objects = [json.loads(part, parse_constant=float) for part in data]
+    except (ValueError, RecursionError):
+        return "wrong", "the report's data are no JSON"
+    if not text.endswith("</html>\n") or not all(isinstance(value, dict) for value in objects):
+        return "wrong", "the report is not whole"
+    return ("wrong", "markup in the report's data") if re.search("[<>&]", "".join(data)) else None
+
+
 def _judge_format(case, ending, argv, limits):
     """What is none of the documented formats is not drawn, whatever its name says."""
     draws = case.kind in IMAGES and ending.ran["code"] == 0 and "--list-layers" not in argv
@@ -435,7 +451,7 @@ def _judge_numbers(case, ending, argv, limits):
 
 JUDGEMENTS = (
     _judge_events, _judge_folder, _judge_end, _judge_memory, _judge_exit, _judge_words, _judge_outputs,
-    _judge_picture, _judge_format, _judge_numbers,
+    _judge_picture, _judge_report, _judge_format, _judge_numbers,
 )  # fmt: skip
 FRAME = re.compile(r'File "([^"]*)", line (\d+),? in (\w+)')
 

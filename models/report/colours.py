@@ -3,22 +3,24 @@
 import base64
 from collections.abc import Mapping
 
-import numpy as np
-
-from ..explain.heatmap import OVERLAY_ALPHA, jet
-
-LEVELS = np.linspace(0, 1, 256, dtype=np.float32)
+from ..errors import InputError
+from ..explain.heatmap import colour_table
+from ..results.colours import BLENDS, COLORMAPS, DEFAULT_COLOURS, choose_colours
 
 
 def colour_tables() -> dict:
     """{"colormaps": {name: base64 of 256 RGB triples}, "opacity": {name: 256 shares of alpha}}"""
-    jet_triples = jet(LEVELS[None])[0].tobytes()
+    triples = {name: colour_table(number).tobytes() for name, number in COLORMAPS.items()}
     return {
-        "colormaps": {"jet": base64.b64encode(jet_triples).decode("ascii")},
-        "opacity": {"constant": [1.0] * len(LEVELS)},
+        "colormaps": {name: base64.b64encode(table).decode("ascii") for name, table in triples.items()},
+        "opacity": {name: blend.opacity.tolist() for name, blend in BLENDS.items()},
     }
 
 
 def colour_choice(settings: Mapping) -> dict:
-    """What the page opens with: the colours of a run's own overlays, by its settings."""
-    return {"colormap": "jet", "blend": "constant", "alpha": OVERLAY_ALPHA}
+    """What the page opens with: the colours of a run's own overlays, by its settings; today's where these have none."""
+    values = (settings.get(name) for name in ("colormap", "blend", "alpha"))
+    try:
+        return choose_colours(*values)._asdict()
+    except (InputError, TypeError):  # the settings may be a stranger's
+        return DEFAULT_COLOURS._asdict()

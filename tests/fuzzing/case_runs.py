@@ -11,7 +11,18 @@ from random import Random
 
 from .cases import CASE_RUN
 from .leftovers import STATE_MUTATIONS, mutate_line, mutate_lines
-from .mutate import ODD_TEXTS, VALID, nodes, number, own_cache, some, write
+from .mutate import (
+    ODD_TEXTS,
+    VALID,
+    json_bytes,
+    mutate_bytes,
+    mutate_tree,
+    nodes,
+    number,
+    own_cache,
+    some,
+    write,
+)
 
 WORDS = ("正常", "松动", "感染", "test", "P1", "../x", "P1\x1b[2J", "=1+1", "0", "9" * 20, "\ud800", *ODD_TEXTS)
 
@@ -89,10 +100,35 @@ def _foreign_shard(random: Random, state: Path) -> None:
     )()
 
 
+def _mutate_card(random: Random, state: Path) -> None:
+    """A card of the report changed as bytes, as JSON, or by values of the same kind; its record says its size."""
+    place = Path("out/.clip_gradcam/cards")
+    card = random.choice(sorted(path for path in place.rglob("*.json") if path.is_file()))
+    data, size = card.read_bytes(), card.stat().st_size
+    change = random.choice((mutate_tree, _change_alike, _change_picture))
+    changed = (
+        mutate_bytes(random, data) if random.random() < 0.3 else json_bytes(random, change(random, json.loads(data)))
+    )
+    card.write_bytes(changed)
+    name = card.relative_to("out").as_posix()
+    for part in Path("out").rglob("rows-*.jsonl"):  # else the image would count as not done
+        lines = part.read_text(encoding="utf-8")
+        part.write_text(lines.replace(f'"{name}":{size}', f'"{name}":{len(changed)}'), encoding="utf-8")
+
+
+def _change_picture(random: Random, card: dict) -> dict:
+    """The bytes of its JPEG, or of the levels of its maps."""
+    for container, key in [(card, "jpeg"), *((of_map, "levels") for of_map in card["maps"])]:
+        data = mutate_bytes(random, base64.b64decode(container[key]))
+        container[key] = random.choice((base64.b64encode(data).decode(), data.decode("latin-1"), data.hex()))
+    return card
+
+
 MUTATIONS = (
     *STATE_MUTATIONS,
     *[partial(mutate_line, _change_alike)] * 8,
     *[_change_lines] * 4,
+    *[_mutate_card] * 4,
     _foreign_shard,
     _foreign_shard,
 )
@@ -109,5 +145,6 @@ def make_case_state(random: Random) -> list[str]:
     shard = ["--shard", random.choice(("1/2", "2/2"))] if name == "case_shards" and random.random() < 0.7 else []
     tolerance = ["--tolerance", random.choice(("0", "15", "224"))]
     if random.random() < 0.6:
-        return ["--join", "--output-dir", "out", *random.choice(([], ["--lang", "en"], tolerance))]
+        flags = ([], [], ["--lang", "en"], tolerance, ["--anonymous"], ["--report"], ["--no-report"])
+        return ["--join", "--output-dir", "out", *random.choice(flags)]
     return [*CASE_RUN, "--resume", *shard]
