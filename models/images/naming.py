@@ -25,7 +25,7 @@ class ImageFile(NamedTuple):
 # whichever there are. Each part of such a name begins with a letter, so that a name which ends in a number of its own
 # (`-2`) is never a result's.
 _RESULT_ENDING = re.compile(
-    r"_(?:panel_[a-z]+|(overlay|heatmap)(_\d+|_(?!overlay|heatmap)[a-z][a-z0-9+]*(-[a-z][a-z0-9+]*)*)*)$"
+    r"_(?:panel_[a-z]{1,3}|(overlay|heatmap)(_\d+|_(?!overlay|heatmap|panel)[a-z][a-z0-9+]*(-[a-z][a-z0-9+]*)*)*)$"
 )
 LONGEST_NAME = 200  # bytes: file systems take 255, endings and suffixes of results need theirs
 
