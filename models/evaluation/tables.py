@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 from ..errors import escape_unprintable
-from ..messages import Joined, Message, current_language
+from ..messages import Joined, Message, current_language, translated
 from ..results.page import columns_of, wrap_text
 from ..results.parts import in_language, label_in_language
 from .baselines import BASELINES
@@ -11,7 +11,7 @@ from .summary import CASES
 
 NUMBERS = ("n", "value", "low", "high", *BASELINES)
 HEADER = ("split", "method", "setting", "target", "class", "measure", *NUMBERS)
-LINE_NAMES = {"overall": ("全部", "all"), "macro": ("类平均", "mean of classes")}
+LINE_NAMES = {"overall": "全部", "macro": "类平均"}
 
 
 def evaluation_rows(evaluation: Mapping, names: Sequence[str], lang: str = "zh") -> Iterator[tuple]:
@@ -91,18 +91,17 @@ def terminal_lines(evaluation: Mapping, names: Sequence[str]) -> list[str]:
 
 
 EXPLAINED = {  # by what `target` says
-    "predicted": ("解释的是预测的文本", "Explained: the predicted text"),
-    "label": ("解释的是标签", "Explained: the labels"),
-    "all": ("解释的是全部文本", "Explained: all texts"),
+    "predicted": "解释的是预测的文本",
+    "label": "解释的是标签",
+    "all": "解释的是全部文本",
 }
-OTHER_TEXTS = ("解释的是 {}", "Explained: {}")
+OTHER_TEXTS = "解释的是 {}"
 
 
 def explained(evaluation: Mapping, lang: str) -> str:
     """Which texts' heatmaps were measured; "" where it is not known."""
     target = evaluation.get("target")
-    other = in_language({"other": OTHER_TEXTS}, lang)["other"]
-    return "" if target is None else in_language(EXPLAINED, lang).get(target) or other.format(target)
+    return "" if target is None else translated(EXPLAINED.get(target, OTHER_TEXTS), lang).format(target)
 
 
 def _split_lines(groups: Sequence[Mapping], names: Sequence[str], most: int) -> list[str]:

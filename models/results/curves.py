@@ -11,20 +11,16 @@ from .page import BLACK, Box, Line, Text, text_length, wrap_text
 from .parts import BODY, GREY, MARGIN, PAGE_WIDTH, RED, TICK, TICK_LENGTH, TITLE
 
 CURVE_WORDS = {
-    "title": ("忠实度：删除与插入曲线", "Faithfulness: deletion and insertion"),
-    "pixels": ("按热力图从高到低隐藏或显示的像素（%）", "Pixels hidden or shown, highest in the heatmap first (%)"),
-    "cosine": ("余弦相似度", "Cosine similarity"),
-    "contrast": ("（对比）", " (contrasted)"),
-    "deletion": ("删除（越低越好）", "Deletion (lower is better)"),
-    "insertion": ("插入（越高越好）", "Insertion (higher is better)"),
-    "random": ("随机图", "Random maps"),
-    "area": ("曲线下面积", "Area"),
-    "margin": ("优于随机", "Beats random by"),
-    "note": (
-        "优于随机为正：热力图比随机图更准地找到了模型依据的像素。两条虚线是删除和插入随机图，面积相同。",
-        "Above 0: the heatmap finds the pixels that the model relies on better than random maps do. "
-        "The two dashed lines: random maps deleted and inserted, of one area.",
-    ),
+    "title": "忠实度：删除与插入曲线",
+    "pixels": "按热力图从高到低隐藏或显示的像素（%）",
+    "cosine": "余弦相似度",
+    "contrast": "（对比）",
+    "deletion": "删除（越低越好）",
+    "insertion": "插入（越高越好）",
+    "random": "随机图",
+    "area": "曲线下面积",
+    "margin": "优于随机",
+    "note": "优于随机为正：热力图比随机图更准地找到了模型依据的像素。两条虚线是删除和插入随机图，面积相同。",
 }
 COLOURS = {"deletion": RED, "insertion": "#2471a3", "random": "#909497"}
 GRID_LINE = "#e5e7e9"

@@ -19,23 +19,20 @@ from .svg import encode_svg
 
 FIGURE_WORDS = {
     **FOOTER_WORDS,
-    "image": ("原始图像", "Original image"),
-    "heatmap": ("{}热力图", "{} heatmap"),
-    "text-free": ("（不看文本）", " (knows no text)"),
-    "overlay": ("叠加结果", "Overlay"),
-    "probabilities": ("预测概率分布", "Predicted probabilities"),
-    "top": ("（前 {} 个，共 {} 个）", " (top {} of {})"),
-    "target": ("目标文本：{}", "Target text: {}"),
-    "contrast": ("对比目标文本：{}", "Target text, contrasted with the others: {}"),
-    "scale": ("相对重要性（0–1，以本图最大值为 1）", "Relative importance (0–1, 1 is this image's maximum)"),
-    "probability": ("概率（%）", "Probability (%)"),
-    "probability of each": (
-        "各文本独立的概率（%），总和不必为 100",
-        "Probability of each text on its own (%): need not sum to 100",
-    ),
-    "prediction": ("预测", "Predicted"),
-    "chosen": ("目标", "Target"),
-    "both": ("预测且为目标", "Predicted and target"),
+    "image": "原始图像",
+    "heatmap": "{}热力图",
+    "text-free": "（不看文本）",
+    "overlay": "叠加结果",
+    "probabilities": "预测概率分布",
+    "top": "（前 {} 个，共 {} 个）",
+    "target": "目标文本：{}",
+    "contrast": "对比目标文本：{}",
+    "scale": "相对重要性（0–1，以本图最大值为 1）",
+    "probability": "概率（%）",
+    "probability of each": "各文本独立的概率（%），总和不必为 100",
+    "prediction": "预测",
+    "chosen": "目标",
+    "both": "预测且为目标",
 }
 BAR_COLOURS = {"both": RED, "prediction": "#e67e22", "chosen": "#2471a3", "other": "#aab7b8"}
 UNSEEN = (230, 230, 230)  # where the model saw nothing

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..explain.heatmap import TEXT_UNSPECIFIC
-from ..messages import LANGUAGES
+from ..messages import translated
 from .colours import COLD, coloured
 from .page import (
     ASCENT,
@@ -28,43 +28,25 @@ from .page import (
 )
 
 FOOTER_WORDS = {
-    "name": ("图像 {}", "Image {}"),
-    "source": ("图像编码器 {}　目标层 {}", "Image encoder {}   target layer {}"),
-    "layer": ("{}（{}×{}）", "{} ({}×{})"),
-    "dot product": (
-        "解释的是未归一化的点积，不是余弦相似度",
-        "Explained is the dot product before normalisation, not the cosine",
-    ),
-    "subtracted": (
-        "已减去其他文本也支持的部分（按模型认为的可能性加权）",
-        "What the other texts hold too, weighted by how likely they are to the model, is taken off",
-    ),
-    "where only": (
-        "这段文本的相似度靠后：热力图只说明若有会在哪里，颜色不说明有没有",
-        "This text ranks low: the heatmap shows where it would be, its colours do not tell whether it is there",
-    ),
-    "two layers": ("两层", "two layers"),
-    "layers": ("{} 层", "{} layers"),
-    "dot": ("点积", "dot product"),
-    "subtract": ("减去其他文本", "other texts taken off"),
-    "brackets": ("（{}）", " ({})"),
-    "comma": ("，", ", "),
-    "outline": ("轮廓：标注", "Outline: annotation"),
-    "outline of": ("轮廓：{} 的标注", "Outline: annotation of {}"),
-    "independent": (
-        "各文本的概率相互独立，总和不必为 100%",
-        "The probabilities are each text's own and need not sum to 100%",
-    ),
-    "seen": (
-        "模型只看到图像的 {}%，其余被预处理裁去，没有着色",
-        "The model saw {}% of the image: the rest was cropped away and is left uncoloured",
-    ),
-    "heat": ("叠加：越热越不透明，低于 {} 不着色", "Overlay: the hotter the more opaque, uncoloured below {}"),
-    "specificity": (
-        "文本特异性{}（1 表示与其他文本的热力图不相关，0 表示热力图不随文本变化）",
-        "Text specificity{} (1: unrelated to the other texts' heatmaps, 0: the heatmap ignores the text)",
-    ),
-    "unspecific": ("热力图几乎不随文本变化", "The heatmap hardly depends on the text"),
+    "name": "图像：{}",
+    "source": "图像编码器 {}　目标层 {}",
+    "layer": "{}（{}×{}）",
+    "dot product": "解释的是未归一化的点积，不是余弦相似度",
+    "subtracted": "已减去其他文本也支持的部分（按模型认为的可能性加权）",
+    "where only": "这段文本的相似度靠后：热力图只说明若有会在哪里，颜色不说明有没有",
+    "two layers": "两层",
+    "layers": "{} 层",
+    "dot": "点积",
+    "subtract": "减去其他文本",
+    "brackets": "（{}）",
+    "comma": "，",
+    "outline": "轮廓：标注",
+    "outline of": "轮廓：{} 的标注",
+    "independent": "各文本的概率相互独立，总和不必为 100%",
+    "seen": "模型只看到图像的 {}%，其余被预处理裁去，没有着色",
+    "heat": "叠加：越热越不透明，低于 {} 不着色",
+    "specificity": "文本特异性{}（1 表示与其他文本的热力图不相关，0 表示热力图不随文本变化）",
+    "unspecific": "热力图几乎不随文本变化",
 }
 TITLE, HEADING, WARNING, BODY, TICK = 30, 26, 24, 22, 22  # sizes of type, in pixels
 PAGE_WIDTH = 1512  # of the widest page: printed 17 cm wide, the smallest type is 7 pt
@@ -74,8 +56,8 @@ NAME_ROOM = 480  # pixels, for the name of the image
 
 
 def in_language(words: dict, lang: str) -> dict:
-    """A table of (Chinese, English) in one of LANGUAGES."""
-    return {name: translations[LANGUAGES.index(lang)] for name, translations in words.items()}
+    """A table of our own words in one of LANGUAGES."""
+    return {name: translated(word, lang) for name, word in words.items()}
 
 
 def label_in_language(label: str, lang: str) -> str:
