@@ -289,7 +289,7 @@ def test_every_line_of_names_of_two_lines_has_its_room_among_ten_bars():
 # -- whose image it is ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("lang, said", [("zh", "图像 {}"), ("en", "Image {}")])
+@pytest.mark.parametrize("lang, said", [("zh", "图像：{}"), ("en", "Image: {}")])
 def test_the_footer_says_the_images_name(lang, said):
     for drawn, name in (("a b.png", "a b.png"), ("骨折🦴\n.png", "骨折?\\n.png"), ("<b>&$x$.dcm", "<b>&$x$.dcm")):
         for drawing in (figure(lang, name=drawn), grid(lang, name=drawn), grid(lang, name=drawn, methods=["gradcam"])):
@@ -301,8 +301,8 @@ def test_the_footer_says_the_images_name(lang, said):
 @pytest.mark.parametrize("name", ["髋" * 200 + ".dcm", "W" * 250 + "-12.png"])
 def test_of_a_long_name_both_ends_stay(name):
     drawing = figure(name=name)
-    (line,) = [text for text in texts_of(drawing) if text.string.startswith("图像 ") and "…" in text.string]
-    start, end = line.string.removeprefix("图像 ").split("…")
+    (line,) = [text for text in texts_of(drawing) if text.string.startswith("图像：") and "…" in text.string]
+    start, end = line.string.removeprefix("图像：").split("…")
     assert name.startswith(start) and name.endswith(end) and len(start) - len(end) in (0, 1) and len(end) > 8
     assert_nothing_collides(drawing)
 
@@ -431,7 +431,7 @@ def run(checkpoint, class_texts_file, tmp_path, monkeypatch):
 def test_the_figures_of_a_folder_have_the_format_asked_for(run, kind, overlay):
     names = run("--figure-format", kind)
     results = [f"clip_gradcam_{number}{end}" for number in range(2) for end in (f".{kind}", f"_overlay.{overlay}")]
-    assert names == sorted([*results, "results.csv", "results.jsonl"])
+    assert names == sorted([*results, "report.html", "results.csv", "results.jsonl"])
 
 
 @pytest.mark.parametrize(
@@ -446,7 +446,7 @@ def test_one_image_takes_the_format_where_its_name_has_none(run, arguments, figu
 def test_a_folder_at_a_density_with_panels_and_what_resume_compares(run, capsys):
     asked = ["--dpi", "240", "--panels", "files"]
     names = run(*asked)
-    assert len(names) == 2 * 6 + 2 and "clip_gradcam_1_panel_d.png" in names
+    assert len(names) == 2 * 6 + 3 and "clip_gradcam_1_panel_d.png" in names
     with Image.open("out/clip_gradcam_0.png") as figure, Image.open("out/clip_gradcam_0_overlay.png") as overlay:
         assert figure.width == 2 * PAGE_WIDTH and figure.info["dpi"] == pytest.approx((240, 240), abs=0.02)
         assert overlay.size == (90, 60) and "dpi" not in overlay.info
