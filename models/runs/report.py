@@ -52,4 +52,4 @@ def class_lines(classes: dict[str, ClassTotals]) -> list[str]:
         shown = ("—" if mean is None else two_decimals(mean) for mean in means)
         table.append((name, str(of_class.images), *shown, str(of_class.warned)))
     more = [Message("其余 {} 类见结果表", len(largest) - MOST_CLASSES)] if len(largest) > MOST_CLASSES else []
-    return [*aligned(table), *more] if classes else []
+    return [*aligned(table), *map(str, more)] if classes else []

@@ -182,7 +182,7 @@ def test_a_shard_that_has_not_begun_or_failed_is_made_up_for(home, run, as_undis
     [
         (
             ["--shard", "2/2", "--lang", "en"],
-            "分片 2/2 与分片 1/2 不同：--lang（分片 1/2 zh，这次 en）.*删除 out/.clip_gradcam",
+            r"shard 2/2 differs from shard 1/2: --lang \(shard 1/2 zh, this time en\).*delete out/.clip_gradcam",
         ),
         (["--shard", "2/3"], "分片 2/3 与分片 1/2 不同：--shard 的 N 或 --batch-size"),
         (["--shard", "2/2", "--batch-size", "2"], "--batch-size（分片 1/2 \\[2, 1\\]，这次 \\[2, 2\\]）"),

@@ -350,7 +350,10 @@ def test_resuming_with_other_settings_is_refused_by_name(run, clip, capsys, chan
     run()
     before = contents("out")
     run("--resume", *changes, code=2)
-    assert re.search(f"错误: --resume：.*({named})", capsys.readouterr().err) and contents("out") == before
+    assert (
+        re.search(f"(错误: --resume：|error: --resume: ).*({named})", capsys.readouterr().err)
+        and contents("out") == before
+    )
 
 
 def test_a_full_disk_ends_the_run_and_can_be_resumed(run, as_undisturbed, monkeypatch, capsys):
