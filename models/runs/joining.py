@@ -15,7 +15,7 @@ from ..results.saving import DENSITIES
 from .evaluating import CaseChoice
 from .records import PlannedImage
 from .reporting import report_choice
-from .run import report
+from .run import conclude
 from .settings import check_settings
 from .state import RunState, other_shard
 
@@ -49,7 +49,7 @@ def join(
         lang = lang or (settings.get("lang") if settings.get("lang") in LANGUAGES else LANGUAGES[0])
         choice = report_choice(asks_for_report, anonymous, len(state.plan(len(names))), settings)
         cases = CaseChoice(tolerance=tolerance, dpi=dpi or _dpi_of(settings))
-        return report(state, names, cases, choice, lang)
+        return conclude(state, names, cases, choice, lang)
 
 
 def _dpi_of(settings: Mapping) -> int:

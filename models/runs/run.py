@@ -26,11 +26,11 @@ from ..results.formats import FIGURE_FORMATS
 from ..results.result import Results
 from ..results.saving import OutputChoice, encode_outputs
 from ..writing import write_files
+from .closing import print_problems, print_totals
 from .evaluating import CaseChoice, evaluate_run
 from .measuring import Truth
 from .progress import Progress
 from .records import PlannedImage
-from .report import print_problems, print_totals
 from .reporting import ReportChoice, write_report
 from .sharing import ChunkSize, Ranks, chunks_to_do, claimed, run_chunks
 from .state import Part, RunState
@@ -219,10 +219,10 @@ def finish_run(run: Run, plan: Sequence[PlannedImage], size: ChunkSize, ranks: R
             return 1
     if not ranks.is_first:
         return 0
-    return report(run.state, names, run.cases, run.report, run.choice.lang, progress)
+    return conclude(run.state, names, run.cases, run.report, run.choice.lang, progress)
 
 
-def report(
+def conclude(
     state: RunState,
     names: Sequence[str],
     cases: CaseChoice,

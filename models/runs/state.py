@@ -13,7 +13,7 @@
     .clip_gradcam/cards/             what the report shows of each image, of shards too
     .clip_gradcam/staging/           files on their way, until they are whole
     .clip_gradcam/shard-2-of-8/      the same of one of several runs that share the list; they have no tables until
-                                     `join_shards` puts their lines together
+                                     `--join` puts their lines together
 
 An image counts as done when its line stands whole in a part and every file that the line names is there
 with the size it had. So a run may be cut off anywhere: what is missing is done again, and the tables are

@@ -15,9 +15,9 @@ import clip_gradcam_visualization as script
 from clip_gradcam_visualization import main
 from models.errors import InputError
 from models.runs import progress
+from models.runs.closing import class_lines
 from models.runs.progress import Progress, duration
 from models.runs.records import PlannedImage
-from models.runs.report import class_lines
 from models.runs.sharing import Ranks, Shard, parse_shard
 from models.runs.totals import ClassTotals, is_warned
 
