@@ -82,7 +82,8 @@ def _check_matches(images: Sequence[PlannedImage], default: str | None) -> None:
             match = None
             with contextlib.suppress(InputError):  # said of the image
                 match = matched_by_name(image, path)
-            owner = owners.setdefault(match, image.image) if match else image.image
+            # by its text: messages of one sentence share a hash, and thousands of keys would be compared one by one
+            owner = owners.setdefault(str(match), image.image) if match else image.image
             if owner != image.image:
                 raise InputError(
                     "按文件名，{} 同时是 {} 和 {} 的标注：请让子文件夹也一致，或在列表的 annotation 列写明各自的文件",

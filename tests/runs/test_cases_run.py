@@ -21,6 +21,8 @@ from clip_gradcam_visualization import main
 from models.demo.findings import FINDINGS, KINDS
 from models.demo.phantoms import draw_phantom
 from models.demo.sentences import class_texts, short_name
+from models.messages import Message
+from models.runs.planning import Sources, plan_images
 
 DEMO = PROJECT / "models" / "assets" / "demo" / "clip_starnet_bert.pth"
 NAMES = list(class_texts())
@@ -402,6 +404,20 @@ def test_one_annotation_is_not_two_images(over, command, home, capsys):
     assert shown(over(*listed, "--annotations", "ann"), "annotated") == [(None,), ("松动",)]
     named = [{"image": name, "annotation": "ann/c/000.json"} for name in ("data/000.png", "data/b/c/000.png")]
     assert len(over("--cases", write_list(named))) == 2
+
+
+def test_owners_of_annotations_are_looked_up_and_not_compared_one_by_one(home, monkeypatch):
+    """As thousands of entries of a COCO file would be, whose messages are of one sentence, were these the keys."""
+    names = [f"{number}.png" for number in range(9)]
+    entries = [{"id": number, "file_name": name, "height": 24, "width": 32} for number, name in enumerate(names)]
+    content = {"images": entries, "annotations": [], "categories": []}
+    Path("coco.json").write_text(json.dumps(content), encoding="utf-8")
+    for name in names:
+        Path("data", name).write_bytes(Path("data/000.png").read_bytes())
+    compared = []
+    monkeypatch.setattr(Message, "__eq__", lambda one, other: compared.append(one) or one is other)
+    plan = plan_images(Sources([str(Path("data", name)) for name in names], annotations="coco.json"), "out", TEXTS)
+    assert len(plan.images) == 9 and compared == []
 
 
 def test_what_contradicts_the_list_or_shows_nothing_is_a_warning(over, home):
