@@ -18,7 +18,7 @@ from ..results.parts import label_in_language
 from ..writing import open_own, write_files
 from .naming import Anonymous, Naming, said
 from .records import PlannedImage, are_whole, can_be_evaluated
-from .state import RunState
+from .state import RunState, card_name
 from .tables import name_below, shown_row
 from .totals import Totals
 
@@ -124,7 +124,7 @@ def _document(state: RunState, totals: Totals, naming: Naming, tolerance: float)
     images, cards = [], []
     for image, record in totals.records():
         images.append(_image(image, record, totals.names, naming, labels, tolerance))
-        name = name_below(state.folder, state.card(image.name))
+        name = card_name(image.name)
         cards.append(_CardFile(name, record["files"].get(name), images[-1]["name"], len(images[-1]["rows"])))
     rows = [row for image in images for row in image["rows"]]
     has_annotations = any(row["annotated"] is not None for row in rows)
@@ -192,8 +192,9 @@ def _image(
 
 
 def _is_shown(row: Mapping, names: Sequence[str]) -> bool:
-    """Whether a row has what the page shows."""
-    return row.get("error") is None and can_be_evaluated(row, len(names)) and row["predicted"] in names
+    """Whether a row has what the page shows, and leaves to us what follows from the list."""
+    is_evaluable = row.get("error") is None and can_be_evaluated(row, len(names))
+    return is_evaluable and row["predicted"] in names and row.get("case") is None
 
 
 def _both(row: Mapping, column: str) -> dict | None:

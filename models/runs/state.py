@@ -59,6 +59,11 @@ KEY_HEADER = ("number", "id", "image", "patient")
 _PAGE, _KEY = b'content="clip_gradcam"', csv_line(KEY_HEADER).encode()
 
 
+def card_name(name: str) -> str:
+    """Where the card of an image goes, below the output folder; the name of a stranger's plan may lead out of it."""
+    return Path(STATE_FOLDER, "cards", f"{name}.json").as_posix()
+
+
 def beside(table: Path) -> Path:
     """Where a table goes while a program holds its place."""
     return table.with_name(f"{table.stem}-new{table.suffix}")
@@ -89,7 +94,7 @@ class RunState:
 
     def card(self, name: str) -> Path:
         """Where the card of an image goes; `name`: of its outputs."""
-        return self.cards / f"{name}.json"
+        return self.folder / card_name(name)
 
     def side_file(self, number: int) -> Path:
         """Where cards go that are not in the report's page itself, from 1."""

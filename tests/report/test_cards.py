@@ -174,6 +174,7 @@ HOSTILE = {
     "no base64": lambda card: card.update(jpeg=card["jpeg"].replace("/", "<", 1)),
     "base64 with blanks": lambda card: card.update(jpeg=card["jpeg"] + "\n"),
     "half a base64": lambda card: card.update(jpeg=card["jpeg"] + "A"),
+    "base64 with an end too many": lambda card: card["maps"][0].update(levels=card["maps"][0]["levels"] + "="),
     "no picture": lambda card: card.pop("jpeg"),
     "sides of another kind": lambda card: card.update(size=[90.0, True]),
     "an empty region": lambda card: card["region"].__setitem__(2, 0),
