@@ -46,6 +46,7 @@ def join(
         settings = state.read_settings() or {}
         names = _names_of(settings, state)
         state.remove(state.evaluation)
+        state.remove_report()
         lang = lang or (settings.get("lang") if settings.get("lang") in LANGUAGES else LANGUAGES[0])
         choice = report_choice(asks_for_report, anonymous, len(state.plan(len(names))), settings)
         cases = CaseChoice(tolerance=tolerance, dpi=dpi or _dpi_of(settings))

@@ -267,6 +267,14 @@ def test_many_images_have_cards_in_files_beside_the_page_and_fewer_none(run, hom
     assert list(report_of()[1]) == list(range(300)) and os.listdir("out/report_files") == ["mine.js"]
 
 
+def test_no_report_of_before_stays_where_the_new_one_cannot_be_written(run, capsys):
+    """Least of all one with names where it was to tell none."""
+    run()
+    Path("out/report_key.csv").mkdir()
+    assert main(["--join", "--output-dir", "out", "--anonymous"]) == 1
+    assert "无法写入 out/report_key.csv" in capsys.readouterr().err and not Path("out/report.html").exists()
+
+
 # -- of strangers -----------------------------------------------------------------------------
 
 
@@ -335,12 +343,21 @@ def test_plans_and_rows_of_strangers_read_no_card_elsewhere_and_give_no_link(ove
     assert [image["id"] for image in document["images"]] == [image["id"] for image in before["images"]]
 
 
-def test_rows_that_the_page_cannot_show_are_an_error_of_their_image(run):
+def test_a_plan_of_strangers_with_a_path_for_a_name_reads_no_card(run, home):
+    run()
+    change_lines("plan.jsonl", lambda line: [line[0], str(home / "out" / line[1]), *line[2:]])
+    assert main(["--join", "--output-dir", "out"]) == 0
+    document, cards = report_of()
+    assert cards == {} and len(document["images"]) == 5
+
+
+@pytest.mark.parametrize("odd", [{"target_text_idx": 7}, {"case": "</script>"}, {"case": "right_inside"}])
+def test_rows_that_the_page_cannot_show_are_an_error_of_their_image(run, odd):
     run()
 
     def other(line):
         if "左" in line["image"]:
-            line["rows"][0] |= {"target_text_idx": 7}
+            line["rows"][0] |= odd
         return line
 
     change_lines("rows-0.jsonl", other)
