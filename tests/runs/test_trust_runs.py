@@ -399,7 +399,9 @@ def test_names_and_texts_reach_the_terminal_and_the_tables_escaped(home, run, ca
         (home / "data" / f"{name}.png").rename(home / "data" / f"{name}{odd}.png")
     (home / "data" / f"bad{odd}.png").write_bytes(b"no image")
     code, errors = run("--lang", "en", texts=[f"={odd}", "松动"])
-    (failed,) = [line for line in errors if not line.startswith("警告: ")]  # whether a map is empty is not asked here
+    (failed,) = [
+        line for line in errors if not line.startswith("warning: ")
+    ]  # whether a map is empty is not asked here
     assert code == 1 and rf"bad{escape_unprintable(odd)}.png" in failed and "\x1b" not in "".join(errors)
     assert {row["image"] for row in rows()} == {f"data/{name}{odd}.png" for name in ("a", "b", "bad")}
     data = Path("out/results.csv").read_bytes().decode("utf-8-sig")
