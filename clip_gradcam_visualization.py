@@ -991,7 +991,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors="spelled")
     with speaking(language_of_console(sys.argv[1:] if argv is None else argv)):
         return command(argv)
 

@@ -9,6 +9,7 @@ when English is first spoken. Values are put in as they are: a name that reads l
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import json
 from collections.abc import Iterable, Iterator
@@ -44,6 +45,18 @@ def can_show_chinese(*streams) -> bool:
         except (UnicodeEncodeError, LookupError):
             return False
     return True
+
+
+SPELLED = {"×": "x", "–": "-", "—": "-", "…": "...", "≤": "<=", "≥": ">="}  # our own signs, in letters
+
+
+def spell_out(error: UnicodeEncodeError) -> tuple[str, int]:
+    """What stands for letters that an encoding lacks: our own signs in others, of names and texts the escapes."""
+    letters = (SPELLED.get(letter) or ascii(letter)[1:-1] for letter in error.object[error.start : error.end])
+    return "".join(letters), error.end
+
+
+codecs.register_error("spelled", spell_out)
 
 
 @lru_cache(maxsize=1)

@@ -153,7 +153,7 @@ def bar_below(left: int, top: int, width: int, label: list[str], colormap: str) 
 
 def framed_message(message: str, centre: tuple[float, float], limit: float, lines: int, size: int) -> list:
     """A framed message in a white box around `centre`; its first item is the box."""
-    rows = wrap_text(drawable(message), limit, lines, measure(size))
+    rows = wrap_text(drawable(message[:1].upper() + message[1:]), limit, lines, measure(size))
     x, y = round(centre[0]), round(centre[1])
     half_width = round(max(text_length(row, size) for row in rows) / 2) + 10
     half_height = len(rows) * leading(size) // 2 + 8
