@@ -491,6 +491,21 @@ def test_an_import_says_what_it_took_and_what_it_left(open_report, tmp_path):
     report.page.locator("#notes span", has_text="读不出").wait_for()
 
 
+def test_ids_that_a_spreadsheet_took_for_numbers_are_found_where_there_is_one_of_them(open_report, tmp_path):
+    document, cards = make_document(4)
+    ids = ("001", "02", "2", "x03")
+    images = [{**image, "id": of_image} for image, of_image in zip(document["images"], ids)]
+    report = open_report({**document, "images": images}, cards)
+    path = tmp_path / "spreadsheet.csv"
+    lines = ["id,mark", "1,agree", "2,unclear", "002,agree", "x3,agree", "3,agree", "0,agree"]
+    path.write_text("\n".join(lines))
+    report.page.set_input_files("#import", path)
+    report.page.locator("#notes span").wait_for()
+    assert report.page.inner_text("#notes span") == "导入 2 条标记；4 个编号不在这份报告中，没有导入"
+    rows = csv.DictReader(io.StringIO(exported(report, tmp_path).read_text("utf-8-sig")))
+    assert [(row["id"], row["mark"]) for row in rows] == [("001", "同意"), ("2", "存疑")]
+
+
 def test_a_browser_that_refuses_to_keep_marks_is_named(open_report):
     document, cards = make_document(2)
     report = open_report(document, cards)
@@ -619,9 +634,15 @@ def test_missing_files_of_cards_are_named(open_report, tmp_path):
     document, cards = make_document(2)
     images = [{**document["images"][0], "id": str(n)} for n in range(301)]
     report = open_report({**document, "images": images}, cards[:1] * 301)
-    (tmp_path / "report_files" / "cards-001.js").unlink()
-    report.open()
+    file, away = (tmp_path / "report_files" / name for name in ("cards-001.js", "away"))
+    file.rename(away)
+    report.open("#open=1")
     report.page.locator("#notes span", has_text="report_files").wait_for()
+    report.page.locator("#picture-note", has_text="图像读不出").wait_for()
+    away.rename(file)
+    report.press("Escape", "Enter")
+    report.drawn("#opened canvas")
+    assert report.page.inner_text("#picture-note") == ""
     report.problems = [problem for problem in report.problems if "ERR_FILE_NOT_FOUND" not in problem]
 
 

@@ -119,6 +119,18 @@ const MARK_OF_WORD = new Map(
   ),
 );
 
+// A spreadsheet takes 001 for a number, and leaves 1.
+const withoutZeros = (id) => id.replace(/^0+(?=[0-9]+$)/, "");
+const indexWithoutZeros = new Map(); // undefined where it would be that of several images
+for (const [id, index] of indexOfId) {
+  const short = withoutZeros(id);
+  indexWithoutZeros.set(short, indexWithoutZeros.has(short) ? undefined : index);
+}
+
+function indexOfCell(id) {
+  return indexOfId.has(id) ? indexOfId.get(id) : indexWithoutZeros.get(withoutZeros(id));
+}
+
 // Take over the marks of a CSV's text; what was imported wins. Returns a sentence that says what came in.
 function importMarks(text) {
   const [header, ...lines] = parseCsv(text);
@@ -130,7 +142,7 @@ function importMarks(text) {
     const cell = (name) => plainCell(line[place[name]] || "");
     const word = cell("mark").trim().toLowerCase();
     const mark = word === "" ? "" : MARK_OF_WORD.get(word);
-    const index = indexOfId.get(cell("id"));
+    const index = indexOfCell(cell("id"));
     if (index === undefined) counts.unknown++;
     else if (mark === undefined) counts.words++;
     else counts[takeOver(images[index], mark, cell("comment"), cell("time"))]++;

@@ -1,6 +1,7 @@
 // One image, opened large: its picture, all probabilities, the numbers, a mark and a comment.
 
-const opened = { image: null, order: [], bitmap: null, card: null, returnTo: null };
+// `failed`: the image whose picture could not be read; `last`: the id of what was open before it was closed.
+const opened = { image: null, order: [], bitmap: null, card: null, failed: null, last: null, returnTo: null };
 const MOST_BARS = 40;
 
 function openImage(index) {
@@ -26,7 +27,7 @@ function showOpened() {
   if (!image) return isOther && hideOpened();
   if (isOther) {
     if (!opened.order.includes(image)) opened.order = gallery.list.includes(image) ? gallery.list : images;
-    Object.assign(opened, { image, card: null });
+    Object.assign(opened, { image, card: null, failed: null });
     dropBitmap();
     buildOpened(image);
     loadOpened(image);
