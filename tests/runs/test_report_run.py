@@ -319,17 +319,18 @@ def test_a_name_that_leads_out_of_the_folder_is_no_link(name):
         assert Naming([]).link(fine) == fine
 
 
-def test_plans_and_rows_of_strangers_read_no_card_elsewhere_and_give_no_link(over, home):
+@pytest.mark.parametrize("name", ["../../../elsewhere", "/etc/passwd", "a\0b", "\ud800", "x" * 5000], ids=range(5))
+def test_plans_and_rows_of_strangers_read_no_card_elsewhere_and_give_no_link(over, home, name):
     over()
     before = report_of()[0]
     (home / "elsewhere.json").write_bytes((CARDS / "clip_gradcam_000.json").read_bytes())
     size = (home / "elsewhere.json").stat().st_size
 
     def elsewhere(line):
-        return [line[0], "../../../elsewhere", *line[2:]]
+        return [line[0], name, *line[2:]]
 
     def leading(line):
-        line["files"] |= {".clip_gradcam/cards/../../../elsewhere.json": size}
+        line["files"] |= {f".clip_gradcam/cards/{name}.json": size}
         for row in line["rows"]:
             if "figure" in row:
                 row |= {"figure": "../a.png", "overlay": "/a.png"}
