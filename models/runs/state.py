@@ -245,7 +245,8 @@ class RunState:
         if self.shard is not None:
             return
         ours = [path for path, mark in ((self.report, _PAGE), (self.report_key, _KEY)) if _begins_with(path, mark)]
-        for path in (*ours, *_files_below(self.report_files, _SIDE_FILE)):
+        side_files = (path for path in _files_below(self.report_files, _SIDE_FILE) if path.parent == self.report_files)
+        for path in (*ours, *side_files):
             if path not in but:
                 with contextlib.suppress(PermissionError):
                     path.unlink(missing_ok=True)
