@@ -1003,9 +1003,9 @@ def language_of_console(argv: Sequence[str]) -> str:
     """
     if not can_show_chinese(sys.stdout, sys.stderr):
         return "en"
-    values = [value for flag, value in zip(argv, argv[1:]) if flag == "--lang"]
-    values += [flag.removeprefix("--lang=") for flag in argv if flag.startswith("--lang=")]
-    return next((value for value in values if value in LANGUAGES), LANGUAGES[0])
+    flags = ((*flag.partition("="), after) for flag, after in zip(argv, [*argv[1:], ""]))
+    values = [value if equals else after for name, equals, value, after in flags if name == "--lang"]
+    return next((value for value in reversed(values) if value in LANGUAGES), LANGUAGES[0])  # as argparse: the last
 
 
 def command(argv: Sequence[str] | None) -> int:

@@ -218,6 +218,13 @@ def test_a_mistake_is_answered_in_english(more, command, home, capsys):
     assert_english(err)
 
 
+@pytest.mark.parametrize("flags, begins", [("en zh", "错误"), ("=en zh", "错误"), ("zh =en", "error")])
+def test_of_two_languages_the_last_is_spoken(flags, begins, capsys):
+    """As it is the one of the figures and tables."""
+    argv = [arg for lang in flags.split() for arg in ([f"--lang{lang}"] if lang[0] == "=" else ["--lang", lang])]
+    assert script.main([*argv, "--foo"]) == 2 and capsys.readouterr().err.startswith(f"{begins}: ")
+
+
 def test_a_checkpoint_that_is_none_is_answered_in_english(home, capsys):
     Path("a.pth").write_bytes(b"\x89PNG")
     flags = ["--lang=en", "--model-path", "a.pth", "--image-path", "data/0.png", "--class-texts", "a", "b"]
@@ -336,3 +343,16 @@ def test_what_python_is_told_is_in_the_language_asked_for(tmp_path):
         with pytest.raises(InputError, match="'fr'.*zh、en"):
             call(tiny_clip(), gradient_picture(), TEXTS, lang="fr")
     assert current_language() == "zh"
+
+
+@pytest.mark.parametrize("choice", [{"dpi": 7}, {"heatmap": "al"}, {"lang": "fr"}], ids=str)
+def test_what_saving_a_result_complains_of_is_in_its_language(result, choice, tmp_path):
+    for saved in (result, Results([result])):
+        with pytest.raises(InputError) as raised:
+            saved.save(tmp_path / "a.png", **choice)
+        assert_english(str(raised.value))
+        with pytest.raises(InputError) as raised:
+            saved.figure("fr")
+        assert_english(str(raised.value))
+    with pytest.raises(InputError, match="[\u4e00-\u9fff]"):
+        result._replace(lang="zh").save(tmp_path / "a.png", **choice)

@@ -13,7 +13,7 @@ from ..explain.methods import METHODS
 from ..explain.question import Question
 from ..heavy import Image
 from ..images.preprocessing import Region
-from ..messages import LANGUAGES, Joined, Message
+from ..messages import LANGUAGES, Joined, Message, speaking
 from ..messages import in_language as said_in
 from .brief import brief
 from .colours import DEFAULT_COLOURS, Colours, overlay, overlay_levels
@@ -278,7 +278,8 @@ class Results(tuple):
 
     def _drawing(self, lang: str | None = None) -> Drawing:
         lang = lang or self.lang
-        check_choice(OutputChoice(lang=lang))
+        with speaking(self.lang):
+            check_choice(OutputChoice(lang=lang))
         alone = len(file_marks(self)) == 1
         return draw_results(self, [for_figure(*drawn, alone) for drawn in self.drawn()], lang)
 

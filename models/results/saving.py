@@ -5,13 +5,14 @@ Reads the results themselves: Results of `models.results.result`.
 
 import os
 from collections.abc import Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from ..errors import InputError, check_at_least, check_at_most, closest_hint
-from ..messages import LANGUAGES, Joined, Message, current_language
+from ..messages import LANGUAGES, Joined, Message, current_language, speaking
 from ..writing import write_files
 from .drawing import TILE_SIDE, draw_results, file_marks, for_figure
 from .figure import encode_figure
@@ -57,6 +58,8 @@ CHOICES = {
 
 def check_choice(choice: OutputChoice) -> None:
     """InputError, with the closest, where a value is none of CHOICES, or a density none of a figure."""
+    if not isinstance(choice.dpi, Integral):
+        raise InputError("{} 应是整数，收到 {}", "dpi", repr(choice.dpi))
     check_at_least("dpi", choice.dpi, DENSITIES[0])
     check_at_most("dpi", choice.dpi, DENSITIES[1])
     for option, values in CHOICES.items():
@@ -116,12 +119,13 @@ def _tile_side(figure: Path, dpi: int) -> int:
 def save_results(results, save_path: str | os.PathLike, choice: OutputChoice | None = None) -> list[Path]:
     """Write the figure at `save_path` and an overlay of each explained text beside it; returns the paths.
 
-    InputError for a choice that there is not, or where nothing can be written.
+    InputError, in the results' language, for a choice that there is not, or where nothing can be written.
     """
     choice = choice or OutputChoice()
-    check_choice(choice)
-    contents = encode_outputs(results, save_path, choice).contents
-    write_files(contents)
+    with speaking(results.lang):
+        check_choice(choice)
+        contents = encode_outputs(results, save_path, choice).contents
+        write_files(contents)
     return list(contents)
 
 
