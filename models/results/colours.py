@@ -64,7 +64,7 @@ def choose_colours(colormap: str | None = None, blend: str | None = None, alpha:
     """Colours of names and a number, None for the blend's own; InputError where one cannot be used."""
     blend = next(iter(BLENDS)) if blend is None else blend
     for what, name, names in ((Message("叠加方式"), blend, BLENDS), (Message("配色"), colormap, COLORMAPS)):
-        if name is not None and name not in names:
+        if name is not None and name not in tuple(names):
             raise InputError("没有{} {}；{}可用：{}", what, name, closest_hint(name, names), Joined("、", names))
     if alpha is not None and not (isinstance(alpha, Real) and 0 < alpha <= 1):
         raise InputError("颜色的不透明度 alpha 应大于 0、至多 1，收到 {}", alpha)

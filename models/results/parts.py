@@ -65,11 +65,11 @@ def label_in_language(label: str, lang: str) -> str:
     words, chinese = in_language(FOOTER_WORDS, lang), in_language(FOOTER_WORDS, "zh")
     translations = {chinese[name]: words[name] for name in ("two layers", "dot", "subtract")}
 
-    def translated(detail):
+    def in_words(detail):
         layers = re.fullmatch(chinese["layers"].format(r"(\d+)"), detail)
         return words["layers"].format(layers[1]) if layers else translations.get(detail, detail)
 
-    return words["comma"].join(map(translated, label.split(chinese["comma"])))
+    return words["comma"].join(map(in_words, label.split(chinese["comma"])))
 
 
 def three_decimals(value: float, sign: str = "") -> str:

@@ -153,6 +153,8 @@ def test_what_is_not_asked_for_is_the_blends_own(asked, colours):
         ({"colormap": "JET"}, "没有配色 JET；最接近的是 jet；"),
         ({"colormap": ""}, "没有配色 ；可用：plasma"),
         ({"colormap": cv2.COLORMAP_JET}, "没有配色 2；可用：plasma"),
+        ({"colormap": ["jet"]}, r"没有配色 \['jet'\]；最接近的是 jet；可用"),
+        ({"blend": {}}, "没有叠加方式 {}；可用"),
         ({"blend": "heet"}, "没有叠加方式 heet；最接近的是 heat；可用：heat、constant"),
         *(({"alpha": alpha}, f"alpha 应大于 0、至多 1，收到 {alpha}") for alpha in (0, -0.1, 1.01, np.nan, "0.5")),
     ],
