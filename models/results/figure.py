@@ -7,13 +7,26 @@ from functools import partial
 
 import numpy as np
 
+from ..errors import InputError
 from ..messages import in_language
 from . import parts
 from .colours import coloured
 from .curves import draw_curves
 from .formats import encode_image
 from .outlines import draw_outlines
-from .page import BLACK, FIGURE_DPI, Box, Drawing, Picture, Text, draw_pixels, drawable, text_length, wrap_text
+from .page import (
+    BLACK,
+    FIGURE_DPI,
+    Box,
+    Drawing,
+    Picture,
+    Text,
+    draw_pixels,
+    drawable,
+    largest_dpi,
+    text_length,
+    wrap_text,
+)
 from .parts import BODY, FOOTER_WORDS, HEADING, MARGIN, PAGE_WIDTH, RED, TICK, TICK_LENGTH, TITLE, WARNING, Panel
 from .svg import encode_svg
 
@@ -39,13 +52,18 @@ UNSEEN = (230, 230, 230)  # where the model saw nothing
 
 
 def encode_figure(drawing: Drawing, suffix: str, dpi: int = FIGURE_DPI) -> bytes:
-    """A Drawing as the bytes of a file of this suffix, the same bytes each time; `dpi` is the density of pixels."""
+    """A Drawing as the bytes of a file of this suffix, the same bytes each time; `dpi` is the density of pixels.
+
+    InputError for a page that has too many of them.
+    """
     if suffix.lower() == ".svg":
         return encode_svg(drawing)
     if suffix.lower() == ".pdf":
         from .pdf import encode_pdf  # matplotlib
 
         return encode_pdf(drawing)
+    if dpi > (most := largest_dpi(drawing)):
+        raise InputError("可视化图太大，dpi 至多 {}，收到 {}；请减小 --dpi（dpi），或少解释一些文本", most, dpi)
     return encode_image(draw_pixels(drawing, dpi), suffix, png_strategy="DEFAULT", dpi=dpi)
 
 

@@ -20,8 +20,13 @@ LONGEST_SIDES = {"png": 1_000_000, "jpeg": 65_500, "webp": 16_383}  # pixels tha
 
 
 def figure_file(path: str | os.PathLike, kind: str | None = None) -> Path:
-    """Where the figure goes: where there is no suffix that we write, one of FIGURE_FORMATS is added, None: `.png`."""
+    """Where the figure goes: where there is no suffix that we write, one of FIGURE_FORMATS is added, None: `.png`.
+
+    InputError for a path that names no file.
+    """
     figure = Path(path)
+    if not figure.name:
+        raise InputError("保存的路径 {!r} 不含文件名；请写成例如 result.png", os.fspath(path))
     if figure.suffix.lower() not in {**RASTER_FORMATS, **VECTOR_FORMATS}:
         figure = figure.with_name(f"{figure.name}.{kind or FIGURE_FORMATS[0]}")
     return figure
@@ -89,7 +94,7 @@ def encode_image(pixels: np.ndarray, suffix: str, png_strategy: str = "RLE", dpi
     height, width = pixels.shape[:2]
     if max(height, width) > (longest := LONGEST_SIDES.get(kind, math.inf)):
         raise InputError(
-            "{} 的边长至多 {} 像素，叠加图像是 {}×{}；请换一种格式，或先缩小图像", kind.upper(), longest, width, height
+            "{} 的边长至多 {} 像素，这张图是 {}×{}；请换一种格式，或先缩小图像", kind.upper(), longest, width, height
         )
     if kind not in ("png", "jpeg"):
         buffer, density = BytesIO(), {"dpi": (dpi, dpi)} if dpi else {}

@@ -24,6 +24,7 @@ from ..heavy import Image, ImageDraw, ImageFont, cv2
 
 SHIPPED_FONT = Path(__file__).resolve().parent.parent / "assets" / "fonts" / "wqy-microhei.ttc"
 FIGURE_DPI = 120
+MOST_PIXELS = 400_000_000  # of a page: some 4 GB while it is drawn and encoded
 LONGEST_SIDE = 4096  # of a side of an image in a file of PDF or SVG
 ASCENT, DESCENT = 0.95, 0.25  # of a line of type, as shares of its size
 BLACK, WHITE = "#000000", "#ffffff"
@@ -294,6 +295,11 @@ def page_of(items: Iterable, margin: int = 16) -> Drawing:
 # -- as pixels
 
 
+def largest_dpi(drawing: Drawing) -> int:
+    """The highest density at which the page has at most MOST_PIXELS."""
+    return math.isqrt(FIGURE_DPI**2 * MOST_PIXELS // (drawing.width * drawing.height))
+
+
 def draw_pixels(drawing: Drawing, dpi: int = FIGURE_DPI) -> np.ndarray:
     """The page as RGB uint8 [H, W, 3]: at FIGURE_DPI of its height and width, at `dpi` so much larger or smaller."""
     scale = dpi / FIGURE_DPI
@@ -312,7 +318,6 @@ def draw_pixels(drawing: Drawing, dpi: int = FIGURE_DPI) -> np.ndarray:
 
 
 def _write_pixels(page, pen, text):
-
     left, top, right, bottom = (round(edge) for edge in text_box(text))
     if not text.vertical:
         for index, run, offset in runs(text):
@@ -329,7 +334,6 @@ _FINE, _WIDE = 4, 8  # lines are drawn this many times as large, those of so man
 
 
 def _stroke_pixels(page, line):
-
     reach, fine = line.width + 1, _FINE if line.width < _WIDE else 2
     left, top = (math.floor(min(edge)) - reach for edge in zip(*line.points))
     right, bottom = (math.ceil(max(edge)) + reach for edge in zip(*line.points))

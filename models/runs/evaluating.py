@@ -13,7 +13,7 @@ from ..evaluation.summary import evaluate
 from ..evaluation.tables import HEADER, evaluation_rows, terminal_lines
 from ..messages import Joined, Message
 from ..results.figure import encode_figure
-from ..results.page import FIGURE_DPI
+from ..results.page import FIGURE_DPI, largest_dpi
 from ..results.parts import label_in_language
 from ..writing import write_files
 from .records import are_indices
@@ -62,7 +62,8 @@ def evaluate_run(state: RunState, totals: Totals, cases: CaseChoice, lang: str) 
     }
     written = [state.write_table(path, lines) for path, lines in contents.items()]
     drawing = draw_evaluation(translated, totals.names, lang)
-    write_files({picture: encode_figure(drawing, picture.suffix, cases.dpi)}, durable=True, staging=state.staging)
+    dpi = min(cases.dpi, largest_dpi(drawing))  # a page of many splits would be too large
+    write_files({picture: encode_figure(drawing, picture.suffix, dpi)}, durable=True, staging=state.staging)
     say(
         *terminal_lines(evaluation, totals.names),
         *_wrong_reasons(totals, cases.tolerance, evaluation["groups"][0]["setting"]),

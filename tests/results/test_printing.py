@@ -32,6 +32,7 @@ from tiny import gradient_picture, tiny_result
 import clip_gradcam_visualization as script
 from models.errors import InputError
 from models.explain.methods import METHODS
+from models.results import page as pages
 from models.results import parts
 from models.results.drawing import draw_results
 from models.results.figure import draw_figure, encode_figure
@@ -48,6 +49,7 @@ from models.results.page import (
     box_of,
     draw_pixels,
     elided,
+    largest_dpi,
     moved,
     page_of,
     scaled,
@@ -480,6 +482,7 @@ def test_the_evaluations_density_is_the_figures(run):
     "choice, said",
     [
         ({"dpi": 71}, "dpi 至少是 72"), ({"dpi": 9999}, "dpi 至多是 1200"),
+        *(({"dpi": dpi}, f"dpi 应是整数，收到 {dpi!r}") for dpi in (None, 120.5, "300", np.nan)),
         ({"panels": "letters"}, "panels 不能是 .letters"),
         ({"figure_format": "bmp"}, "figure_format 不能是 'bmp'.*png、jpg、pdf"), ({"lang": "fr"}, "lang 不能是 'fr'"),
     ],
@@ -488,3 +491,30 @@ def test_a_choice_that_cannot_be_is_refused(tmp_path, choice, said):
     with pytest.raises(InputError, match=said):
         save_results(Results([tiny_result()]), tmp_path / "a.png", OutputChoice(**choice))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("path", ["", ".", "/"])
+def test_a_path_without_a_files_name_is_refused(path):
+    with pytest.raises(InputError, match="不含文件名"):
+        tiny_result().save(path)
+
+
+def test_a_page_of_too_many_pixels_is_refused_with_the_density_that_is_none(monkeypatch):
+    """As the grid of a hundred texts has at 1200 dpi: two gigabytes, and more than any format takes."""
+    drawing = Drawing(300, 200, [])
+    monkeypatch.setattr(pages, "MOST_PIXELS", 600 * 400)
+    assert largest_dpi(drawing) == 240 and largest_dpi(drawing._replace(width=301)) == 239
+    assert Image.open(io.BytesIO(encode_figure(drawing, ".png", 240))).size == (600, 400)
+    with pytest.raises(InputError, match="dpi 至多 240，收到 241"):
+        encode_figure(drawing, ".png", 241)
+    for suffix in (".pdf", ".svg"):  # they have no density
+        assert encode_figure(drawing, suffix, 1200) == encode_figure(drawing, suffix, 72)
+
+
+def test_an_evaluation_of_too_many_pixels_is_drawn_at_the_density_that_is_none(run, monkeypatch):
+    """Rather than lost at the end of a run."""
+    monkeypatch.setattr(pages, "MOST_PIXELS", 4_000_000)
+    Path("cases.csv").write_text("image,label\n0.png,正常\n1.png,松动\n", encoding="utf-8")
+    run("--cases", "cases.csv", "--dpi", "1200", "--overlay-only")
+    with Image.open("out/evaluation.png") as image:
+        assert 3_900_000 < image.width * image.height <= 4_000_000
