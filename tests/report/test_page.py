@@ -409,6 +409,122 @@ def test_the_keyboard_alone_opens_marks_comments_and_closes(open_report):
     assert report.page.input_value('[data-field="q"]') == "h"
 
 
+def spoken(report):
+    """What the focused card is called."""
+    return report.page.evaluate("() => document.activeElement.getAttribute('aria-label')")
+
+
+def test_one_key_finds_what_matters_and_goes_to_its_first_image(open_report):
+    document, cards = make_document(24, targets=range(4), failed=[5])
+    report = open_report(document, cards)
+    kinds = {
+        "w": lambda image: image["probabilities"] and image["predicted"] not in image["labels"],
+        "r": lambda image: any(row["case"] == "right_outside" for row in image["rows"]),
+        "f": lambda image: image["error"],
+        "a": lambda image: any(row["warning"] for row in image["rows"]),
+    }
+    for key, passes in kinds.items():
+        report.press("End", key)  # one takes the place of another
+        names = expected_ids(document, passes)
+        assert report.count() == len(names) > 0 and spoken(report).startswith(names[0]), key
+    report.press("a")
+    assert report.count() == 24
+    certain = {image["name"]: max(image["probabilities"]) for image in document["images"] if image["probabilities"]}
+    report.press("u")
+    assert spoken(report).startswith(min(certain, key=certain.get))
+    report.press("w", "Enter")  # an order and a filter go together
+    wrong = expected_ids(document, kinds["w"])
+    assert report.page.inner_text("#opened-name") == min(wrong, key=certain.get)
+    report.press("s")  # it closes the image
+    specific = {image["name"]: image["rows"][0]["specificity"] for image in document["images"] if image["rows"]}
+    assert spoken(report).startswith(min(wrong, key=specific.get))
+    assert report.page.locator("#cards .fourth").first.inner_text().endswith(f"{min(specific[n] for n in wrong):.2f}")
+    report.press("x")
+    assert report.count() == 24 and report.page.locator(".chip").count() == 0
+    report.press("k")
+    assert report.count() == 0 and report.page.is_visible("#nothing")
+    report.press("x", "c")
+    report.settle()
+    report.page.keyboard.type("k")
+    report.press("Escape", "Escape", "k")
+    assert report.count() == 1  # a comment is a mark too
+
+
+def test_a_key_for_what_a_report_has_not_says_so(open_report):
+    document, cards = make_document(4)
+    for image in document["images"]:
+        image["labels"] = []
+    report = open_report(document, cards)
+    report.press("w")
+    assert report.count() == 4 and "没有这一项" in report.page.inner_text("#hint")
+    report.press("?")
+    keys = report.page.locator("#help kbd").all_inner_texts()
+    assert "w" not in keys and {"u", "f", "x", "l", "z"} <= set(keys)
+
+
+def test_keys_change_what_is_shown_of_all_images(open_report):
+    document, cards = make_document(4, targets=range(4))
+    report = open_report(document, cards, "#open=id1")
+    assert report.page.inner_text(".alpha") == "60%"
+    report.press("+", "=", "-", "+", "H")
+    assert report.page.inner_text(".alpha") == "80%"
+    assert report.page.get_attribute('[data-toggle="heat"]', "aria-pressed") == "false"
+    report.press("]", "]")
+    assert report.page.input_value('#display [data-field="text"]') == "first"
+    report.press("[", "[", "[")
+    assert report.page.input_value('#display [data-field="text"]') == "3"
+    report.press("0")
+    assert report.page.input_value('#display [data-field="text"]') == "predicted"
+    report.press("z")
+    assert report.page.inner_text("#opened [data-mark=agree]") == "✓ Agree"
+    report.press("Escape", "v", "d")
+    assert report.page.input_value('#display [data-field="size"]') == "300"
+    assert report.page.locator("#summary table").count() == 0
+
+
+def test_a_field_is_left_for_the_images(open_report):
+    document, cards = make_document(24)
+    report = open_report(document, cards)
+    report.press("/")
+    report.page.keyboard.type("0007")
+    report.press("Enter")
+    assert spoken(report).startswith("0007.png") and not report.page.is_visible("#opened")
+    report.press("x", "End", "/", "Tab", "ArrowDown", "Escape")
+    assert report.page.input_value('#filters [data-field="predicted"]') == "0"
+    assert spoken(report).startswith("0000.png")  # the first: what is shown is another list
+    report.click("#counts button")
+    assert report.focused() == "link"
+    report.press("ArrowRight")
+    assert report.focused() == "card"
+
+
+def test_an_image_that_leaves_the_list_leaves_the_focus_to_the_next(open_report):
+    report = open_report(*make_document(6), "#mark=none")
+    report.press("ArrowRight", "ArrowRight", "Enter", "m", "1", "Escape")
+    assert report.count() == 5 and spoken(report).startswith("0002.png")
+
+
+def test_the_link_is_copied(open_report):
+    report = open_report(*make_document(6), "#lang=en")
+    report.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    report.press("f", "l")
+    report.page.locator("#notes span", has_text="The link is copied").wait_for()
+    assert report.page.evaluate("() => navigator.clipboard.readText()") == report.address + "#lang=en&failed=1"
+    report.press("Escape")
+    assert report.page.inner_text("#notes") == ""
+
+
+def test_the_lists_patient_and_split_have_words(open_report):
+    document, cards = make_document(4)
+    document["columns"] = ["split", "patient"]
+    report = open_report(document, cards, "#open=id0")
+    for words in (("划分", "患者"), ("Split", "Patient")):
+        assert report.page.locator("#filters .control > span").all_inner_texts()[-2:] == list(words)
+        shown = report.page.locator("#facts dt").all_inner_texts()
+        assert [word for word in shown if word in words] == list(words)
+        report.press("z")
+
+
 def test_the_tab_key_stays_in_the_dialog_and_reaches_all_of_it(open_report):
     report = open_report(*make_document(3, targets=range(4)), "#open=id1")
     stops = []

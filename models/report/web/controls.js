@@ -15,7 +15,7 @@ const DISPLAY_CONTROLS = () => [
     label: "热力图的文本",
     options: () => [
       ["predicted", t("预测")],
-      ...(some.labels ? [["label", t("标签")]] : []),
+      ...(some.labels ? [["label", capital(t("标签"))]] : []),
       ["first", t("最先解释的")],
       ...namesAsOptions(),
     ],
@@ -120,14 +120,14 @@ const FILTER_CONTROLS = () => [
   ...report.columns.map((name, column) => ({
     field: "column" + column,
     kind: valuesOf(column) ? "select" : "search",
-    name: visible(name),
+    name: columnName(name),
     all: true,
     options: () => valuesOf(column).map((value) => [value, visible(value)]),
   })),
 ];
 
 function labelOf(control) {
-  return control.name || t(control.label);
+  return control.name || capital(t(control.label));
 }
 
 function valueFromText(field, text) {
@@ -143,7 +143,7 @@ function inputOf(type, field, attributes) {
 
 const KINDS = {
   select: (control) => {
-    const options = [...(control.all ? [["", t("全部")]] : []), ...control.options()];
+    const options = [...(control.all ? [["", capital(t("全部"))]] : []), ...control.options()];
     const choose = (event) => change({ [control.field]: valueFromText(control.field, event.target.value) });
     return element(
       "select",
@@ -155,7 +155,13 @@ const KINDS = {
     const toggle = () => change({ [control.field]: !state[control.field] });
     return element("button", { type: "button", "data-field": control.field, click: toggle }, labelOf(control));
   },
-  range: (control) => inputOf("range", control.field, { min: 0, max: 1, step: 0.05 }),
+  range: (control) =>
+    element(
+      "span",
+      { class: "amount" },
+      inputOf("range", control.field, { min: 0, max: 1, step: 0.05 }),
+      element("span", { class: "number", "aria-hidden": "true" }),
+    ),
   search: (control) => inputOf("search", control.field, { maxlength: 300 }),
   between: (control) => {
     const [min, max, step] = control.limits;
@@ -187,23 +193,37 @@ function buildControls() {
     element("label", { class: "control" }, element("span", {}, t("排序")), sortSelect()),
     element("button", { type: "button", "data-field": "desc", click: () => change({ desc: !state.desc }) }),
     element("span", { id: "chips" }),
+    actionButton(t("复制链接"), "l", copyLink, { id: "link" }),
   );
   byId("actions").replaceChildren(
     action("打印", "p", startPrinting),
-    action("导出标记", null, exportMarks),
-    action("导入标记", null, () => byId("import").click()),
+    action("导出标记", "e", exportMarks),
+    action("导入标记", "i", chooseImport),
     element("input", { type: "file", id: "import", accept: ".csv,text/csv", hidden: true, change: importChosen }),
     action("按键", "?", showHelp),
-    element(
-      "button",
-      { type: "button", id: "language", lang: language === "zh" ? "en" : "zh-CN", click: switchLanguage },
-      language === "zh" ? "English" : "\u4e2d\u6587",
-    ),
+    actionButton(language === "zh" ? "English" : "\u4e2d\u6587", "z", switchLanguage, {
+      id: "language",
+      lang: language === "zh" ? "en" : "zh-CN",
+    }),
   );
 }
 
 function action(word, key, click) {
-  return element("button", { type: "button", click, title: key && t("按键 {}", key) }, t(word));
+  return actionButton(t(word), key, click);
+}
+
+// A button that shows the key that does the same.
+function actionButton(words, key, click, attributes) {
+  return element(
+    "button",
+    { type: "button", click, "aria-keyshortcuts": key, ...attributes },
+    words,
+    element("kbd", { "aria-hidden": "true" }, key),
+  );
+}
+
+function chooseImport() {
+  byId("import").click();
 }
 
 function importChosen(event) {
@@ -242,8 +262,12 @@ function syncControls() {
       control.value = value === null ? "" : asText(value);
   }
   document.querySelector('[data-field="desc"]').textContent = t(state.desc ? "降序" : "升序");
-  document.querySelector('[data-field="alpha"]').title = Math.round(100 * state.alpha) + "%";
+  document.querySelector("#display .amount .number").textContent = alphaWords();
   document.querySelector("#display .bar").src = colourBarAddress();
+}
+
+function alphaWords() {
+  return Math.round(100 * state.alpha) + "%";
 }
 
 // What a filter says, for its chip and the printed page.
@@ -274,8 +298,20 @@ function switchLanguage() {
   change({ lang: language === "zh" ? "en" : "zh" });
 }
 
-// A line that the reader should see, until the next one.
+// The address of what is shown, for a colleague.
+async function copyLink() {
+  writeHash();
+  try {
+    await navigator.clipboard.writeText(location.href);
+    notify(t("链接已复制。报告在对方那里的位置不同时，把 # 起的部分接在对方的地址后面；标记不在链接里，请另发导出的 CSV"));
+  } catch (error) {
+    notify(t("浏览器不让复制：请复制地址栏里的地址"));
+  }
+}
+
+// A line that the reader should see, until the next one; over an opened image it goes by itself.
 function notify(sentence) {
+  if (opened.image) flash(sentence);
   byId("notes").replaceChildren(
     element("span", {}, sentence),
     element("button", { type: "button", "aria-label": t("关闭"), click: () => byId("notes").replaceChildren() }, "×"),

@@ -25,7 +25,8 @@ const CONDITIONS = {
   failed: (image, wanted) => Boolean(image.error) === wanted,
   mark: (image, wanted) => {
     const { mark, comment } = markOf(image);
-    return { any: mark !== "", none: mark === "", comment: comment !== "" }[wanted] ?? mark === wanted;
+    const isMarked = marks.has(image.id);
+    return { any: isMarked, none: !isMarked, comment: comment !== "" }[wanted] ?? mark === wanted;
   },
   pmin: (image, low) => within(100 * shownProbability(image), low, null) && shownProbability(image) !== null,
   pmax: (image, high) => within(100 * shownProbability(image), null, high) && shownProbability(image) !== null,
@@ -61,6 +62,7 @@ const SORTS = [
   ["order", "原来的顺序", (image) => image.index],
   ["name", "名称", (image) => image.name],
   ["p", "概率（所示文本）", shownProbability],
+  ["top", "概率（预测）", (image) => (image.probabilities ? image.probabilities[image.predicted] : null)],
   ["predicted", "预测", (image) => (image.predicted === null ? null : image.predicted)],
   ["time", "标记的时间", (image) => markOf(image).time || null],
   ...MEASURES.map(([word, read], place) => ["m" + place, word, (image) => valueOfMeasure(read, image)]),

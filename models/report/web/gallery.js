@@ -1,7 +1,7 @@
 // The cards: only those near the view are elements, and their pictures are drawn when their turn comes.
 
 const GAP = 10;
-const CAPTION = 86; // pixels below a card's picture, its border included
+const CAPTION = some.labels || some.cases ? 86 : 68; // pixels below a card's picture, its border included
 const gallery = { list: [], position: 0, cards: new Map(), columns: 1, width: 0, row: 0 };
 
 function densePixels() {
@@ -17,6 +17,7 @@ function buildCard(position) {
     image.error ? element("span", { class: "failed" }, inLanguage(image.error)) : canvas,
   );
   const lines = ["first", "second", "third", "fourth"].map((name) => element("span", { class: "line " + name }));
+  lines[2].hidden = !some.labels && !some.cases;
   const button = element(
     "button",
     {
@@ -121,7 +122,7 @@ function labelLine(image) {
       element(
         "bdi",
         { class: "label", title: labelsOf(image) },
-        element("small", {}, t("标签") + " "),
+        element("small", {}, capital(t("标签")) + " "),
         labelsOf(image),
       ),
     );
@@ -146,11 +147,19 @@ function heatLine(card) {
   const words = text === null ? "" : visible(report.names[text]);
   const note = card.note || (card.picture ? heatNote(card.picture.card, image) : "");
   if (note) return [element("span", { class: "quiet", title: joined([words, note]) }, joined([words, note]))];
-  const probability = text === image.predicted ? "" : percent(shownProbability(image));
+  const number = sortedMeasure(image) || [text === image.predicted ? "" : percent(shownProbability(image))];
   return [
     element("bdi", { class: "quiet", title: words }, element("small", {}, t("热力图") + " "), words),
-    element("span", { class: "number quiet" }, probability),
+    element("span", { class: "number quiet" }, ...number),
   ];
+}
+
+// The measure that the cards are sorted by, [word, value]; null where they are sorted by something else.
+function sortedMeasure(image) {
+  const place = SORTS.findIndex(([name]) => name === state.sort) - (SORTS.length - MEASURES.length);
+  if (place < 0) return null;
+  const [word, read, digits] = MEASURES[place];
+  return [element("small", {}, t(word) + " "), decimals(valueOfMeasure(read, image), digits)];
 }
 
 function spokenName(image) {
@@ -224,6 +233,7 @@ function showCard(position) {
 }
 
 let layout = ""; // what the cards that are there were made for
+let selection = ""; // the filters and the order that they were chosen by
 
 // Show a list of images; cards of an image that stays in its place are filled anew, not made anew.
 function showGallery(list) {
@@ -235,7 +245,11 @@ function showGallery(list) {
   const isSame = (card) => wanted === layout && list[card.position] === card.image;
   for (const card of [...gallery.cards.values()]) if (!isSame(card)) removeCard(card.position);
   layout = wanted;
-  gallery.position = Math.max(0, list.indexOf(current));
+  const chosen = JSON.stringify([state.sort, state.desc, ...activeFilters().map((name) => [name, state[name]])]);
+  const place = list.indexOf(current);
+  if (chosen !== selection) gallery.position = 0;
+  else gallery.position = place >= 0 ? place : Math.max(0, Math.min(gallery.position, list.length - 1));
+  selection = chosen;
   for (const card of gallery.cards.values()) {
     placeCard(card);
     fillCard(card);
@@ -257,7 +271,8 @@ function focusCard(position) {
   const wanted = Math.min(Math.max(position, 0), gallery.list.length - 1);
   setCurrent(wanted);
   const top = byId("cards").getBoundingClientRect().top + Math.floor(wanted / gallery.columns) * gallery.row;
-  const bar = byId("display").offsetHeight + GAP;
+  const lineAbove = wanted < gallery.columns ? byId("selection").offsetHeight : 0; // it tells what is shown
+  const bar = byId("display").offsetHeight + lineAbove + GAP;
   if (top < bar) window.scrollBy(0, top - bar);
   else if (top + gallery.row > window.innerHeight) window.scrollBy(0, top + gallery.row - window.innerHeight);
   showCardsInView();

@@ -1,6 +1,7 @@
 // The page starts here.
 
 let summaryKey = ""; // what the summary was last made for
+let focusFirst = false; // the first image is to be focused once the page shows the state
 let wordsOf = null; // the language of the words in the page
 
 // Make the page show the state.
@@ -26,6 +27,8 @@ function update() {
   summaryKey = key;
   showGallery(shown);
   showOpened();
+  if (focusFirst) focusCard(0);
+  focusFirst = false;
   writeHashSoon();
 }
 
@@ -34,6 +37,7 @@ function fillPage() {
   fillWords();
   byId("title").textContent = visible(inLanguage(report.title));
   buildControls();
+  byId("notes").replaceChildren(); // what stands there is in the other language
   if (opened.image) opened.image = null; // made anew
   warnOfMarks();
 }

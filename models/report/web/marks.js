@@ -79,9 +79,14 @@ function marksAsCsv() {
 }
 
 function exportMarks() {
+  leaveComment();
+  const count = markedCount();
+  if (!count) return notify(t("还没有标记或评语"));
+  const name = "marks-" + report.run.replace(/[^\w-]/g, "").slice(0, 8) + ".csv";
   const address = URL.createObjectURL(new Blob([marksAsCsv()], { type: "text/csv" }));
-  element("a", { href: address, download: "marks-" + report.run.replace(/[^\w-]/g, "").slice(0, 8) + ".csv" }).click();
+  element("a", { href: address, download: name }).click();
   setTimeout(() => URL.revokeObjectURL(address), 10000);
+  notify(t("已导出 {} 条标记：{}，在浏览器的下载文件夹里", count, name));
 }
 
 // Lines of cells of a CSV; quotes, doubled quotes and line ends within them as spreadsheets write them.

@@ -49,6 +49,7 @@ function hideOpened() {
   document.body.classList.remove("covered");
   const position = gallery.list.indexOf(images[indexOfId.get(opened.last)]);
   if (position >= 0) focusCard(position);
+  else if (gallery.list.length) focusCard(gallery.position); // it has left the list: what stands in its place
   else if (opened.returnTo) opened.returnTo.focus();
 }
 
@@ -98,6 +99,7 @@ function buildOpened(image) {
       element("div", { id: "verdict" }),
       element("div", { class: "marks", role: "group", "aria-label": t("标记") }, ...MARKS.map(markButton)),
       element("label", { class: "comment" }, element("span", {}, t("评语")), comment),
+      image.error ? "" : openedDisplay(),
       element("div", { id: "facts" }),
     ),
   );
@@ -107,6 +109,30 @@ function buildOpened(image) {
   document.body.classList.add("covered");
   if (isFirstTime || !byId("opened").contains(document.activeElement))
     byId("opened-name").focus({ preventScroll: true });
+}
+
+// What the bar above the cards offers, as far as an opened image needs it.
+function openedDisplay() {
+  const toggle = (field, word, key) =>
+    actionButton(t(word), key, () => change({ [field]: !state[field] }), { "data-toggle": field });
+  return element(
+    "div",
+    { class: "line display" },
+    toggle("heat", "热力图", "h"),
+    report.has_annotations && toggle("outline", "轮廓", "o"),
+    tool("更透明", "−", { click: () => changeAlpha(-1) }),
+    element("span", { class: "number alpha", title: t("不透明度") }),
+    tool("更不透明", "+", { click: () => changeAlpha(1) }),
+    element("span", { class: "legend" }, "0", element("img", { class: "bar", alt: t("色标，从 0 到 1") }), "1"),
+  );
+}
+
+function fillOpenedDisplay() {
+  const display = byId("opened").querySelector(".display");
+  for (const button of display.querySelectorAll("[data-toggle]"))
+    button.setAttribute("aria-pressed", String(state[button.dataset.toggle]));
+  display.querySelector(".alpha").textContent = alphaWords();
+  display.querySelector(".bar").src = colourBarAddress();
 }
 
 function markButton(mark) {
@@ -135,6 +161,7 @@ function fillOpened() {
   for (const button of byId("opened").querySelectorAll("[data-mark]")) {
     button.setAttribute("aria-pressed", String(markOf(image).mark === button.dataset.mark));
   }
+  if (!image.error) fillOpenedDisplay();
   keepingFocus(byId("facts"), () => byId("facts").replaceChildren(...facts(image)));
   drawOpened();
 }
@@ -144,6 +171,7 @@ function drawOpened() {
   const well = byId("opened").querySelector(".picture");
   const note = image.error || opened.failed === image ? t("图像读不出") : card ? heatNote(card, image) : "";
   byId("picture-note").textContent = note;
+  well.classList.toggle("empty", Boolean(image.error));
   if (!card || !bitmap) return;
   const dense = densePixels();
   const size = fitted(card.size, (well.clientWidth - 16) * dense, (well.clientHeight - 16) * dense);
@@ -155,28 +183,29 @@ function drawOpened() {
 // -- what is said of the image
 
 function verdict(image) {
-  if (image.error) return [element("p", { class: "failed" }, inLanguage(image.error))];
   const measured = measuredRow(image);
-  const predicted = element(
-    "p",
-    {},
-    t("预测") + " ",
-    named(report.names[image.predicted], { class: "predicted" }),
-    " " + percent(image.probabilities[image.predicted]),
-  );
+  const outcome = image.error
+    ? element("p", { class: "failed" }, inLanguage(image.error))
+    : element(
+        "p",
+        {},
+        t("预测") + " ",
+        named(report.names[image.predicted], { class: "predicted" }),
+        " " + percent(image.probabilities[image.predicted]),
+      );
   const label =
     image.labels.length > 0 &&
     element(
       "p",
       {},
-      t("标签") + " ",
+      capital(t("标签")) + " ",
       element("bdi", {}, labelsOf(image)),
       " ",
-      !isRight(image) && element("span", { class: "wrong" }, "✗ " + t("预测不在标签之中")),
+      !image.error && !isRight(image) && element("span", { class: "wrong" }, "✗ " + t("预测不在标签之中")),
     );
   const row = shownRow(image);
   return [
-    predicted,
+    outcome,
     label,
     measured &&
       element(
@@ -245,12 +274,12 @@ function numbers(image) {
     if (value !== undefined) lines.push([t(word), decimals(value, digits)]);
   }
   if (row && row.peak) lines.push([t("峰的位置"), `${row.peak[0]}, ${row.peak[1]}`]);
-  if (report.settings.length > 0) lines.push([t("方法"), inLanguage(report.settings[state.setting])]);
+  if (row) lines.push([t("方法"), inLanguage(report.settings[state.setting])]);
   if (image.size) lines.push([t("图像大小"), image.size.join(" × ")]);
   report.columns.forEach(
-    (name, column) => image.values[column] && lines.push([visible(name), visible(image.values[column])]),
+    (name, column) => image.values[column] && lines.push([columnName(name), visible(image.values[column])]),
   );
-  lines.push([t("编号"), visible(image.id)]);
+  if (image.id !== image.path) lines.push([capital(t("编号")), visible(image.id)]);
   if (image.path !== null) lines.push([t("路径"), visible(image.path)]);
   return lines;
 }
@@ -276,8 +305,8 @@ function facts(image) {
   const outlined = opened.card && state.outline ? outlinesOf(opened.card, shownText(image)) : [];
   const names = outlined.map((outline) => visible(report.names[outline.text])).join(t("、"));
   return [
-    element("h3", {}, t("概率")),
-    element("div", { class: "bars", role: "group", "aria-label": t("概率") }, ...bars),
+    bars.length > 0 && element("h3", {}, t("概率")),
+    bars.length > 0 && element("div", { class: "bars", role: "group", "aria-label": t("概率") }, ...bars),
     names !== "" && element("p", { class: "quiet" }, t("轮廓：{} 的标注", names)),
     element("h3", {}, t("数值")),
     element("dl", {}, ...table),

@@ -44,8 +44,10 @@ function filterButton(label, values, attributes) {
 function showCounts() {
   const failed = images.filter((image) => image.error).length;
   const warned = images.filter((image) => shownRow(image) && shownRow(image).warning).length;
+  const wrong = images.filter((image) => CONDITIONS.right(image, false)).length;
   const parts = [
     element("span", {}, t("图像 {}", images.length)),
+    some.labels && filterButton(t("预测错误 {}", wrong), { right: false }),
     filterButton(t("失败 {}", failed), { failed: true }),
     filterButton(t("有警告 {}", warned), { warning: true }),
     ...Object.keys(CASES)
@@ -53,11 +55,11 @@ function showCounts() {
       .map(caseCount),
     element("span", {}, t("已标记 {}", markedCount())),
   ];
-  byId("counts").replaceChildren(...parts);
+  keepingFocus(byId("counts"), () => byId("counts").replaceChildren(...parts.filter(Boolean)));
 }
 
 function markedCount() {
-  return images.filter((image) => markOf(image).mark).length;
+  return images.filter((image) => marks.has(image.id)).length;
 }
 
 function caseCount(name) {
@@ -94,7 +96,7 @@ function classesTable(group, list) {
   const predicted = counted(list, (image) => (image.predicted === null ? [] : [image.predicted]));
   const classes = listedClasses(labelled, predicted);
   const measured = evaluationColumns(group);
-  const heading = (word) => element("th", { scope: "col" }, t(word));
+  const heading = (word) => element("th", { scope: "col" }, capital(t(word)));
   const cells = (numbers, text) => measured.map(([, cell]) => element("td", {}, cell(text, numbers || {}) || "–"));
   const ofClass = (text) =>
     element(
@@ -116,7 +118,7 @@ function classesTable(group, list) {
     element(
       "tr",
       { class: "several" },
-      element("th", { scope: "row" }, t(word)),
+      element("th", { scope: "row" }, capital(t(word))),
       ...counts.map((count) => element("td", {}, count)),
       ...cells(numbers),
     );

@@ -30,6 +30,20 @@ function visible(text) {
   );
 }
 
+// As a heading, a label or a choice of its own.
+function capital(words) {
+  return words.slice(0, 1).toUpperCase() + words.slice(1);
+}
+
+// The list's own columns have the names of the list, but for the two that the tool itself reads.
+const COLUMN_WORDS = new Map([
+  ["patient", "患者"],
+  ["split", "划分"],
+]);
+function columnName(name) {
+  return COLUMN_WORDS.has(name) ? t(COLUMN_WORDS.get(name)) : visible(name);
+}
+
 // An element with attributes, listeners (values that are functions, by the event's name) and children: nodes, or texts.
 function element(tag, attributes, ...children) {
   const made = document.createElement(tag);
