@@ -346,7 +346,7 @@ def _judge_memory(case, ending, argv, limits):
         return "memory", f"more than {limits.bytes / 1e9:.1f} GB: {_first_line(ending.stderr)}"
     if re.search(r"MemoryError|allocate|bad_alloc", ending.ran["failure"] or ""):
         return "memory", _signature(ending.ran["failure"])
-    if "内存或显存不足" in ending.stderr and case.kind != "arguments":
+    if re.search("内存或显存不足|error: out of memory", ending.stderr) and case.kind != "arguments":
         return "memory", "an allocation failed"
     return None
 
@@ -362,7 +362,12 @@ def _judge_exit(case, ending, argv, limits):
 
 
 # An exception that is no InputError, as `main` says it, or as the reason of an image's failure.
-UNFORESEEN = re.compile(r"没有料到的错误.*|^失败: (.*：)?[A-Z]\w*(Error|Exception|Warning): .*", re.MULTILINE)
+UNFORESEEN = re.compile(
+    r"没有料到的错误.*|unforeseen error .*|^(失败|failed): (.*(：|: ))?[A-Z]\w*(Error|Exception|Warning): .*",
+    re.MULTILINE,
+)
+# How lines of standard error begin, with --lang en too.
+ERRORS, OTHERS = ("错误: ", "error: "), ("警告: ", "warning: ", "失败: ", "failed: ")
 
 
 def _judge_words(case, ending, argv, limits):
@@ -376,8 +381,8 @@ def _judge_words(case, ending, argv, limits):
             at = CONTROL.search(raw).start()
             return "noise", f"control characters in {Path(where).suffix[1:]}: {ascii(raw[max(0, at - 20) : at + 20])}"
     lines = ending.stderr.splitlines()
-    errors = [line for line in lines if line.startswith("错误: ")]
-    odd = [line for line in lines if not line.startswith(("错误: ", "警告: ", "失败: "))]
+    errors = [line for line in lines if line.startswith(ERRORS)]
+    odd = [line for line in lines if not line.startswith(ERRORS + OTHERS)]
     if odd:
         return "noise", re.sub(r"\d+|0x[0-9a-f]+", "N", odd[0])[:120]
     if len(errors) != 1 if ending.ran["code"] == 2 else len(errors) > (ending.ran["code"] == 1):
