@@ -13,7 +13,7 @@ ARGPARSE_IN_CHINESE = (
     (r"argument (\S+): expected at least one argument", "{} 后面至少需要一个值"),
     (r"argument (\S+): invalid int value: (.*)", "{} 应是整数，收到 {}"),
     (r"argument (\S+): invalid float value: (.*)", "{} 应是数，收到 {}"),
-    (r"argument (\S+): invalid choice: (\S+) \(choose from (.*)\)", "{} 不能是 {}，可选：{}"),
+    (r"argument (\S+): invalid choice: (.+?) \(choose from (.*)\)", "{} 不能是 {}，可选：{}"),
     (r"argument (\S+): ignored explicit argument (.*)", "{} 不带值，收到 {}"),
     (r"argument (\S+): (.*)", "{}：{}"),
 )

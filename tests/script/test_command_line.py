@@ -297,6 +297,7 @@ REFUSED = {
     "+ --colormap vridis": "没有配色\\svridis viridis；可用",
     "+ --colormap ''": "--colormap 空",
     "+ --blend heet": "--blend heet heat constant",
+    "+ --blend 'very hot'": "--blend\\s不能是 very\\shot 可选：.*heat constant",
     "+ --alpha 0": "alpha 大于\\s0 至多\\s1 收到\\s0.0",
     "+ --alpha 1.5": "alpha 至多\\s1 收到\\s1.5",
     "+ --alpha half": "--alpha 应是数 half",
