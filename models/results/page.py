@@ -24,7 +24,7 @@ from ..heavy import Image, ImageDraw, ImageFont, cv2
 
 SHIPPED_FONT = Path(__file__).resolve().parent.parent / "assets" / "fonts" / "wqy-microhei.ttc"
 FIGURE_DPI = 120
-MOST_PIXELS = 400_000_000  # of a page: some 4 GB while it is drawn and encoded
+MOST_PIXELS = 500_000_000  # of a page: some 6 GB while it is drawn and encoded; a figure of one text has 400 at 1200
 LONGEST_SIDE = 4096  # of a side of an image in a file of PDF or SVG
 ASCENT, DESCENT = 0.95, 0.25  # of a line of type, as shares of its size
 BLACK, WHITE = "#000000", "#ffffff"

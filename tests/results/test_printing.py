@@ -58,7 +58,7 @@ from models.results.page import (
 )
 from models.results.parts import BODY, PAGE_WIDTH
 from models.results.result import Results
-from models.results.saving import OutputChoice, encode_outputs, save_results
+from models.results.saving import DENSITIES, OutputChoice, encode_outputs, save_results
 
 # -- density ----------------------------------------------------------------------------------
 
@@ -509,6 +509,14 @@ def test_a_page_of_too_many_pixels_is_refused_with_the_density_that_is_none(monk
         encode_figure(drawing, ".png", 241)
     for suffix in (".pdf", ".svg"):  # they have no density
         assert encode_figure(drawing, suffix, 1200) == encode_figure(drawing, suffix, 72)
+
+
+@pytest.mark.parametrize("names", ["nine", "thirty"])
+def test_the_figure_of_one_text_can_have_every_density(names):
+    """The highest there is, of a tall image, with curves and a warning."""
+    tall = {"size": SIZES["1:4"], "warning": 4 * "热力图为空", "specificity": 0.05, "faithfulness": curves_of()}
+    for lang in ("zh", "en"):
+        assert largest_dpi(figure(lang, names=NAMES[names], **tall)) >= DENSITIES[1]
 
 
 def test_an_evaluation_of_too_many_pixels_is_drawn_at_the_density_that_is_none(run, monkeypatch):
