@@ -32,7 +32,7 @@ def brief(results, kind: str) -> str:
 def _of_one(result, room: int) -> list[Message]:
     """The method, each explained text, and the layer, in so many lines."""
     pairs = enumerate(result.targets)
-    texts = [_text(result, target, _measured(result, index)) for index, target in pairs]
+    texts = [_text(result, target, measured(result, index)) for index, target in pairs]
     heatmap = Message("热力图：{}", result.full_label(result.lang))
     return [heatmap, *_few(texts, room - 2, "另有 {} 个目标文本"), _source(result)]
 
@@ -48,22 +48,22 @@ def _of_several(results, room: int) -> list[Message]:
     return [_text(results[0], results[0].target), *_few(layers, room - 1, "另有 {} 个目标层")]
 
 
-def _text(result, target: int, measured="") -> Message:
+def _text(result, target: int, numbers="") -> Message:
     """An explained text: how like the image it is, and what was measured of its map."""
     similarity = result.similarities[target]
-    return Message("目标文本：[{}] {}（余弦相似度 {:.3f}{}）", target, _name(result, target), similarity, measured)
+    return Message("目标文本：[{}] {}（余弦相似度 {:.3f}{}）", target, _name(result, target), similarity, numbers)
 
 
-def _measured(result, index: int) -> Joined:
-    """What was measured of a text's map: its specificity, its faithfulness."""
+def measured(result, index: int) -> Joined:
+    """What was measured of an explained text's map, to follow its similarity: its specificity, its faithfulness."""
     specificity, tested = result.specificities[index], result.tested[index]
-    measured = []
+    parts = []
     if specificity is not None:
-        measured.append(Message("，文本特异性 {:.2f}", specificity))
+        parts.append(Message("，文本特异性 {:.2f}", specificity))
     if tested is not None:
         areas = tested.deletion, tested.insertion, tested.random
-        measured.append(Message("，删除 {:.3f}、插入 {:.3f}、随机 {:.3f}", *areas))
-    return Joined("", measured)
+        parts.append(Message("，删除 {:.3f}、插入 {:.3f}、随机 {:.3f}", *areas))
+    return Joined("", parts)
 
 
 def _method(result) -> Message:

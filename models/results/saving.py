@@ -14,6 +14,7 @@ import numpy as np
 from ..errors import InputError, check_at_least, check_at_most, closest_hint
 from ..messages import LANGUAGES, Joined, Message, current_language, speaking
 from ..writing import write_files
+from .brief import measured
 from .drawing import TILE_SIDE, draw_results, file_marks, for_figure
 from .figure import encode_figure
 from .formats import (
@@ -144,12 +145,8 @@ def summary(results, files: OutputFiles) -> list[str]:
     for result in results:
         label = result.full_label(lang)
         label = Message("{}：", Message("默认：{}", label) if result.is_default else label)
-        for target, specificity, tested in zip(result.targets, result.specificities, result.tested):
-            measured = [] if specificity is None else [Message("，文本特异性 {:.2f}", specificity)]
-            if tested is not None:
-                areas = tested.deletion, tested.insertion, tested.random
-                measured.append(Message("，删除 {:.3f}、插入 {:.3f}、随机 {:.3f}", *areas))
-            similarity = Message("余弦相似度 {:.3f}{}", result.similarities[target], "".join(map(str, measured)))
+        for index, target in enumerate(result.targets):
+            similarity = Message("余弦相似度 {:.3f}{}", result.similarities[target], measured(result, index))
             shown = "" if len(results) == 1 else label
             lines.append(Message("{}目标文本：[{}] {}（{}）", shown, target, names[target], similarity))
     for source in dict.fromkeys(result.source for result in results):
