@@ -360,8 +360,9 @@ def test_methods_and_groups_of_the_evaluation_are_chosen(open_report):
     document["evaluation"] = {"groups": [{**group, "setting": document["settings"][0]["zh"]}, second]}
     report = open_report(document, cards, "#outline=0")
     before = report.drawn()
-    report.choose("setting", "1")
+    report.press(".")
     assert (report.drawn() != before).any()
+    assert report.page.input_value('#display [data-field="setting"]') == "1"
     report.page.select_option("#summary select", "1")
     report.settle()
     line = report.page.locator(".classes .several").first.inner_text().split()
@@ -502,6 +503,25 @@ def test_an_image_that_leaves_the_list_leaves_the_focus_to_the_next(open_report)
     report = open_report(*make_document(6), "#mark=none")
     report.press("ArrowRight", "ArrowRight", "Enter", "m", "1", "Escape")
     assert report.count() == 5 and spoken(report).startswith("0002.png")
+
+
+def test_numbers_of_another_text_are_named_and_a_faint_heatmap_too(open_report):
+    document, cards = make_document(1, targets=[0, 1])
+    document["images"][0]["rows"][0] |= {"specificity": 0.25, "measures": {"energy": 0.75}}
+    document["images"][0]["rows"][1] |= {"specificity": 0.5}
+    cells = levels(4, 4, seed=5)
+    cards[0] = json.dumps({**json.loads(cards[0]), "maps": [encode_map(0, cells), encode_map(1, cells, peak=0.03)]})
+    report = open_report(document, cards, "#text=1&open=id0")
+    report.page.locator("#picture-note", has_text="最高只到共用色标的 3.0%").wait_for()
+    lines = report.page.locator("#facts dl > *").all_inner_texts()
+    names = lines[::2]
+    assert names.index("文本特异性") < names.index("与标注比较的文本") < names.index("能量")
+    numbers = dict(zip(names, lines[1::2]))
+    assert numbers["文本特异性"] == "0.50" and numbers["能量"] == "0.750"
+    assert numbers["与标注比较的文本"] == "正常假体"
+    report.press("Escape")
+    report.choose("scale", "own")
+    assert "共用色标" not in report.page.inner_text("#cards .fourth")
 
 
 def test_the_link_is_copied(open_report):

@@ -170,11 +170,14 @@ function colourBarAddress() {
 }
 
 // What a reader must know of the heatmap that is shown, or is not; "" where there is nothing to say.
+const FAINT = 0.2; // of the shared scale: hardly to be seen
 function heatNote(card, image) {
   const text = shownText(image);
   if (text === null) return t("没有标签");
   const map = mapOf(card, image, shownRow(image));
   if (!shownRow(image)) return t("没有解释这段文本");
   if (!map) return t("没有热力图");
-  return /^A*=*$/.test(map.levels) ? t("热力图为空") : "";
+  if (/^A*=*$/.test(map.levels)) return t("热力图为空");
+  const share = map.peak / (map.own || 1);
+  return state.scale === "shared" && share < FAINT ? t("最高只到共用色标的 {}", percent(share)) : "";
 }

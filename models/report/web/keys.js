@@ -38,6 +38,7 @@ const KEY_WORDS = () => [
       ["1 … 9", "热力图的文本换成第几个"],
       ["[ ]", "热力图的文本换成上一个、下一个"],
       ["0", "回到原来的文本"],
+      ...(report.settings.length > 1 ? [[", .", "换成上一种、下一种方法"]] : []),
       ["v", "卡片的大小"],
       ["d", "概要收起或展开"],
     ],
@@ -82,6 +83,14 @@ function stepText(step) {
   showText(FIELDS.text[1](values[place]));
 }
 
+function stepSetting(step) {
+  const count = report.settings.length;
+  if (count === 1) return;
+  const setting = (state.setting + step + count) % count;
+  change({ setting });
+  flash(inLanguage(report.settings[setting]));
+}
+
 function changeAlpha(step) {
   const alpha = Math.min(1, Math.max(0, Math.round(10 * state.alpha + step) / 10));
   change({ alpha });
@@ -101,8 +110,8 @@ function find({ words, values, when }) {
 }
 
 function startWith(values) {
-  change({ ...values, open: null });
   focusFirst = true;
+  changeNow({ ...values, open: null });
 }
 
 function startAfresh() {
@@ -123,9 +132,8 @@ function showHint(sentence) {
   byId("hint").textContent = sentence;
 }
 
-// The opened image, also where the page is about to follow, else the card's.
 function imageOfNow() {
-  return images[indexOfId.get(state.open)] || gallery.list[gallery.position] || null;
+  return opened.image || gallery.list[gallery.position] || null;
 }
 
 function awaitMark() {
@@ -145,7 +153,7 @@ function writeComment() {
   const image = imageOfNow();
   if (!image) return;
   if (!opened.image) openImage(image.index);
-  requestAnimationFrame(() => requestAnimationFrame(() => byId("comment") && byId("comment").focus()));
+  byId("comment").focus();
 }
 
 const ACTIONS = {
@@ -158,6 +166,8 @@ const ACTIONS = {
   "=": () => changeAlpha(1), // the + of a keyboard without Shift
   "[": () => stepText(-1),
   "]": () => stepText(1),
+  ",": () => stepSetting(-1),
+  ".": () => stepSetting(1),
   v: nextSize,
   d: () => change({ fold: !state.fold }),
   m: awaitMark,

@@ -7,16 +7,16 @@ const MOST_BARS = 40;
 function openImage(index) {
   opened.returnTo = document.activeElement;
   opened.order = gallery.list.includes(images[index]) ? gallery.list : images;
-  change({ open: images[index].id });
+  changeNow({ open: images[index].id });
 }
 
 function closeImage() {
-  change({ open: null });
+  changeNow({ open: null });
 }
 
 function openNext(step) {
   const next = opened.order[opened.order.indexOf(opened.image) + step];
-  if (next) change({ open: next.id });
+  if (next) changeNow({ open: next.id });
 }
 
 // Follow the state: open, change to another image, show the choices of now, close.
@@ -269,12 +269,16 @@ function numbers(image) {
         [t("相似度"), decimals(row.similarity, 4)],
       ]
     : [];
-  for (const [word, read, digits] of MEASURES) {
-    const value = [row, measured].filter(Boolean).map(read).find(isNumber);
-    if (value !== undefined) lines.push([t(word), decimals(value, digits)]);
-  }
+  const measuresOf = (one) => MEASURES.filter(([, read]) => one && isNumber(read(one)));
+  const own = measuresOf(row);
+  for (const [word, read, digits] of own) lines.push([t(word), decimals(read(row), digits)]);
   if (row && row.peak) lines.push([t("峰的位置"), `${row.peak[0]}, ${row.peak[1]}`]);
   if (row) lines.push([t("方法"), inLanguage(report.settings[state.setting])]);
+  if (measured && measured !== row) {
+    lines.push([t("与标注比较的文本"), visible(report.names[measured.target])]);
+    const others = measuresOf(measured).filter((measure) => !own.includes(measure));
+    for (const [word, read, digits] of others) lines.push([t(word), decimals(read(measured), digits)]);
+  }
   if (image.size) lines.push([t("图像大小"), image.size.join(" × ")]);
   report.columns.forEach(
     (name, column) => image.values[column] && lines.push([columnName(name), visible(image.values[column])]),

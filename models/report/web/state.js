@@ -111,6 +111,12 @@ function change(values) {
   });
 }
 
+// The same at once, where the next key depends on what is shown.
+function changeNow(values) {
+  Object.assign(state, values);
+  update();
+}
+
 function reset() {
   change(Object.fromEntries(FILTERS.map((name) => [name, FIELDS[name][0]])));
 }
