@@ -2,7 +2,7 @@
 
     python tests/benchmark.py                  # everything, about 30 minutes
     python tests/benchmark.py --quick          # fewer repetitions
-    python tests/benchmark.py --only folder    # one part: command, call, methods, faithfulness, folder, memory, ranks
+    python tests/benchmark.py --only folder    # one part: see PARTS
     python tests/benchmark.py --against OLD    # whole commands against those of another checkout, pair by pair
 
 The command is measured as a whole process against its floor, `python -c "import torch"`, without and with
@@ -232,17 +232,28 @@ def measure_default(folder: Path, repetitions: int, count: int) -> None:
         ):
             ratio = median_ratio(call, lambda forward=forward, image=image: forward(image), runs)
             row(f"default {label}, one text of nine, {encoder}", f"{ratio:.2f} x forward pass", demanded)
+    ratio = ratio_of_runs(folder, count, [], ["--method", "gradcam"])
+    row(f"{count} photos by the default", f"{ratio:.2f} x --method gradcam", 1.2)
+
+
+def measure_report(folder: Path, count: int) -> None:
+    """What the report costs a folder of photos, of one text and of nine."""
+    for label, flags in (("", []), (", --overlay-only", ["--overlay-only"]), (", --all-texts", ["--all-texts"])):
+        ratio = ratio_of_runs(folder, count, flags, [*flags, "--no-report"])
+        row(f"{count} photos with the report{label}", f"{ratio:.2f} x --no-report", 1.05)
+
+
+def ratio_of_runs(folder: Path, count: int, ours: list[str], other: list[str]) -> float:
+    """Median over five pairs of whole commands over a folder of photos, with the flags `ours` and `other`."""
     photos = folder / "photos"
-    write_photos(photos, count)
+    if not photos.exists():
+        write_photos(photos, count)
     command = [*SCRIPT, "--model-path", str(folder / "resnet50.pth"), *NINE, "--image-path", str(photos)]
-    ratios = []
-    for turn in range(3):
-        seconds = {}
-        for flags in ([], ["--method", "gradcam"]):
-            output = ["--output-dir", str(folder / f"default_{turn}_{len(flags)}")]
-            seconds[len(flags)], _ = run_process([*command, *output, *flags])
-        ratios.append(seconds[0] / seconds[2])
-    row(f"{count} photos by the default", f"{statistics.median(ratios):.2f} x --method gradcam", 1.2)
+
+    def run(flags):
+        return lambda: run_process([*command, "--output-dir", str(folder / "runs"), *flags])
+
+    return median_ratio(run(ours), run(other), 5, warm_up=1)
 
 
 def measure_memory(folder: Path, few: int, many: int) -> None:
@@ -280,9 +291,9 @@ def measure_ranks(folder: Path, count: int) -> None:
     row("throughput of 2 processes of one thread / of 1", f"{taken[1] / taken[2]:.2f}", "at least 1.7")
 
 
-def median_ratio(ours, other, repetitions: int) -> float:
-    """Median over pairs of (time of `ours` / time of `other`), after two warm-up calls of each."""
-    for call in (ours, other) * 2:
+def median_ratio(ours, other, repetitions: int, warm_up: int = 2) -> float:
+    """Median over pairs of (time of `ours` / time of `other`), after so many warm-up calls of each."""
+    for call in (ours, other) * warm_up:
         call()
     ratios = []
     for _ in range(repetitions):
@@ -371,7 +382,7 @@ def measure_call(repetitions: int) -> None:
             row(f"CAM call, batch {batch}, one text", f"{ratio:.2f} x {name}", demanded)
 
 
-PARTS = ("command", "call", "default", "methods", "faithfulness", "folder", "memory", "ranks")
+PARTS = ("command", "call", "default", "methods", "faithfulness", "folder", "report", "memory", "ranks")
 TINY_TEXT = {"num_hidden_layers": 1, "hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 1}
 
 
@@ -463,6 +474,7 @@ def main() -> None:
         "methods": lambda folder: measure_methods(repetitions),
         "faithfulness": lambda folder: measure_tests(repetitions),
         "folder": lambda folder: measure_folder(folder, 40 if quick else 200),
+        "report": lambda folder: measure_report(folder, 40 if quick else 200),
         "memory": lambda folder: measure_memory(folder, 200, 2000 if quick else 20_000),
         "ranks": lambda folder: measure_ranks(folder, 40 if quick else 200),
     }
