@@ -330,10 +330,14 @@ def question_of(args) -> Question:
     indices = args.target_text_idx and text_indices(args.target_text_idx, names, "--target-text-idx")
     if args.contrast and len(names) < 2:
         raise InputError("--contrast 至少需要两个类别文本")
-    targets = target_texts("all" if args.all_texts else indices, len(names))
-    gamma = CONTRAST_GAMMA if args.contrast else 0.0
-    choices = args.method, args.similarity, args.subtract_others or None
-    question = Question(names, texts, targets, gamma, *choices, args.faithfulness, args.img_size)
+    choices = args.method, args.similarity, args.subtract_others or None, args.faithfulness, args.img_size
+    return question_about(names, texts, "all" if args.all_texts else indices, args.contrast, *choices)
+
+
+def question_about(names: list[str], texts: list[str], target_text_idx, contrast: bool, *choices) -> Question:
+    """The Question of `target_texts`' targets and of `choices`, its further fields; InputError where they clash."""
+    targets, gamma = target_texts(target_text_idx, len(names)), CONTRAST_GAMMA if contrast else 0.0
+    question = Question(names, texts, targets, gamma, *choices)
     check_question(question)
     return question
 
@@ -744,6 +748,15 @@ def naming_image(place: int | None) -> Iterator[None]:
         raise InputError("image[{}]：{}", place, reason(error)) from error
 
 
+def pixels_of(images: Mapping[int | None, object], grey_range) -> dict[int | None, np.ndarray]:
+    """uint8 [H, W, 3] of each image of a list, by its place there; InputError names the place."""
+    pixels = {}
+    for place, image in images.items():
+        with naming_image(place):
+            pixels[place] = to_pixels(image, grey_range)
+    return pixels
+
+
 def class_text_features(model, texts: list[str]) -> torch.Tensor:
     """The texts' features [K, D] by the model's own text tower, whatever surrounds the call."""
     tower = getattr(model, "text_encoder", None)
@@ -799,23 +812,17 @@ def explain(
             warnings.warn(
                 InputWarning("img_size={} 与检查点不符，按检查点的 {} 处理", img_size, own_size), stacklevel=2
             )
-        names, texts = names_and_texts(class_texts)
-        targets = target_texts(target_text_idx, len(texts))
-        gamma = CONTRAST_GAMMA if contrast else 0.0
-        question = Question(names, texts, targets, gamma, method, similarity, subtract_others, faithfulness, img_size)
-        check_question(question)
+        choices = method, similarity, subtract_others, faithfulness, img_size
+        question = question_about(*names_and_texts(class_texts), target_text_idx, contrast, *choices)
         colours = choose_colours(colormap, blend, alpha)
         is_list = isinstance(image, (list, tuple))
         images = dict(enumerate(image)) if is_list else {None: image}  # by their places in the list
-        pixels = {}
-        for place, one in images.items():
-            with naming_image(place):
-                pixels[place] = to_pixels(one, grey_range)
+        pixels = pixels_of(images, grey_range)
         if use_cuda and torch.cuda.is_available():
             model.to("cuda")
         explainer = Explainer(model, text_features, question, target_layer, image_encoder_name, colours)
         if text_features is None:
-            explainer.text_features = class_text_features(model, texts)
+            explainer.text_features = class_text_features(model, question.texts)
         answers = [
             Results(result._replace(lang=lang, name=file_name(one)) for result in results)
             for one, results in zip(images.values(), explainer.results(pixels))

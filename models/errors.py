@@ -126,11 +126,11 @@ def reason(error: BaseException, limit: int = LONGEST_MESSAGE) -> str | Message:
     """What an exception says, on one line; of another's exception `limit` characters."""
     if isinstance(error, OneLine):
         return error.message
-    said = getattr(error, "strerror", None) or next(iter(error.args), None)
-    if isinstance(said, Message):
-        return said
-    said = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
-    return escape_unprintable(shortened(said.split("\n")[0], limit))
+    message = getattr(error, "strerror", None) or next(iter(error.args), None)
+    if isinstance(message, Message):
+        return message
+    text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
+    return escape_unprintable(shortened(text.split("\n")[0], limit))
 
 
 def say(*lines, to=None) -> None:

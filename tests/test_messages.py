@@ -26,7 +26,7 @@ from models.report.page import page_words
 from models.results.figure import encode_figure
 from models.results.result import Results, draw_results, for_figure
 from models.runs.sharing import run_chunks
-from models.runs.tables import in_language
+from models.runs.tables import row_in_language
 
 SCRIPT = Path(script.__file__)
 ENGLISH = json.loads(CATALOGUE.read_text(encoding="utf-8"))
@@ -96,8 +96,8 @@ def test_why_an_image_cannot_be_read_travels_between_processes_without_a_languag
 
 def test_lines_of_earlier_versions_are_shown_as_they_are():
     old, new = {"error": "坏", "warning": None}, {"error": "坏", "error_en": "bad", "setting": "Grad-CAM，两层"}
-    assert in_language(old, "en") == old and in_language(new, "zh") == new
-    assert in_language(new, "en") == {"error": "bad", "error_en": "bad", "setting": "Grad-CAM, two layers"}
+    assert row_in_language(old, "en") == old and row_in_language(new, "zh") == new
+    assert row_in_language(new, "en") == {"error": "bad", "error_en": "bad", "setting": "Grad-CAM, two layers"}
 
 
 # -- the catalogue ----------------------------------------------------------------------------

@@ -105,7 +105,7 @@ def draw_evaluation(evaluation: Mapping, names: Sequence[str], lang: str = "zh")
     `names`: K short names; of more than MOST_CLASSES those of most images are drawn, of more than MOST_SPLITS splits
     the first. `lang`: "zh" or "en"; names and settings stay as they are.
     """
-    words = parts.in_language(EVALUATION_WORDS, lang)
+    words = parts.words_in_language(EVALUATION_WORDS, lang)
     items, bottom = [], 60
     splits = groups_by_split(evaluation)
     for groups in splits[:MOST_SPLITS]:
@@ -169,7 +169,7 @@ def _notes(evaluation: Mapping, words: Mapping) -> list[str]:
 
 def paper_rows(evaluation: Mapping, names: Sequence[str], lang: str = "zh") -> Iterator[tuple]:
     """The tables of the page as cells, headings first: of each group all images, the classes' means, each class."""
-    words = parts.in_language(EVALUATION_WORDS, lang)
+    words = parts.words_in_language(EVALUATION_WORDS, lang)
     yield *(words[name] for name in ("of split", "setting", "class")), *(words[column.heading] for column in COLUMNS)
     for group in evaluation["groups"]:
         group = {**group, "macro": without_counts(group["macro"])}

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from ..errors import escape_unprintable
 from ..messages import Joined, Message, current_language, translated
 from ..results.page import columns_of, wrap_text
-from ..results.parts import in_language, label_in_language
+from ..results.parts import label_in_language, words_in_language
 from .baselines import BASELINES
 from .summary import CASES
 
@@ -33,7 +33,7 @@ def groups_by_split(evaluation: Mapping) -> list[list[Mapping]]:
 
 def lines_of(group: Mapping, names: Sequence[str], lang: str = "zh") -> list[tuple[str, Mapping]]:
     """(name, measures) of all images, of the classes' means and of each of `names` that has some."""
-    lines = [(name, group[line]) for line, name in in_language(LINE_NAMES, lang).items()]
+    lines = [(name, group[line]) for line, name in words_in_language(LINE_NAMES, lang).items()]
     return lines + [(name, group["classes"][name]) for name in names if name in group["classes"]]
 
 

@@ -69,8 +69,8 @@ class ImageDataset:
                 except MemoryError:
                     errors[row] = Message("无法读取图像 {}：内存不足；请先缩小图像，或减小 --num-workers", path)
                 except Exception as error:  # whatever a decoder raises: the other images go on
-                    said = " ".join(str(error).split())
-                    errors[row] = Message("无法读取图像 {}：{}：{}", path, type(error).__name__, said)
+                    why = " ".join(str(error).split())
+                    errors[row] = Message("无法读取图像 {}：{}：{}", path, type(error).__name__, why)
         return DecodedChunk(index, resized, pixels, errors)
 
 

@@ -32,7 +32,7 @@ TABLE = 830  # where the table starts
 
 def draw_curves(tested: Faithfulness, question: Question, height: int, lang: str) -> list:
     """The plot, its upper edge at the height 0, and beside it the table of areas, as wide as the page."""
-    words = parts.in_language(CURVE_WORDS, lang)
+    words = parts.words_in_language(CURVE_WORDS, lang)
     left, right, top, bottom = MARGIN + 112, TABLE - 60, 0, height
     curves = {"deletion": tested.deletion_curve, "insertion": tested.insertion_curve}
     ticks = nice_ticks(*_range([*curves.values(), tested.random_curve]))

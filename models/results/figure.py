@@ -79,7 +79,7 @@ def draw_figure(result, heatmap: np.ndarray, overlay: np.ndarray, lang: str = "z
     `heatmap` [H, W] in [0, 1], NaN where the model saw nothing; `overlay` RGB uint8 [H, W, 3]; `lang` ("zh", "en") is
     the figure's own language; texts and names stay as they are. `has_marks`: with (a), (b), ... at the panels.
     """
-    words = parts.in_language(FIGURE_WORDS, lang)
+    words = parts.words_in_language(FIGURE_WORDS, lang)
     result = result._replace(flaws=[in_language(flaw, lang) for flaw in result.flaws])
     (height, width), (tested,) = result.pixels.shape[:2], result.tested
     panel_height = round(float(np.clip(PANEL_WIDTH * height / width, 408, 768)))

@@ -86,7 +86,7 @@ def draw_grid(results, overlays: list[np.ndarray], lang: str = "zh", has_marks: 
     `overlays`: RGB uint8 [h, w, 3] of the image's proportions, each; `lang`: "zh" or "en"; `has_marks`: with (a),
     (b), ... at the tiles.
     """
-    words, first = parts.in_language(GRID_WORDS, lang), results[0]
+    words, first = parts.words_in_language(GRID_WORDS, lang), results[0]
     image_height, image_width = first.pixels.shape[:2]
     is_tested = any(tested is not None for result in results for tested in result.tested)
     details = 2 + max(len(_measured(pair, words)) + (2 if pair[0].also else 0) for pair in results.pairs())

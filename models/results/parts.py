@@ -55,14 +55,14 @@ MARGIN = 36  # of the page, left and right
 NAME_ROOM = 480  # pixels, for the name of the image
 
 
-def in_language(words: dict, lang: str) -> dict:
+def words_in_language(words: dict, lang: str) -> dict:
     """A table of our own words in one of LANGUAGES."""
     return {name: translated(word, lang) for name, word in words.items()}
 
 
 def label_in_language(label: str, lang: str) -> str:
     """A heatmap's full name, as the tables have it in Chinese, in one of LANGUAGES."""
-    words, chinese = in_language(FOOTER_WORDS, lang), in_language(FOOTER_WORDS, "zh")
+    words, chinese = words_in_language(FOOTER_WORDS, lang), words_in_language(FOOTER_WORDS, "zh")
     translations = {chinese[name]: words[name] for name in ("two layers", "dot", "subtract")}
 
     def in_words(detail):

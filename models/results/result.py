@@ -13,15 +13,14 @@ from ..explain.methods import METHODS
 from ..explain.question import Question
 from ..heavy import Image
 from ..images.preprocessing import Region
-from ..messages import LANGUAGES, Joined, Message, speaking
-from ..messages import in_language as said_in
+from ..messages import LANGUAGES, Joined, Message, in_language, speaking
 from .brief import brief
 from .colours import DEFAULT_COLOURS, Colours, overlay, overlay_levels
 from .drawing import draw_results, file_marks, for_figure
 from .figure import encode_figure
 from .outlines import Outline
 from .page import Drawing, draw_pixels
-from .parts import FOOTER_WORDS, in_language
+from .parts import FOOTER_WORDS, words_in_language
 from .saving import OutputChoice, check_choice, save_results
 
 WHERE_ONLY = "该文本与图像的相似度靠后，热力图的颜色不说明有没有：它只说明若有会在哪里，有没有请看概率"
@@ -86,8 +85,8 @@ class ImageResult(NamedTuple):
 
     def warnings(self, lang: str | None = None) -> list[str | None]:
         """What the reader of each explained text's map must know: the cautions, and its own notes."""
-        said = (Joined("；", [*self.cautions, *notes]) for notes in self.notes())
-        return [message.in_language(lang or self.lang) or None for message in said]
+        joined = (Joined("；", [*self.cautions, *notes]) for notes in self.notes())
+        return [message.in_language(lang or self.lang) or None for message in joined]
 
     def notes(self) -> list[list[Message]]:
         """What must be known of each explained text's map alone: it is empty, ignores the text, says only where."""
@@ -119,8 +118,8 @@ class ImageResult(NamedTuple):
     def messages(self, lang: str | None = None) -> list[str]:
         """The warnings, each once; with several texts, after the names of those it is about. None: in its language."""
         named = ((self.question.names[target], notes) for target, notes in zip(self.targets, self.notes()))
-        said = [*self.cautions, *_each_once(named, alone=len(self.targets) == 1)]
-        return [said_in(message, lang or self.lang) for message in said]
+        messages = [*self.cautions, *_each_once(named, alone=len(self.targets) == 1)]
+        return [in_language(message, lang or self.lang) for message in messages]
 
     # of the only, or the first, explained text
 
@@ -188,7 +187,7 @@ class ImageResult(NamedTuple):
 
     def full_label(self, lang: str = "zh") -> str:
         """The heatmap's name: the method and in what it differs from it at one layer, of the cosine."""
-        words = in_language(FOOTER_WORDS, lang)
+        words = words_in_language(FOOTER_WORDS, lang)
         return words["comma"].join([self.label, *self.details(words)])
 
     @property
@@ -249,7 +248,7 @@ class Results(tuple):
         only = Message(WHERE_ONLY)
         where = [only for _, of_method in notes if only in of_method]
         own = ((label, [note for note in of_method if note != only]) for label, of_method in notes)
-        return [said_in(message, lang) for message in dict.fromkeys([*cautions, *where, *_each_once(own)])]
+        return [in_language(message, lang) for message in dict.fromkeys([*cautions, *where, *_each_once(own)])]
 
     @property
     def lang(self) -> str:

@@ -25,12 +25,12 @@ def join(
     tolerance: float,
     lang: str | None = None,
     dpi: int | None = None,
-    asks_for_report: bool | None = None,
+    report: bool | None = None,
     anonymous: bool = False,
 ) -> int:
     """Write tables, evaluation and report of an output folder; returns the exit code: 1 where images are missing.
 
-    `lang`: of LANGUAGES, `dpi`: of evaluation.png; None for the run's own. `asks_for_report`, `anonymous`: as for
+    `lang`: of LANGUAGES, `dpi`: of evaluation.png; None for the run's own. `report`, `anonymous`: as for
     `report_choice`; the run's own where neither is given.
 
     The lines of shards go into the folder's own state first, as those of one run, which `--resume` goes on with.
@@ -48,7 +48,7 @@ def join(
         state.remove(state.evaluation)
         state.remove_report()
         lang = lang or (settings.get("lang") if settings.get("lang") in LANGUAGES else LANGUAGES[0])
-        choice = report_choice(asks_for_report, anonymous, len(state.plan(len(names))), settings)
+        choice = report_choice(report, anonymous, len(state.plan(len(names))), settings)
         cases = CaseChoice(tolerance=tolerance, dpi=dpi or _dpi_of(settings))
         return conclude(state, names, cases, choice, lang)
 

@@ -78,8 +78,8 @@ class Truth(NamedTuple):
             "{} 的标注是空的，或在图像之外": annotation.empty,
             "标注中的 {} 不是该图像的标签": others,
         }
-        said = [Message(problem, Joined("、", about)) for problem, about in problems.items() if about]
-        return Joined("；", said) or None
+        warnings = [Message(problem, Joined("、", about)) for problem, about in problems.items() if about]
+        return Joined("；", warnings) or None
 
     def packed_coverages(self, rows: Sequence[dict]) -> dict[str, str]:
         """{index of a text: its annotation's coverage, packed} of those that the rows were measured on."""

@@ -77,15 +77,16 @@ class Anonymous(Naming):
 
     def error(self, image: PlannedImage, texts: dict) -> dict:
         """Most name a file, and some what stands in one."""
-        return said(IN_RESULTS)
+        return in_each_language(IN_RESULTS)
 
     def warning(self, image: PlannedImage, texts: dict) -> dict:
         """What is ours is kept; what may name the image, or quotes its annotations, is not."""
         split = image.columns.get("split")
         names = {*image.columns.values(), image.path, *image.annotations} - {None, split}
         names |= {PureWindowsPath(name).stem for name in names}
-        told = [*_QUOTING, *(name for name in names if len(name) >= LEAST_NAME)]
-        return said(WARNED) if any(name.lower() in text.lower() for name in told for text in texts.values()) else texts
+        telling = [*_QUOTING, *(name for name in names if len(name) >= LEAST_NAME)]
+        tells = any(name.lower() in text.lower() for name in telling for text in texts.values())
+        return in_each_language(WARNED) if tells else texts
 
     def key_lines(self) -> Iterator[str]:
         """The lines of a CSV file: which image each number is."""
@@ -105,6 +106,6 @@ def _numbers(count: int, digits: int) -> Iterator[str]:
     return (f"{number:0{digits}d}" for number in range(1, count + 1))
 
 
-def said(message: Message) -> dict:
+def in_each_language(message: Message) -> dict:
     """{lang: text} of a message."""
     return {lang: message.in_language(lang) for lang in LANGUAGES}

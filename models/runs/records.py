@@ -14,7 +14,7 @@ from ..errors import InputError
 from ..evaluation.measures import LONGEST_PACKED
 from ..inputs import finite_number
 from ..writing import check_no_link_between, check_own
-from .tables import COLUMNS, ENGLISH, SAID, list_columns
+from .tables import COLUMNS, ENGLISH, SENTENCES, list_columns
 
 LONGEST_LINE = 1 << 25  # bytes; of an image with 1000 texts, all of them explained: 12 MB
 
@@ -153,7 +153,7 @@ def can_be_evaluated(row: Mapping, texts: int) -> bool:
 
 _INDEX = re.compile("[0-9]{1,9}")
 LARGEST_NUMBER = 1e39  # what float32 can hold, and no less
-_IN_ENGLISH = {name + ENGLISH for name in SAID}
+_IN_ENGLISH = {name + ENGLISH for name in SENTENCES}
 _COLUMNS = {*COLUMNS, *_IN_ENGLISH}
 _TEXTS = {
     *("id", "image", "label", "predicted", "target", "case", "warning", "error", "method", "setting", "explained"),

@@ -16,7 +16,7 @@ from ..report.colours import colour_choice, colour_tables
 from ..report.page import CARDS_PER_FILE, IMAGES_INLINE, card_file, page_parts
 from ..results.parts import label_in_language
 from ..writing import open_own, write_files
-from .naming import Anonymous, Naming, said
+from .naming import Anonymous, Naming, in_each_language
 from .records import PlannedImage, are_whole, can_be_evaluated
 from .state import RunState, card_name
 from .tables import name_below, shown_row
@@ -47,15 +47,15 @@ class ReportChoice(NamedTuple):
         return cls(*(settings.get(name) is True for name in cls._fields))
 
 
-def report_choice(asked: bool | None, anonymous: bool, images: int, earlier: Mapping | None = None) -> ReportChoice:
-    """What the flags mean for a list of `images`; `asked`: None where neither --report nor --no-report is given.
+def report_choice(report: bool | None, anonymous: bool, images: int, earlier: Mapping | None = None) -> ReportChoice:
+    """What the flags mean for a list of `images`; `report`: None where neither --report nor --no-report is given.
 
     Without flags it is as in the run that goes on, whose settings are `earlier`.
     """
-    if asked is None and not anonymous and earlier is not None:
+    if report is None and not anonymous and earlier is not None:
         return ReportChoice.of(earlier)
-    by_default = asked is None and 2 <= images <= MOST_BY_DEFAULT
-    return ReportChoice(bool(asked or anonymous or by_default), anonymous)
+    by_default = report is None and 2 <= images <= MOST_BY_DEFAULT
+    return ReportChoice(bool(report or anonymous or by_default), anonymous)
 
 
 class _CardFile(NamedTuple):
@@ -160,8 +160,8 @@ def _run_key(settings: Mapping, images: Sequence[Mapping], naming: Naming) -> st
 def _title(settings: Mapping, naming: Naming) -> dict:
     root = settings.get("root")
     if isinstance(naming, Anonymous) or not isinstance(root, str):
-        return said(Message("热力图报告"))
-    return said(Message("热力图报告：{}", PurePath(root).name))
+        return in_each_language(Message("热力图报告"))
+    return in_each_language(Message("热力图报告：{}", PurePath(root).name))
 
 
 def _image(
@@ -174,7 +174,7 @@ def _image(
     if "error" in record:
         return about | {"error": naming.error(image, _both({**rows[0], "error": record["error"]}, "error"))}
     if not all(_is_shown(row, names) for row in rows):
-        return about | {"error": said(Message("这张图像的结果行不是本工具写的，或已损坏"))}
+        return about | {"error": in_each_language(Message("这张图像的结果行不是本工具写的，或已损坏"))}
     first, overlays = rows[0], {str(index): naming.link(row.get("overlay")) for index, row in enumerate(rows)}
     size, figure = [first.get("width"), first.get("height")], naming.link(first.get("figure"))
     shown = [_row(row, shown_row(row, image, true, names, tolerance), labels) for row in rows]

@@ -52,10 +52,10 @@ class Run:
         choice: OutputChoice,
         run_columns: Mapping,
         cases: CaseChoice,
-        report: ReportChoice,
+        report_choice: ReportChoice,
     ):
         self.explainer, self.dataset, self.prepare, self.state = explainer, dataset, dataset.prepare, state
-        self.choice, self.run_columns, self.cases, self.report = choice, run_columns, cases, report
+        self.choice, self.run_columns, self.cases, self.report_choice = choice, run_columns, cases, report_choice
         self.device = next(explainer.model.parameters()).device
         if self.device.type == "cpu":  # as the chunks are: a twentieth faster
             explainer.model.image_encoder.to(memory_format=torch.channels_last)
@@ -147,8 +147,9 @@ class Run:
         except Exception as error:
             if getattr(error.__cause__, "errno", None) in NO_USE_GOING_ON:
                 raise
-            said = error if isinstance(error, InputError) else InputError("{}: {}", type(error).__name__, reason(error))
-            why = in_both_languages("error", said)
+            if not isinstance(error, InputError):
+                error = InputError("{}: {}", type(error).__name__, reason(error))
+            why = in_both_languages("error", error)
             row = {"image": image.path, **self.run_columns, **why}
             return {"image": image.path, "files": {}, "rows": [row], **why, **of_case}
         sizes = {name_below(folder, path): len(data) for path, data in contents.items()}
@@ -158,7 +159,7 @@ class Run:
 
     def card(self, image: PlannedImage, results: Results, truth: Truth | None) -> dict[Path, bytes]:
         """The file that the report shows an image from; none where there is to be no report."""
-        if not self.report.report:
+        if not self.report_choice.report:
             return {}
         outlines = [] if truth is None else truth.outlines(MOST_POINTS)
         return {self.state.card(image.name): encode_card(results, outlines)}
@@ -219,7 +220,7 @@ def finish_run(run: Run, plan: Sequence[PlannedImage], size: ChunkSize, ranks: R
             return 1
     if not ranks.is_first:
         return 0
-    return conclude(run.state, names, run.cases, run.report, run.choice.lang, progress)
+    return conclude(run.state, names, run.cases, run.report_choice, run.choice.lang, progress)
 
 
 def conclude(

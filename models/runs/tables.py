@@ -72,12 +72,12 @@ def _row_of_text(result: ImageResult, index: int, truth: Truth | None) -> dict:
     tested = result.tested[index]
     raw_map, size = result.maps[index], result.pixels.shape[:2]
     resized = resize_map(raw_map, size, result.region)
-    measured, said = measure_map(raw_map, resized, result.geometry), [*result.cautions, *result.notes()[index]]
+    measured, notes = measure_map(raw_map, resized, result.geometry), [*result.cautions, *result.notes()[index]]
     if truth is not None:
         peak = None if measured["peak_x"] is None else (measured["peak_x"], measured["peak_y"])
         columns = truth.columns(resized, peak, target, result.predicted)
         measured |= {name: rounded(value) if isinstance(value, float) else value for name, value in columns.items()}
-        said.append(truth.warning)
+        notes.append(truth.warning)
     return {
         "target_text_idx": target,
         "target": result.question.names[target],
@@ -86,12 +86,13 @@ def _row_of_text(result: ImageResult, index: int, truth: Truth | None) -> dict:
         "probability": six_digits(result.probabilities[target]),
         **measured,
         "text_specificity": None if specificity is None else rounded(specificity),
-        **in_both_languages("warning", Joined("；", filter(None, said)) or None),
+        **in_both_languages("warning", Joined("；", filter(None, notes)) or None),
         **{name: None if tested is None else rounded(getattr(tested, name)) for name in FAITHFULNESS_COLUMNS},
     }
 
 
-SAID, ENGLISH = ("warning", "error"), "_en"  # columns of sentences; what the names of their English in a record end in
+SENTENCES = ("warning", "error")  # columns of these
+ENGLISH = "_en"  # what the names of their English in a record end in
 FAITHFULNESS_COLUMNS = ("deletion", "insertion", "deletion_margin", "insertion_margin")
 
 
@@ -121,16 +122,16 @@ def in_both_languages(name: str, message: Message | None) -> dict[str, str | Non
     return {name: message.in_language("zh"), name + ENGLISH: message.in_language("en")}
 
 
-def said_in(row: Mapping, name: str, lang: str) -> str | None:
+def sentence_in(row: Mapping, name: str, lang: str) -> str | None:
     """What a record says in one of LANGUAGES; in Chinese where an earlier version wrote it."""
     return row.get(name + ENGLISH if lang == "en" else name) or row.get(name)
 
 
-def in_language(row: Mapping, lang: str) -> dict:
+def row_in_language(row: Mapping, lang: str) -> dict:
     """A row whose own words are of one of LANGUAGES."""
-    said = {name: said_in(row, name, lang) for name in SAID if name in row}
+    sentences = {name: sentence_in(row, name, lang) for name in SENTENCES if name in row}
     setting = {"setting": label_in_language(row["setting"], lang)} if row.get("setting") else {}
-    return {**row, **said, **setting}
+    return {**row, **sentences, **setting}
 
 
 def shown_row(row: Mapping, image, labels: Sequence[int], names: Sequence[str], tolerance: float) -> dict:

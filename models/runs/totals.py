@@ -13,7 +13,7 @@ from ..messages import LANGUAGES, current_language
 from ..results.result import TEXT_FREE
 from ..writing import open_own
 from .records import PlannedImage
-from .tables import in_language, in_order, said_in, shown_row, table_columns
+from .tables import in_order, row_in_language, sentence_in, shown_row, table_columns
 
 
 class Place(NamedTuple):
@@ -67,7 +67,7 @@ class Totals:
         for image, record in self.records():
             if "error" in record:
                 if len(self.failures) < self.MOST_FAILURES:
-                    self.failures.append((image.image, said_in(record, "error", current_language())))
+                    self.failures.append((image.image, sentence_in(record, "error", current_language())))
                 continue
             self.warned += sum(map(is_warned, record["rows"]))
             row = record["rows"][0]
@@ -105,7 +105,7 @@ class Totals:
         for image, record in self.records():
             for row in record["rows"]:
                 shown = shown_row(row, image, record.get("labels", image.labels), self.names, tolerance)
-                yield in_order(in_language(shown, lang), columns, self.names)
+                yield in_order(row_in_language(shown, lang), columns, self.names)
 
 
 def is_warned(row: Mapping) -> bool:

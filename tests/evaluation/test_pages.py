@@ -11,7 +11,7 @@ from models.evaluation.picture import EVALUATION_WORDS, draw_evaluation, paper_r
 from models.evaluation.summary import evaluate
 from models.evaluation.tables import HEADER, evaluation_rows, explained, largest_classes, terminal_lines
 from models.results.page import Box, Line, Text, columns_of, draw_pixels, text_box
-from models.results.parts import in_language
+from models.results.parts import words_in_language
 
 LONG = "全髋关节置换术后，股骨柄与股骨髓腔骨质之间可见宽度超过2毫米的连续平滑透亮线"
 CLASSES = {
@@ -190,7 +190,7 @@ def test_nothing_collides(kind, case, lang):
     names, options = CLASSES[kind], OPTIONS[case]
     drawing = draw_evaluation(evaluated(kind, case), names, lang)
     assert_nothing_collides(drawing)
-    words = in_language(EVALUATION_WORDS, lang)
+    words = words_in_language(EVALUATION_WORDS, lang)
     shown = strings(drawing)
     assert words["title"] in shown
     assert (words["confusion"] in shown) == options.get("labels", True)

@@ -44,6 +44,7 @@ from models.results.page import (
     Picture,
     Text,
     _font_of,
+    box_of,
     draw_pixels,
     drawable,
     font_paths,
@@ -247,15 +248,6 @@ def bars_of(drawing):
     """(colour, width) of each bar, the likeliest first; the marks of the legend are 14 high."""
     boxes = [box for box in items_of(drawing, Box) if box.fill in BAR_COLOURS.values()]
     return [(box.fill, box.right - box.left) for box in boxes if box.bottom - box.top != 14]
-
-
-def box_of(item):
-    if isinstance(item, Text):
-        return text_box(item)
-    if isinstance(item, Line):
-        x, y = zip(*item.points)
-        return min(x), min(y), max(x), max(y)
-    return item.left, item.top, item.right, item.bottom
 
 
 def meet(one, other, by=0.0):

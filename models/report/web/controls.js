@@ -172,10 +172,10 @@ const KINDS = {
 };
 
 function controlElement(control) {
-  const made = KINDS[control.kind](control);
-  if (control.kind === "toggle") return made;
+  const field = KINDS[control.kind](control);
+  if (control.kind === "toggle") return field;
   const tag = control.kind === "between" ? "div" : "label"; // a label has one field
-  return element(tag, { class: "control" }, element("span", { title: labelOf(control) }, labelOf(control)), made);
+  return element(tag, { class: "control" }, element("span", { title: labelOf(control) }, labelOf(control)), field);
 }
 
 function fillWith(place, controls, ...more) {

@@ -294,10 +294,10 @@ function links(image) {
     [image.figure, "可视化图"],
     [overlay, "叠加图"],
   ].map(([path, word]) => [path && link(path), word]);
-  const made = entries
+  const anchors = entries
     .filter(([address]) => address)
     .map(([address, word]) => element("a", { href: address, target: "_blank", rel: "noopener" }, t(word)));
-  return element("p", { class: "links" }, ...made);
+  return element("p", { class: "links" }, ...anchors);
 }
 
 function facts(image) {

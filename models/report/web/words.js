@@ -46,14 +46,14 @@ function columnName(name) {
 
 // An element with attributes, listeners (values that are functions, by the event's name) and children: nodes, or texts.
 function element(tag, attributes, ...children) {
-  const made = document.createElement(tag);
+  const node = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes || {})) {
-    if (typeof value === "function") made.addEventListener(name, value);
+    if (typeof value === "function") node.addEventListener(name, value);
     else if (value !== null && value !== undefined && value !== false)
-      made.setAttribute(name, value === true ? "" : value);
+      node.setAttribute(name, value === true ? "" : value);
   }
-  made.append(...children.filter((child) => child !== null && child !== undefined && child !== false));
-  return made;
+  node.append(...children.filter((child) => child !== null && child !== undefined && child !== false));
+  return node;
 }
 
 // A name or text of the user's, kept apart from the direction of the words around it.
