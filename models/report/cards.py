@@ -26,6 +26,7 @@ from ..explain.heatmap import is_flat
 from ..heavy import cv2
 from ..images.preprocessing import Region
 from ..inputs import finite_number
+from ..results.formats import encode_image
 from ..results.outlines import Outline
 from ..results.result import ImageResult, Results
 
@@ -44,10 +45,9 @@ def encode_card(results: Results, outlines: Sequence[Outline]) -> bytes:
     first = results[0]
     height, width = first.pixels.shape[:2]
     small = _thinned(first.pixels)
-    encoded = cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1]
     maps = [_encode_map(*of_map) for result in results for of_map in zip(result.maps, *peaks(result))]
     card = {
-        "jpeg": _base64(encoded.tobytes()),
+        "jpeg": _base64(encode_image(small, ".jpg", jpeg_quality=QUALITY)),
         "size": [small.shape[1], small.shape[0]],
         "region": [round(edge / side, 6) for edge, side in zip(first.geometry, (width, height) * 2)],
         "maps": [{"row": row, **encoded_map} for row, encoded_map in enumerate(maps)],
