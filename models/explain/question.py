@@ -11,6 +11,7 @@ from ..errors import InputError, check_text_indices
 from ..heavy import torch
 from ..towers.similarity import check_scale, softmax_probabilities
 from .methods import METHODS, check_method, check_similarity, reads_attention
+from .words import Word
 
 CONTRAST_GAMMA = 0.6
 OTHERS_TEMPERATURE = 2.0  # the model's own temperature times this weighs the other texts
@@ -29,6 +30,7 @@ class Question(NamedTuple):
     subtract_others: bool | None = False  # whether the other texts are taken off; None for the method's default
     faithfulness: bool = False  # whether each heatmap is tested by deletion and insertion
     img_size: int | None = None  # side of the model's input where the model does not say
+    words: bool = False  # whether the words of each explained text are weighed
 
 
 class Others(NamedTuple):
@@ -183,6 +185,7 @@ class ImageMaps(NamedTuple):
     compared: np.ndarray  # float32 [K, h', w'] at the last target layer: how alike the texts' maps are
     probabilities: np.ndarray  # [K]
     faithfulness: list | None = None  # T, where the explained texts' maps were tested
+    words: list[list[Word]] | None = None  # T, where the explained texts' words were weighed
 
     def first(self, count: int) -> ImageMaps:
         """The same of the first explained texts alone."""

@@ -11,6 +11,7 @@ import numpy as np
 from ..explain.heatmap import TEXT_UNSPECIFIC, is_flat, resize_map, to_heatmap
 from ..explain.methods import METHODS
 from ..explain.question import Question
+from ..explain.words import Word
 from ..heavy import Image
 from ..images.preprocessing import Region
 from ..messages import LANGUAGES, Joined, Message, in_language, speaking
@@ -53,6 +54,7 @@ class ImageResult(NamedTuple):
     lang: str = LANGUAGES[0]  # of its figure and of what it says of itself
     name: str | None = None  # the image's file name, without its folders
     colours: Colours = DEFAULT_COLOURS
+    words: list[list[Word]] | None = None  # T, what each word of an explained text adds to the similarity
 
     def __eq__(self, other) -> bool:
         """Whether all values are the same, those of arrays too; NaN is the same as NaN."""

@@ -9,6 +9,7 @@ from tiny import tiny_result
 
 from models.errors import InputError
 from models.explain.faithfulness import Faithfulness
+from models.explain.words import Word
 from models.images.preprocessing import Region
 from models.results.colours import Colours
 from models.results.outlines import Outline
@@ -70,6 +71,7 @@ DIFFERENT = {
     "lang": "en",
     "name": "b.png",
     "colours": Colours("jet", "heat", 0.5),
+    "words": [[Word("骨", 0.2, 0, 1)], []],
 }
 
 
