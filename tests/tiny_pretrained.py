@@ -137,7 +137,8 @@ def randomise(network, seed=0):
                 parameter.normal_(0, 1.5 / fan_in**0.5, generator=generator)
             elif name.endswith("bias"):
                 parameter.normal_(0, 0.2, generator=generator)
-        network.logit_scale.fill_(1.5)
+        if hasattr(network, "logit_scale"):
+            network.logit_scale.fill_(1.5)
         if getattr(network, "logit_bias", None) is not None:
             network.logit_bias.fill_(-0.7)
     return randomise_norms(network, seed).eval()

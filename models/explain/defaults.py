@@ -59,13 +59,13 @@ _FAMILIES = (
         _network("features.-1.-1", "features.-3.-1", "features.-1.-1")._replace(tells_presence=False),
     ),
     (tuple(f"efficientnet-b{i}" for i in range(8)), _network("features.-1", "features.-4.-1", "features.-1")),
-    (("vit",), _transformer("layers.-1.layernorm_before")),
+    (("vit", "plain-vit"), _transformer("layers.-1.layernorm_before")),
     (("clip-vit",), _transformer("encoder.layers.-1.layer_norm1")),
     (("siglip-vit", "siglip2-vit"), _transformer("post_layernorm")),
     (("clip-resnet",), _RESNET),
 )
 ENCODERS = {encoder: row for encoders, row in _FAMILIES for encoder in encoders}
-PUBLISHED_ENCODERS = ("clip-vit", "siglip-vit", "siglip2-vit", "clip-resnet")  # of models that others have published
+PUBLISHED_ENCODERS = ("clip-vit", "plain-vit", "siglip-vit", "siglip2-vit", "clip-resnet")  # of others' models
 OWN_ENCODERS = tuple(encoder for encoder in ENCODERS if encoder not in PUBLISHED_ENCODERS)
 
 

@@ -76,7 +76,7 @@ MOST_PATCHES = 4096  # of an input that only the preprocessor's file asks for: a
 def _check_grid(model: PretrainedCLIP, preprocessing: Preprocessing, img_size: int | None) -> None:
     """InputError where the input has less than a patch, or more patches than the user or the model ask for."""
     _, rows, columns = model.image_encoder.token_grid(*preprocessing.input_size(1, 1))
-    trained = len(model.image_encoder.backbone.embeddings.position_embedding.weight)
+    trained = model.image_encoder.positions
     if img_size is None and rows * columns > max(MOST_PATCHES, trained):
         raise InputError(
             "它的预处理得出 {}×{} 个图块，而模型有 {} 个位置；请用 --img-size 给出输入的边长", rows, columns, trained

@@ -19,21 +19,24 @@ from .text import TextTower
 from .transformer import Transformer
 from .two_towers import TwoTowers
 
-CLASS_TOKEN, POOLED, PATCHED = "clip-vit", "siglip-vit", "siglip2-vit"
+CLASS_TOKEN, POOLED, PATCHED, PLAIN = "clip-vit", "siglip-vit", "siglip2-vit", "plain-vit"
 CNN = "clip-resnet"
 
-# What a vision transformer of a family has, as paths of its modules and parameters.
-_BLOCKS = ("encoder.layers.0.layer_norm1", "encoder.layers.0.self_attn.q_proj", "post_layernorm")
-STRUCTURES = {
-    CLASS_TOKEN: ("embeddings.class_embedding", "embeddings.patch_embedding", *_BLOCKS),
-    POOLED: ("head.probe", "head.attention", "embeddings.patch_embedding", *_BLOCKS),
-}
+# What a vision transformer of a family has, as paths of its modules and parameters; ViT's blocks changed their name.
+_CLIP_BLOCKS = ("encoder.layers.0.layer_norm1", "encoder.layers.0.self_attn.q_proj", "post_layernorm")
+_CLASS_TOKEN = ("embeddings.cls_token", "embeddings.position_embeddings", "embeddings.patch_embeddings.projection")
+STRUCTURES = (
+    (CLASS_TOKEN, ("embeddings.class_embedding", "embeddings.patch_embedding", *_CLIP_BLOCKS)),
+    (POOLED, ("head.probe", "head.attention", "embeddings.patch_embedding", *_CLIP_BLOCKS)),
+    (PLAIN, (*_CLASS_TOKEN, "layers.0.layernorm_before", "layernorm")),
+    (PLAIN, (*_CLASS_TOKEN, "encoder.layer.0.layernorm_before", "layernorm")),
+)
 
 
 def recognise_vision(backbone: nn.Module) -> str | None:
     """The family that a vision model's structure belongs to, one of the constants above; None where to none."""
     paths = {name for name, _ in (*backbone.named_modules(), *backbone.named_parameters())}
-    family = next((family for family, needed in STRUCTURES.items() if paths.issuperset(needed)), None)
+    family = next((family for family, needed in STRUCTURES if paths.issuperset(needed)), None)
     flat = family == POOLED and isinstance(backbone.embeddings.patch_embedding, nn.Linear)
     return PATCHED if flat else family
 
@@ -72,21 +75,20 @@ class VisionTransformerTower(ImageTower):
     def __init__(self, backbone: nn.Module, projection: nn.Module):
         super().__init__(backbone)
         self.projection = projection
-        self.family, self.patch_size = recognise_vision(backbone), backbone.embeddings.patch_size
-        weight = backbone.embeddings.patch_embedding.weight
-        self.channels = weight.shape[1] // (self.patch_size**2 if weight.ndim == 2 else 1)
+        self.family, embeddings = recognise_vision(backbone), backbone.embeddings
+        cutting = first_of(embeddings, "patch_embedding", "patch_embeddings.projection")
+        self.patch_size = embeddings.patch_size if isinstance(cutting, nn.Linear) else cutting.stride[0]
+        self.channels = cutting.weight.shape[1] // (self.patch_size**2 if isinstance(cutting, nn.Linear) else 1)
         if self.channels not in (1, 3):
             raise InputError("模型的输入有 {} 个通道，本工具只支持 3 个（彩色）或 1 个（灰度）", self.channels)
         self.prefix_tokens = 0 if self.family == PATCHED else self._count_prefix_tokens()
 
     def _count_prefix_tokens(self) -> int:
-        """Class, register and other tokens in front of the patches: what the embeddings give beyond the grid."""
-        embeddings = self.backbone.embeddings
-        side, weight = embeddings.image_size, embeddings.patch_embedding.weight
+        """Class, register and other tokens in front of the patches: what the embeddings give beyond a single one."""
+        weight, side = next(self.backbone.embeddings.parameters()), self.patch_size
         with torch.no_grad():
             image = torch.zeros(1, self.channels, side, side, dtype=weight.dtype, device=weight.device)
-            tokens = embeddings(image, interpolate_pos_encoding=True).shape[1]
-        return tokens - (side // self.patch_size) ** 2
+            return self.backbone.embeddings(image, interpolate_pos_encoding=True).shape[1] - 1
 
     def embed(self, images: torch.Tensor) -> torch.Tensor:
         if self.channels == 1:
@@ -97,6 +99,8 @@ class VisionTransformerTower(ImageTower):
             output = self.backbone(into_patches(images, self.patch_size), None, shapes)
         else:
             output = self.backbone(images, interpolate_pos_encoding=True)
+        if output.pooler_output is None:
+            return self.projection(output.last_hidden_state[:, 0])
         return self.projection(output.pooler_output)
 
     def token_grid(self, height: int, width: int) -> tuple[int, int, int]:
@@ -107,13 +111,33 @@ class VisionTransformerTower(ImageTower):
 
     def transformer(self) -> Transformer:
         backbone = self.backbone
-        pool = None if self.family == CLASS_TOKEN else backbone.head
-        return Transformer(backbone.encoder.layers, backbone.config.num_attention_heads, self._embed_last, pool)
+        blocks = first_of(backbone, "encoder.layers", "encoder.layer", "layers")
+        pool = backbone.head if self.family in (POOLED, PATCHED) else None
+        return Transformer(blocks, backbone.config.num_attention_heads, self._embed_last, pool)
 
     def _embed_last(self, tokens: torch.Tensor) -> torch.Tensor:
         """Output of the last block -> embedding before the L2 norm; see `Transformer.head`."""
-        normed = self.backbone.post_layernorm(tokens)
-        return self.projection(normed if self.family == CLASS_TOKEN else self.backbone.head(normed))
+        normed = first_of(self.backbone, "post_layernorm", "layernorm")(tokens)
+        pooler = getattr(self.backbone, "pooler", None)  # ViT's: dense and tanh of the class token
+        if self.family in (POOLED, PATCHED):
+            normed = self.backbone.head(normed)
+        elif pooler is not None:
+            normed = pooler.activation(pooler.dense(normed))
+        return self.projection(normed)
+
+    @property
+    def positions(self) -> int:
+        """How many patches and tokens before them the model has position codes for."""
+        embeddings = self.backbone.embeddings
+        if hasattr(embeddings, "position_embedding"):
+            return embeddings.position_embedding.num_embeddings
+        return embeddings.position_embeddings.shape[1]
+
+
+def first_of(module: nn.Module, *paths: str) -> nn.Module:
+    """The module at the first of the paths that there is."""
+    modules = dict(module.named_modules())
+    return next(modules[path] for path in paths if path in modules)
 
 
 GREY = (0.299, 0.587, 0.114)  # what red, green and blue weigh in Pillow's "L" (ITU-R 601-2)
@@ -211,7 +235,7 @@ def build_towers(
     image_tower = VisionTransformerTower(vision, getattr(network, "visual_projection", nn.Identity()))
     if image_tower.channels == 1 and len({*zip(preprocessing.mean, preprocessing.std)}) > 1:
         raise InputError("模型的输入是 1 个通道，它的 image_mean 和 image_std 却有三个不同的值")
-    text_tower = build_text_tower(network, find_tokenizer, family != CLASS_TOKEN, first_token)
+    text_tower = build_text_tower(network, find_tokenizer, family in (POOLED, PATCHED), first_token)
     bias = getattr(network, "logit_bias", None)
     return PretrainedCLIP(family, image_tower, text_tower, network.logit_scale, bias, preprocessing).eval()
 
