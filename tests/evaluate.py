@@ -55,7 +55,7 @@ from models.evaluation.measures import energy, iou
 from models.explain.defaults import ENCODERS as ENCODER_ROWS
 from models.explain.faithfulness import measure_faithfulness
 from models.explain.heatmap import is_flat, text_specificity, to_heatmap
-from models.explain.layers import as_maps, layers_name, token_grid_of
+from models.explain.layers import as_maps, layers_name, token_grids_of
 from models.explain.methods import METHODS, SIMILARITIES, methods_for, reads_attention
 from models.explain.needs import Gradients
 from models.images.preprocessing import preprocessing_of
@@ -554,8 +554,8 @@ def library_calls(subject: Subject) -> dict[tuple[str, str, str], Callable]:
     network = Similarity(subject.model, subject.texts).eval()
     (layer,) = subject.modules("last", "gradcam")
     size = subject.prepare.input_size(700, 600)
-    grid = token_grid_of(subject.model, size)
-    options = {"reshape_transform": partial(as_maps, image_hw=size, token_grid=grid)} if grid else {}
+    grids = token_grids_of(subject.model, size)
+    options = {"reshape_transform": partial(as_maps, image_hw=size, token_grids=grids)} if grids else {}
     calls = {}
     for (library, module), names in LIBRARIES.items():
         if importlib.util.find_spec(module.split(".")[0]) is None:

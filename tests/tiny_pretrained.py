@@ -113,6 +113,7 @@ FAMILIES = {
     "siglip": ("Siglip", _save_siglip, SIGLIP_TEXT, {**VISION, **IMAGE}, {}, SIGLIP_PIXELS),
     "siglip2": ("Siglip2", _save_gemma, SIGLIP_TEXT, {**VISION, **FREE}, {}, SIGLIP2_PIXELS),
 }
+SAVE_TOKENIZER = {name: family[1] for name, family in FAMILIES.items()}
 FAMILIES = {name: family for name, family in FAMILIES.items() if hasattr(transformers, f"{family[0]}Model")}
 
 

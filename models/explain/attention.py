@@ -34,7 +34,8 @@ PROJECTION_NAMES = {
     "value": ("v_proj", "value"),
     "output": ("out_proj", "o_proj", "attention.output.dense"),
 }
-LAST_LINEAR = ("mlp.fc2", "output.dense")  # of a block's MLP: in the CLIP family and ViT since 5, in ViT before
+# Of a block's MLP: in the CLIP family, DINOv2 and ViT since 5, in ViT before, in DINOv2's gated one, and before.
+LAST_LINEAR = ("mlp.fc2", "output.dense", "mlp.down_proj", "mlp.weights_out")
 
 
 class Attended(NamedTuple):
@@ -183,8 +184,8 @@ def _hooks_on_all_modules() -> bool:
 def _mean_gradient(linear, inputs, output):
     """The same output; but the gradient of its mean over tokens goes by one token, the mean of the inputs.
 
-    Exact where nothing but a sum follows in the block (`_is_plain`), for the mean of a linear layer's outputs is its
-    output for the mean; and nearly half the cost of LeGrad.
+    Exact where nothing but a sum, or a scale of each channel (DINOv2), follows in the block (`_is_plain`), for the mean
+    of a linear layer's outputs is its output for the mean; and nearly half the cost of LeGrad.
     """
     mean = F.linear(inputs[0].mean(1, keepdim=True), linear.weight, linear.bias)
     return output.detach() + (mean - mean.detach())

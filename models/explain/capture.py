@@ -18,7 +18,7 @@ import contextlib
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from ..errors import InputError
 from ..heavy import torch
@@ -140,12 +140,13 @@ def captured_layers(layers: Sequence[torch.nn.Module]) -> Iterator[list[torch.Te
     """What each layer gives in one forward pass under `no_grad`: a leaf, those of later layers on its graph.
 
     Of a layer that runs several times (an activation that a block shares) it is what it gives last. The list is filled
-    when the block ends. InputError for a layer without part in the pass, or that gives no tensor.
+    when the block ends. InputError for a layer without part in the pass, or that gives no tensor, or reads none.
     """
     activations, outputs = [], {}
 
     def keep(index):
-        def act(module, inputs, output):
+        def act(module, args, kwargs, output):
+            check_reads(module, args, kwargs)
             tensor = tensor_of(output)
             outputs[index], copy = (tensor, tensor.clone()) if tensor.requires_grad else begin_graph(tensor)
             return with_tensor(output, copy)
@@ -154,11 +155,17 @@ def captured_layers(layers: Sequence[torch.nn.Module]) -> Iterator[list[torch.Te
 
     with Hooks() as hooks:
         for index, layer in enumerate(layers):
-            hooks.after(layer, keep(index))
+            hooks.after(layer, keep(index), with_kwargs=True)
         yield activations
     if len(outputs) < len(layers):
         raise InputError("目标层没有参与图像编码器的前向计算，请换一层（--list-layers 列出可用的层）")
     activations += [outputs[index] for index in range(len(layers))]
+
+
+def check_reads(layer: torch.nn.Module, args: Sequence, kwargs: Mapping) -> None:
+    """InputError for a layer that is given nothing (Swin's position codes): what it gives may look like a map."""
+    if not args and not kwargs:
+        raise InputError("目标层 {} 不读取图像，无法计算热力图；请换一层", type(layer).__name__)
 
 
 def tensor_of(output) -> torch.Tensor:

@@ -33,11 +33,11 @@ class EncoderRow(NamedTuple):
 # The defaults of networks and of transformers, chosen by `tests/evaluate.py --truth validation` over models that never
 # saw a mask and two that did; a family without a model of its own has the setting that is best over all of its kind.
 # ViT: the patch tokens of the last block's OUTPUT no longer reach the class token; SigLIP pools all tokens: those that
-# its pool reads have a gradient.
+# its pool reads have a gradient. Swin pools the mean of its last grid, as convolutional networks do: it has theirs.
 
 
 def _network(target_layer: str, *layers: str) -> EncoderRow:
-    """A convolutional network: the mean of its last two stages, the other texts taken off."""
+    """A network that pools positions alike: the mean of its last two stages, the other texts taken off."""
     return EncoderRow(target_layer, "local-gradcam", "dot", layers, subtract_others=True, tells_presence=True)
 
 
@@ -61,11 +61,13 @@ _FAMILIES = (
     (tuple(f"efficientnet-b{i}" for i in range(8)), _network("features.-1", "features.-4.-1", "features.-1")),
     (("vit", "plain-vit"), _transformer("layers.-1.layernorm_before")),
     (("clip-vit",), _transformer("encoder.layers.-1.layer_norm1")),
+    (("dinov2",), _transformer("encoder.layer.-1.norm1")),
     (("siglip-vit", "siglip2-vit"), _transformer("post_layernorm")),
     (("clip-resnet",), _RESNET),
+    (("swin",), _network("layernorm", "encoder.layers.-2.blocks.-1", "layernorm")._replace(tells_presence=False)),
 )
 ENCODERS = {encoder: row for encoders, row in _FAMILIES for encoder in encoders}
-PUBLISHED_ENCODERS = ("clip-vit", "plain-vit", "siglip-vit", "siglip2-vit", "clip-resnet")  # of others' models
+PUBLISHED_ENCODERS = ("clip-vit", "plain-vit", "dinov2", "siglip-vit", "siglip2-vit", "clip-resnet", "swin")
 OWN_ENCODERS = tuple(encoder for encoder in ENCODERS if encoder not in PUBLISHED_ENCODERS)
 
 

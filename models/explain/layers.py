@@ -10,7 +10,7 @@ from ..errors import InputError, closest_hint
 from ..heavy import functional as F
 from ..heavy import torch
 from ..weights.modules import all_modules
-from .capture import Hooks, tensor_of, undisturbed
+from .capture import Hooks, check_reads, tensor_of, undisturbed
 from .passes import placement, through
 from .subject import plain_name
 
@@ -68,23 +68,28 @@ def layers_name(model, layers: Sequence[torch.nn.Module]) -> str:
     return " + ".join(names) or "attention pool"
 
 
-def token_grid_of(tower, image_hw) -> tuple[int, int, int] | None:
-    """(prefix tokens, rows, columns) that an image tower says its tokens have; None where it has none."""
-    token_grid = getattr(tower, "token_grid", None)
-    return token_grid(*image_hw) if token_grid else None
+def token_grids_of(tower, image_hw) -> list[tuple[int, int, int]]:
+    """Each (prefix tokens, rows, columns) that an image tower says its tokens may have; one, but for stages."""
+    if hasattr(tower, "token_grids"):
+        return tower.token_grids(*image_hw)
+    grid = tower.token_grid(*image_hw) if hasattr(tower, "token_grid") else None
+    return [grid] if grid else []
 
 
-def as_maps(tensor, image_hw, token_grid):
+def as_maps(tensor, image_hw, token_grids, images: int | None = None):
     """A layer's output as [B, C, h, w]: feature maps, channels-last maps, or tokens without their prefix.
 
-    Raises InputError where it is none of these.
+    Raises InputError where it is none of these, or not one for each of the `images`: the windows of some may have as
+    many tokens as a grid.
     """
-    if tensor.ndim == 3 and token_grid:
-        prefix, rows, columns = token_grid
-        if tensor.shape[1] != prefix + rows * columns:
+    if tensor.ndim == 3 and token_grids and images in (None, len(tensor)):
+        fitting = [grid for grid in token_grids if tensor.shape[1] == grid[0] + grid[1] * grid[2]]
+        if not fitting:
+            prefix, rows, columns = token_grids[-1]
             raise InputError(
                 "该层有 {} 个词元，模型的网格是 {} + {}×{} 个；请换一层", tensor.shape[1], prefix, rows, columns
             )
+        prefix, rows, columns = fitting[0]
         return tensor[:, prefix:].transpose(1, 2).unflatten(2, (rows, columns))  # (B, C, h, w)
     if tensor.ndim == 4:
         channels_first = _stretch(tensor.shape[2:], image_hw)
@@ -103,11 +108,12 @@ def _stretch(grid, image_hw) -> float:
 def list_spatial_layers(model, img_size: int) -> list[tuple[str, tuple[int, int, int]]]:
     """(dotted path, (channels, rows, columns)) of each module of the backbone that gives a spatial map."""
     shapes = {}
-    token_grid = token_grid_of(model.image_encoder, (img_size, img_size))
+    token_grids = token_grids_of(model.image_encoder, (img_size, img_size))
 
-    def record(module, _, output):
+    def record(module, args, kwargs, output):
         with contextlib.suppress(InputError):
-            shapes[module] = tuple(as_maps(tensor_of(output), (img_size, img_size), token_grid).shape[1:])
+            check_reads(module, args, kwargs)
+            shapes[module] = tuple(as_maps(tensor_of(output), (img_size, img_size), token_grids, 1).shape[1:])
 
     tower = model.image_encoder
     device, dtype = placement(tower)
@@ -116,7 +122,7 @@ def list_spatial_layers(model, img_size: int) -> list[tuple[str, tuple[int, int,
     modules = {name: m for name, m in modules.items() if not isinstance(m, torch.jit.ScriptModule)}
     with undisturbed(tower), Hooks() as hooks:
         for module in modules.values():
-            hooks.after(module, record)
+            hooks.after(module, record, with_kwargs=True)
         with through(tower, images):
             tower(images)
     return [(name, shapes[module]) for name, module in modules.items() if module in shapes]

@@ -19,7 +19,7 @@ from ..towers.transformer import Transformer
 from ..weights.modules import all_modules
 from .attention import captured_attention
 from .capture import captured_layers, gradients_of
-from .layers import as_maps, fuse_layers, token_grid_of, without_rounding
+from .layers import as_maps, fuse_layers, token_grids_of, without_rounding
 
 QUANTISED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.nn.quantized")
 
@@ -43,7 +43,7 @@ class ForwardPass(NamedTuple):
     def to_maps(self, tensor: torch.Tensor) -> torch.Tensor:
         """What a layer gave, or its gradient, as [B, C, h, w]."""
         size = self.images.shape[-2:]
-        return as_maps(tensor, size, token_grid_of(self.tower, size))
+        return as_maps(tensor, size, token_grids_of(self.tower, size), len(self.images))
 
 
 class Gradients:
@@ -224,6 +224,8 @@ class Attention:
 def transformer_of(tower: torch.nn.Module, method: str) -> Transformer:
     """The transformer of an image tower; InputError where it has none."""
     transformer = tower.transformer() if hasattr(tower, "transformer") else None
+    if transformer is None and hasattr(tower, "token_grids"):
+        raise InputError("方法 {} 需要整张图像上的注意力，Swin 的注意力只在窗口之内；请换一个 --method", method)
     if transformer is None:
         raise InputError("方法 {} 需要视觉 Transformer（ViT），这个图像编码器没有注意力；请换一个 --method", method)
     return transformer

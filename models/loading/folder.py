@@ -8,7 +8,7 @@ beside it, and memory is taken once the sizes are those of the weights.
 
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -24,7 +24,7 @@ from ..towers.tokenizers import tokenizer_of
 from ..weights.configs import PARTS, plain_clip
 from ..weights.hub import as_input_error, quiet, read_json
 from ..weights.modules import assign_weights, first_names, give_buffers_values
-from ..weights.names import WRAPPER_PREFIX, Rules
+from ..weights.names import WRAPPER_PREFIX, Rules, rename
 from .content import Content, Request, read_folder_weights, refuse_adapter_weights
 from .processors import preprocessing_cautions, read_preprocessing
 
@@ -36,7 +36,9 @@ MODELS = {
     "siglip2": "Siglip2Model",
     "altclip": "AltCLIPModel",
     "metaclip_2": "MetaClip2Model",
+    "vision-text-dual-encoder": "VisionTextDualEncoderModel",
 }
+DUAL = "vision-text-dual-encoder"  # of two models by themselves, each of its own model_type
 SUPPORTED = Message("{} 以及结构与它们相同的模型", Joined("、", MODELS.values()))
 FIRST_TOKEN = ("chinese_clip",)  # their text embedding is the first token's
 
@@ -83,10 +85,14 @@ def _check_grid(model: PretrainedCLIP, preprocessing: Preprocessing, img_size: i
         )
 
 
-# what the parts of a VisionTextDualEncoder may be: no type that fetches weights of its own when it is built
+# What the parts of a dual encoder may be: vision models with one grid, or a last one; text models that pool; no type
+# that fetches weights of its own when it is built.
 DUAL_PARTS = {
-    *("clip_vision_model", "chinese_clip_vision_model", "siglip_vision_model", "vit", "deit"),
-    *("bert", "roberta", "xlm-roberta", "distilbert", "electra", "clip_text_model", "siglip_text_model"),
+    "vision_config": (
+        *("clip_vision_model", "chinese_clip_vision_model", "siglip_vision_model"),
+        *("vit", "deit", "dinov2", "dinov2_with_registers", "swin"),
+    ),
+    "text_config": ("bert", "roberta", "xlm-roberta", "clip_text_model"),
 }
 
 
@@ -105,11 +111,21 @@ def _read_config(folder: Path) -> dict:
         )
         raise InputError("{} 中的模型是 {}，{}；支持：{}", folder, model_type, code, SUPPORTED)
     plain = plain_clip(config, file)
-    for part in map(plain.get, PARTS):
-        part_type = part and part.pop("model_type", None)
-        if part and model_type not in MODELS and part_type in DUAL_PARTS:
-            part["model_type"] = part_type
+    types = {name: plain[name].pop("model_type", None) for name in PARTS if name in plain}
+    if model_type == DUAL:
+        _check_parts(types, file)
+    for name, part_type in types.items():
+        if (model_type == DUAL or model_type not in MODELS) and part_type in DUAL_PARTS.get(name, ()):
+            plain[name]["model_type"] = part_type
     return plain
+
+
+def _check_parts(types: Mapping, file: Path) -> None:
+    """InputError where a part of a dual encoder, {"vision_config": model_type, ...}, is none of DUAL_PARTS."""
+    for name, supported in DUAL_PARTS.items():
+        if types.get(name) not in supported:
+            part_type = str(types.get(name))[:60]
+            raise InputError("{} 的 {} 是 {} 模型，不受支持；支持：{}", file, name, part_type, Joined("、", supported))
 
 
 def _is_built_in(model_type: str) -> bool:
@@ -123,7 +139,7 @@ def _read_network(folder: Path, config: Mapping) -> nn.Module:
     """The network of transformers with all of its weights; CheckpointError where they are not those of its config."""
     weights = read_folder_weights(folder)
     refuse_adapter_weights(weights, folder)
-    file, layers = folder / "config.json", [(config.get(part) or {}).get("num_hidden_layers", 0) for part in PARTS]
+    file, layers = folder / "config.json", [_count_layers(config.get(part) or {}) for part in PARTS]
     if max(layers) > len(weights):
         raise InputError("{} 说有 {} 层，而权重只有 {} 个：二者不是一套文件", file, max(layers), len(weights))
     with as_input_error(Message("无法按 {} 建立模型", file)), quiet(), torch.device("meta"):
@@ -142,6 +158,10 @@ def _read_network(folder: Path, config: Mapping) -> nn.Module:
     return network
 
 
+def _count_layers(part: Mapping) -> int:
+    return part.get("num_hidden_layers") or sum(part.get("depths", ()))
+
+
 def _build(config: Mapping) -> nn.Module:
     """The network that transformers itself has for these sizes."""
     sizes = {name: value for name, value in config.items() if name != "model_type"}
@@ -155,24 +175,31 @@ def _build(config: Mapping) -> nn.Module:
     return getattr(transformers, name)(getattr(transformers, name.removesuffix("Model") + "Config")(**sizes))
 
 
-# versions of transformers name a weight differently: each is tried in turn
+# versions of transformers name a weight differently: all spellings of it -> one, in turn
 SPELLINGS: Rules = (
-    (r"(?<=\.encoder\.)layer\.", "layers."),
-    (r"(?<=\.encoder\.)layers\.", "layer."),
     (r"^(vision_model|text_model)\.\1\.", r"\1."),
-    (r"^(vision_model|text_model)\.", r"\1.\1."),
+    (r"\.(?:encoder\.)?layers?\.(?=\d)", ".layers."),
+    (r"\.attention\.(?:attention|self)\.", ".attention."),
+    (r"\.attention\.(?:(q)uery|(k)ey|(v)alue)\.", r".attention.\1\2\3_proj."),
+    (r"\.attention\.output\.dense\.", ".attention.o_proj."),
+    (r"\.attention\.relative_position_bias\.", ".attention."),
+    (r"(?<=\d)\.intermediate\.dense\.", ".mlp.fc1."),
+    (r"(?<=\d)\.output\.dense\.", ".mlp.fc2."),
+    (r"\.mlp\.weights_out\.", ".mlp.down_proj."),
     (r"\bLayerNorm\.gamma$", "LayerNorm.weight"),
     (r"\bLayerNorm\.beta$", "LayerNorm.bias"),
 )
-NO_WEIGHTS = re.compile(r"(?:^|\.)(?:(?:position_ids|token_type_ids)$|pooler\.)")
+GATED = re.compile(r"\.mlp\.weights_in\.(?=(?:weight|bias)$)")  # two layers of DINOv2 in one, as its files have them
+NO_WEIGHTS = re.compile(r"(?:^|\.)(?:(?:position_ids|token_type_ids|relative_position_index)$|pooler\.)")
 
 
 def _names_of(network: nn.Module, weights: Mapping, folder: Path) -> dict[str, torch.Tensor]:
     """The weights under the names of this network. What lies outside of its towers is left out, with a warning."""
     own, named, outside = network.state_dict(), {}, []
-    parts = {name.partition(".")[0] for name in own}
-    for key, tensor in weights.items():
-        name = _name_in(own, WRAPPER_PREFIX.sub("", key))
+    parts, spellings = {name.partition(".")[0] for name in own}, {rename(name, SPELLINGS): name for name in own}
+    for key, tensor in _in_single_layers(own, weights):
+        name = WRAPPER_PREFIX.sub("", key)
+        name = name if name in own else spellings.get(rename(name, SPELLINGS), name)
         if name in named:
             raise CheckpointError("同一个权重 {} 出现了两次", name)
         if name not in own and NO_WEIGHTS.search(name):
@@ -189,6 +216,12 @@ def _names_of(network: nn.Module, weights: Mapping, folder: Path) -> dict[str, t
     return named
 
 
-def _name_in(own: Mapping, key: str) -> str:
-    spellings = (re.sub(pattern, replacement, key) for pattern, replacement in SPELLINGS)
-    return next((name for name in (key, *spellings) if name in own), key)
+def _in_single_layers(own: Mapping, weights: Mapping) -> Iterator[tuple[str, torch.Tensor]]:
+    """(name, weight) of each; of two layers in one the halves, where the network has them apart."""
+    apart = any(".mlp.gate_proj." in name for name in own)
+    for key, tensor in weights.items():
+        if apart and GATED.search(key) and tensor.ndim and len(tensor) % 2 == 0:
+            for layer, half in zip(("gate_proj", "up_proj"), tensor.chunk(2)):
+                yield GATED.sub(f".mlp.{layer}.", key), half
+        else:
+            yield key, tensor

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..errors import InputError
-from ..images.preprocessing import Preprocessing
+from ..images.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from ..messages import Message
 from ..weights.configs import SWITCH, WORD, Kind, check_fields, one_or_several, real, whole
 from ..weights.hub import read_json
@@ -25,11 +25,17 @@ PROCESSORS = {
     "CLIP": _CLIP,
     "ChineseCLIP": _CLIP,
     "Bit": _CLIP,
+    "DINOv2": {**_CLIP, "size": {"shortest_edge": 256}, "image_mean": IMAGENET_MEAN, "image_std": IMAGENET_STD},
+    "DeiT": {**_SQUARE, "size": {"height": 256, "width": 256}, "crop_size": 224, "do_center_crop": True, "resample": 3},
     "Siglip": {**_SQUARE, "resample": 3},
     "ViT": {**_SQUARE, "resample": 2},
     "Siglip2": {**_SQUARE, "resample": 2, "patch_size": 16, "max_num_patches": 256},
 }
-PROCESSOR_OF_MODEL = {"siglip": "Siglip", "siglip2": "Siglip2", "chinese_clip": "ChineseCLIP"}  # else "CLIP"
+PROCESSOR_OF_MODEL = {
+    **{"siglip": "Siglip", "siglip2": "Siglip2", "chinese_clip": "ChineseCLIP"},
+    **{"siglip_vision_model": "Siglip", "chinese_clip_vision_model": "ChineseCLIP"},
+    **{"vit": "ViT", "deit": "DeiT", "swin": "ViT", "dinov2": "DINOv2", "dinov2_with_registers": "DINOv2"},
+}  # else "CLIP"; of a dual encoder its vision model decides
 PROCESSOR_ENDING = re.compile(r"(ImageProcessor|FeatureExtractor|Processor)(Fast|Pil)?$")
 
 
@@ -53,7 +59,7 @@ def read_preprocessing(folder: Path, config: Mapping, img_size: int | None = Non
     where the file asks for something else than resizing, cropping and normalising.
     """
     file, settings = _processor_settings(folder)
-    usual, vision = PROCESSOR_OF_MODEL.get(config.get("model_type"), "CLIP"), config.get("vision_config") or {}
+    usual, vision = _usual(config), config.get("vision_config") or {}
     if settings is None:
         settings = {name: vision[key] for name, key in _OF_VISION_CONFIG if usual == "Siglip2" and key in vision}
         img_size = img_size or (None if usual == "Siglip2" else vision.get("image_size", 224))
@@ -71,7 +77,7 @@ _OF_VISION_CONFIG = (("patch_size", "patch_size"), ("max_num_patches", "num_patc
 def preprocessing_cautions(folder: Path, config: Mapping) -> list[Message]:
     """What the reader must know of a folder's preprocessing: that it is assumed, wholly or in part."""
     file, settings = _processor_settings(folder)
-    usual = PROCESSOR_OF_MODEL.get(config.get("model_type"), "CLIP")
+    usual = _usual(config)
     if settings is None:
         return [Message("{} 中没有 preprocessor_config.json，图像按 {} 模型通常的方式预处理", folder, usual)]
     cautions, kind = [], _kind_of(settings) or usual
@@ -80,6 +86,12 @@ def preprocessing_cautions(folder: Path, config: Mapping) -> list[Message]:
     if not settings.get("do_resize", True):
         cautions.append(Message("模型的预处理不改变图像大小（do_resize: false），这里仍缩放到模型的输入大小"))
     return cautions
+
+
+def _usual(config: Mapping) -> str:
+    """The processor that a model usually comes with."""
+    vision = (config.get("vision_config") or {}).get("model_type")
+    return PROCESSOR_OF_MODEL.get(config.get("model_type")) or PROCESSOR_OF_MODEL.get(vision, "CLIP")
 
 
 def _kind_of(settings: Mapping) -> str | None:
@@ -117,7 +129,7 @@ def _preprocessing(settings: Mapping, kind: str, file: Path) -> Preprocessing:
         side = _side(patch * math.isqrt(most), file)
         return Preprocessing((side, side), patches=(patch, most), **common)
     crop = _height_width(settings["crop_size"], True, file) if settings.get("do_center_crop") else None
-    return Preprocessing(_height_width(settings["size"], kind in ("Siglip", "ViT"), file), crop, **common)
+    return Preprocessing(_height_width(settings["size"], kind in ("Siglip", "ViT", "DeiT"), file), crop, **common)
 
 
 def three(values, name: str | Message) -> tuple:

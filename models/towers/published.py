@@ -20,16 +20,21 @@ from .transformer import Transformer
 from .two_towers import TwoTowers
 
 CLASS_TOKEN, POOLED, PATCHED, PLAIN = "clip-vit", "siglip-vit", "siglip2-vit", "plain-vit"
+SCALED, WINDOWS = "dinov2", "swin"
 CNN = "clip-resnet"
 
 # What a vision transformer of a family has, as paths of its modules and parameters; ViT's blocks changed their name.
 _CLIP_BLOCKS = ("encoder.layers.0.layer_norm1", "encoder.layers.0.self_attn.q_proj", "post_layernorm")
 _CLASS_TOKEN = ("embeddings.cls_token", "embeddings.position_embeddings", "embeddings.patch_embeddings.projection")
+_ATTENTION, _TABLE = "encoder.layers.0.blocks.0.attention", "relative_position_bias_table"
+_TABLES = f"{_ATTENTION}.relative_position_bias.{_TABLE}", f"{_ATTENTION}.self.{_TABLE}"
 STRUCTURES = (
     (CLASS_TOKEN, ("embeddings.class_embedding", "embeddings.patch_embedding", *_CLIP_BLOCKS)),
     (POOLED, ("head.probe", "head.attention", "embeddings.patch_embedding", *_CLIP_BLOCKS)),
     (PLAIN, (*_CLASS_TOKEN, "layers.0.layernorm_before", "layernorm")),
     (PLAIN, (*_CLASS_TOKEN, "encoder.layer.0.layernorm_before", "layernorm")),
+    (SCALED, (*_CLASS_TOKEN, "encoder.layer.0.layer_scale1", "layernorm")),
+    *((WINDOWS, ("embeddings.patch_embeddings.projection", table, "layernorm")) for table in _TABLES),
 )
 
 
@@ -78,9 +83,9 @@ class VisionTransformerTower(ImageTower):
         self.family, embeddings = recognise_vision(backbone), backbone.embeddings
         cutting = first_of(embeddings, "patch_embedding", "patch_embeddings.projection")
         self.patch_size = embeddings.patch_size if isinstance(cutting, nn.Linear) else cutting.stride[0]
-        self.channels = cutting.weight.shape[1] // (self.patch_size**2 if isinstance(cutting, nn.Linear) else 1)
-        if self.channels not in (1, 3):
-            raise InputError("模型的输入有 {} 个通道，本工具只支持 3 个（彩色）或 1 个（灰度）", self.channels)
+        of_patch = self.patch_size**2 if isinstance(cutting, nn.Linear) else 1
+        self.channels = check_channels(cutting.weight.shape[1] // of_patch)
+        self.options = {} if self.family == SCALED else {"interpolate_pos_encoding": True}  # DINOv2 does it unasked
         self.prefix_tokens = 0 if self.family == PATCHED else self._count_prefix_tokens()
 
     def _count_prefix_tokens(self) -> int:
@@ -88,7 +93,7 @@ class VisionTransformerTower(ImageTower):
         weight, side = next(self.backbone.embeddings.parameters()), self.patch_size
         with torch.no_grad():
             image = torch.zeros(1, self.channels, side, side, dtype=weight.dtype, device=weight.device)
-            return self.backbone.embeddings(image, interpolate_pos_encoding=True).shape[1] - 1
+            return self.backbone.embeddings(image, **self.options).shape[1] - 1
 
     def embed(self, images: torch.Tensor) -> torch.Tensor:
         if self.channels == 1:
@@ -98,7 +103,7 @@ class VisionTransformerTower(ImageTower):
             shapes = torch.tensor([(rows, columns)] * len(images), device=images.device)
             output = self.backbone(into_patches(images, self.patch_size), None, shapes)
         else:
-            output = self.backbone(images, interpolate_pos_encoding=True)
+            output = self.backbone(images, **self.options)
         if output.pooler_output is None:
             return self.projection(output.last_hidden_state[:, 0])
         return self.projection(output.pooler_output)
@@ -138,6 +143,57 @@ def first_of(module: nn.Module, *paths: str) -> nn.Module:
     """The module at the first of the paths that there is."""
     modules = dict(module.named_modules())
     return next(modules[path] for path in paths if path in modules)
+
+
+class WindowTower(ImageTower):
+    """A Swin Transformer of transformers: attention within windows, each stage on half the grid of the one before.
+
+    What is projected is the mean over the last stage's grid. An input is of whole cells of that grid, and has a window
+    of them at least: else the library fills up with black what lies beyond the image.
+    """
+
+    family, positions = WINDOWS, 0  # its position codes are of a window alone
+
+    def __init__(self, backbone: nn.Module, projection: nn.Module):
+        super().__init__(backbone)
+        self.projection = projection
+        self.channels = check_channels(backbone.embeddings.patch_embeddings.projection.in_channels)
+
+    def embed(self, images: torch.Tensor) -> torch.Tensor:
+        self.token_grids(*images.shape[-2:])
+        self._widen_windows()
+        if self.channels == 1:
+            images = as_grey(images)
+        return self.projection(self.backbone(images, interpolate_pos_encoding=True).pooler_output)
+
+    def _widen_windows(self) -> None:
+        """The windows as the library builds them: a pass of a small image leaves them unshifted for all that follow."""
+        window = self.backbone.config.window_size
+        for stage in self.backbone.encoder.layers:
+            for number, block in enumerate(stage.blocks):
+                block.window_size, block.shift_size = window, number % 2 * (window // 2)
+
+    def token_grids(self, height: int, width: int) -> list[tuple[int, int, int]]:
+        """`token_grid` of each stage; InputError where the input is none that all its cells lie on."""
+        patch = self.backbone.embeddings.patch_embeddings.projection.stride[0]
+        sides = [patch * 2**stage for stage in range(len(self.backbone.encoder.layers))]
+        window = self.backbone.config.window_size
+        if height % sides[-1] or width % sides[-1] or min(height, width) < sides[-1] * window:
+            raise InputError(
+                "Swin 的输入是 {}×{}，高和宽应是 {} 的倍数，并且不小于 {}；请用 --img-size 给出",
+                *(height, width, sides[-1], sides[-1] * window),
+            )
+        return [(0, height // side, width // side) for side in sides]
+
+    def token_grid(self, height: int, width: int) -> tuple[int, int, int]:
+        return self.token_grids(height, width)[-1]
+
+
+def check_channels(channels: int) -> int:
+    """Return `channels`; InputError where a model reads neither colours nor grey."""
+    if channels not in (1, 3):
+        raise InputError("模型的输入有 {} 个通道，本工具只支持 3 个（彩色）或 1 个（灰度）", channels)
+    return channels
 
 
 GREY = (0.299, 0.587, 0.114)  # what red, green and blue weigh in Pillow's "L" (ITU-R 601-2)
@@ -232,10 +288,12 @@ def build_towers(
     """
     network = network.float()
     vision, family = vision_of(network)
-    image_tower = VisionTransformerTower(vision, getattr(network, "visual_projection", nn.Identity()))
+    tower = WindowTower if family == WINDOWS else VisionTransformerTower
+    image_tower = tower(vision, getattr(network, "visual_projection", nn.Identity()))
     if image_tower.channels == 1 and len({*zip(preprocessing.mean, preprocessing.std)}) > 1:
         raise InputError("模型的输入是 1 个通道，它的 image_mean 和 image_std 却有三个不同的值")
-    text_tower = build_text_tower(network, find_tokenizer, family in (POOLED, PATCHED), first_token)
+    padded = hasattr(innermost(network.text_model, "text_model"), "head")  # SigLIP's
+    text_tower = build_text_tower(network, find_tokenizer, padded, first_token)
     bias = getattr(network, "logit_bias", None)
     return PretrainedCLIP(family, image_tower, text_tower, network.logit_scale, bias, preprocessing).eval()
 

@@ -65,6 +65,16 @@ def one_or_several(kind: Kind) -> Kind:
     return Kind(Message("{}或它们的列表", kind.words), holds)
 
 
+def several(kind: Kind, most: int) -> Kind:
+    """A list of one to `most` of it."""
+
+    def holds(value) -> bool:
+        return isinstance(value, list) and 1 <= len(value) <= most and all(map(kind.holds, value))
+
+    return Kind(Message("1 到 {} 个{}的列表", most, kind.words), holds)
+
+
+MOST_STAGES = 8  # each doubles the width
 WIDTH, TOKEN = whole(1, 65_536), one_or_several(whole(-1, 100_000_000))
 PART = {
     **dict.fromkeys(("hidden_size", "intermediate_size", "num_attention_heads", "type_vocab_size"), WIDTH),
@@ -74,8 +84,14 @@ PART = {
     "vocab_size": whole(1, 16_777_216),
     "num_hidden_layers": whole(1, 1000),
     "layer_norm_eps": real(0, 1),
-    **dict.fromkeys(("hidden_act", "position_embedding_type", "model_type"), WORD),
-    "vision_use_head": SWITCH,
+    **dict.fromkeys(("hidden_act", "position_embedding_type", "model_type", "pooler_act"), WORD),
+    **dict.fromkeys(("vision_use_head", "qkv_bias", "use_mask_token", "use_swiglu_ffn"), SWITCH),
+    "use_absolute_embeddings": SWITCH,
+    "mlp_ratio": real(0.01, 64),
+    "num_register_tokens": whole(0, 65_536),
+    **dict.fromkeys(("embed_dim", "pooler_output_size"), WIDTH),
+    **{"depths": several(whole(1, 1000), MOST_STAGES), "num_heads": several(WIDTH, MOST_STAGES)},
+    "window_size": whole(1, 32),  # a block has a table of its fourth power
 }
 NULLABLE = ("pad_token_id", "bos_token_id", "eos_token_id")  # null says that there is none
 PARTS = ("text_config", "vision_config", "text_config_dict", "vision_config_dict")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 from collections.abc import Mapping
 
@@ -103,13 +104,23 @@ def assign_weights(module: torch.nn.Module, weights: Mapping[str, torch.Tensor])
 def give_buffers_values(model: torch.nn.Module) -> None:
     """Replace the buffers that a model built on the meta device keeps out of its state dict.
 
-    BERT has two: positions that count up, and token types that are all zero.
+    BERT has two: positions that count up, and token types that are all zero. Swin has one: where each pair of a
+    window's places stands in the table of its position codes.
     """
+    rows = {"position_ids": torch.arange, "token_type_ids": torch.zeros, "relative_position_index": _pairs_of_window}
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
             if buffer.is_meta:
-                row = {"position_ids": torch.arange, "token_type_ids": torch.zeros}[name](buffer.shape[-1])
+                row = rows[name](buffer.shape[-1])
                 setattr(module, name, row.to(torch.long).expand(buffer.shape).clone())
+
+
+def _pairs_of_window(pairs: int) -> torch.Tensor:
+    """(rows apart + w - 1) * (2 w - 1) + columns apart + w - 1 for each pair of the places of a window w x w, [w^4]."""
+    width = math.isqrt(math.isqrt(pairs))
+    places = torch.cartesian_prod(torch.arange(width), torch.arange(width))
+    apart = places[:, None] - places + (width - 1)
+    return (apart[..., 0] * (2 * width - 1) + apart[..., 1]).flatten()
 
 
 def release_text_tower(model: torch.nn.Module) -> None:
