@@ -182,7 +182,7 @@ def layer_maps(folder, network, model, paths, formula, similarity, target=1):
     embedding = network.visual_projection(image)
     score = embedding @ F.normalize(text, dim=0)
     score = score / embedding.norm() if similarity == "cosine" else score
-    maps, prefix = [], model.image_encoder.token_grid(32, 32)[0]
+    maps, prefix = [], getattr(model.image_encoder, "prefix_tokens", 0)
     for A, g in zip(tensors, torch.autograd.grad(score, tensors)):
         side = round((A.shape[1] - prefix) ** 0.5)
         A, g = (x.detach()[:, prefix:].transpose(1, 2).reshape(1, -1, side, side) for x in (A, g))
