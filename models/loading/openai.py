@@ -1,4 +1,4 @@
-"""CLIPs under OpenAI's names: its `.pt` files, state dicts of open_clip, and Chinese-CLIP's original checkpoints.
+"""CLIPs under OpenAI's names: its `.pt` files, state dicts of open_clip, Long-CLIP's and Chinese-CLIP's checkpoints.
 
 A vision transformer becomes the model of transformers that has the same weights; a ResNet with attention pooling
 becomes a `ClipResNet` of models.towers.clip_resnet. The architecture is read off the weights' shapes; what no shape
@@ -22,13 +22,13 @@ from ..savings import forget
 from ..towers.clip_resnet import build_clip_resnet
 from ..towers.published import CNN, ImageTower, PretrainedCLIP, build_text_tower, build_towers
 from ..towers.tokenizers import find_clip_tokenizer, tokenizer_of
-from ..weights.configs import SWITCH, WIDTH, WORD, check_fields
+from ..weights.configs import SWITCH, WIDTH, WORD, check_fields, real
 from ..weights.files import TORCHSCRIPT
 from ..weights.hub import SHIPPED_TEXT_ENCODERS, as_input_error, read_json
 from ..weights.layouts import check_usable
 from ..weights.modules import assign_weights, give_buffers_values
 from ..weights.names import WRAPPER_PREFIX
-from ..weights.openai_names import translate
+from ..weights.openai_names import LONG_POSITIONS, translate
 from ..weights.search import Contents
 from .content import Content, Request, refuse_adapter_weights
 from .processors import CLIP_MEAN, CLIP_STD, DEVIATIONS, NUMBERS, scaled, three
@@ -65,6 +65,7 @@ class Settings(NamedTuple):
     head_width: int | None = None  # of the image tower's attention; None: by its width
     text_heads: int | None = None  # None: 64 wide
     preprocessing: Mapping = {}  # of open_clip_config.json
+    bias: bool = False  # whether there is a bias to be learned: probabilities are sigmoids
     cautions: tuple[Message, ...] = ()  # what of this is assumed
 
 
@@ -78,11 +79,11 @@ HEAD_WIDTHS = {1280: 80, 1408: 88, 1664: 104, 1792: 112}
 def read_settings(path: Path, checkpoint: Mapping, weights: Mapping) -> Settings:
     """What the checkpoint read from `path` and the open_clip_config.json beside it say.
 
-    Activation: quick_gelu in a TorchScript archive and in Chinese-CLIP; as that file says, or the run's name that
-    open_clip writes into its checkpoints; else quick_gelu with a caution, for most files without are OpenAI's.
+    Activation: quick_gelu in a TorchScript archive, Chinese-CLIP and Long-CLIP; as that file says, or the run's name
+    that open_clip writes into its checkpoints; else quick_gelu with a caution, for most files without are OpenAI's.
     """
     file, run = path.parent / "open_clip_config.json", checkpoint.get("name")
-    if checkpoint.get(TORCHSCRIPT) or BERT_WORDS in weights:
+    if checkpoint.get(TORCHSCRIPT) or BERT_WORDS in weights or LONG_POSITIONS in weights:
         return Settings("quick_gelu")
     if file.is_file():
         return _open_clip_settings(file)
@@ -99,7 +100,7 @@ def read_settings(path: Path, checkpoint: Mapping, weights: Mapping) -> Settings
 OPEN_CLIP_FIELDS = {
     "vision_cfg": {"head_width": WIDTH},
     "text_cfg": {"heads": WIDTH},
-    "model_cfg": {"quick_gelu": SWITCH},
+    "model_cfg": {"quick_gelu": SWITCH, "init_logit_bias": real(-1e6, 1e6)},
     "preprocess_cfg": {"mean": NUMBERS, "std": DEVIATIONS, "resize_mode": WORD, "interpolation": WORD},
 }
 
@@ -117,7 +118,7 @@ def _open_clip_settings(file: Path) -> Settings:
         raise InputError("{} 中的 {} 不受支持；支持：{}", file, Joined("、", strange[:3]), SUPPORTED)
     activation = "quick_gelu" if read["model_cfg"].get("quick_gelu") else "gelu"
     heads = read["vision_cfg"].get("head_width"), read["text_cfg"].get("heads")
-    return Settings(activation, *heads, read["preprocess_cfg"])
+    return Settings(activation, *heads, read["preprocess_cfg"], "init_logit_bias" in read["model_cfg"])
 
 
 def _count(weights: Mapping, pattern: str) -> int:
@@ -182,6 +183,8 @@ def build_network(weights: Mapping, settings: Settings) -> nn.Module:
     loader = getattr(transformers, f"{family}Model")
     with torch.device("meta"):
         network = loader(config)
+        if "logit_bias" in weights:  # of open_clip's SigLIP loss: transformers' CLIP has none
+            network.logit_bias = nn.Parameter(torch.empty(()))
     if not is_vit:
         del network.vision_model, network.visual_projection
     kept = {key: tensor for key, tensor in weights.items() if is_vit or not key.startswith("visual.")}
@@ -211,6 +214,8 @@ def load(content: Content, request: Request, cached=None) -> PretrainedCLIP:
     if missing:
         raise CheckpointError("{} 中没有 {}，其结构不受支持；支持：{}", path, Joined("、", missing), SUPPORTED)
     settings = read_settings(path, content.checkpoint, weights)
+    if settings.bias and "logit_bias" not in weights:
+        raise CheckpointError("{} 中没有 logit_bias，旁边的 open_clip_config.json 却说有：二者不是一套文件", path)
     find_tokenizer = tokenizer_finder(path, request, BERT_WORDS in weights) if request.text_tower else None
     with as_input_error(Message("{} 的权重不能组成模型", path)):
         try:
@@ -232,7 +237,8 @@ def _build(weights: Mapping, settings: Settings, preprocessing: Preprocessing, f
     visual = {key.removeprefix("visual."): tensor for key, tensor in weights.items() if key.startswith("visual.")}
     tower = ImageTower(build_clip_resnet(visual, settings.head_width or 64))
     text = build_text_tower(network, find_tokenizer, first_token=is_bert)
-    return PretrainedCLIP(CNN, tower, text, network.logit_scale, None, preprocessing).eval()
+    bias = getattr(network, "logit_bias", None)
+    return PretrainedCLIP(CNN, tower, text, network.logit_scale, bias, preprocessing).eval()
 
 
 INTERPOLATIONS = {"bicubic": 3, "bilinear": 2, "random": 3}  # open_clip's "random" is bicubic where nothing is trained

@@ -23,7 +23,6 @@ from ..weights.hub import VOCABULARY_BYTES, as_input_error, hub_folder, local_fo
 CLIP_REPOSITORY = "openai/clip-vit-base-patch32"
 BPE_FILE = "bpe_simple_vocab_16e6.txt.gz"  # of openai/CLIP and open_clip
 BPE_PACKAGES = ("clip", "open_clip")
-CONTEXT = 77
 
 
 def find_clip_tokenizer(*folders: str | os.PathLike | None, download: bool = False) -> Callable:
@@ -71,7 +70,10 @@ def _loader(folder: Path) -> Callable | None:
 
 
 def _from_bpe(folder: Path):
-    """CLIPTokenizer of the vocab.json and merges.txt in a folder; its other files say nothing that CLIP leaves open."""
+    """CLIPTokenizer of the vocab.json and merges.txt in a folder; its other files say nothing that CLIP leaves open.
+
+    How long a text may be is said by the model's position codes: 77 of them in most, 248 in Long-CLIP.
+    """
     loader = getattr(transformers, "CLIPTokenizerFast", transformers.CLIPTokenizer)
     with (
         tempfile.TemporaryDirectory() as copy,
@@ -80,7 +82,7 @@ def _from_bpe(folder: Path):
     ):
         for name in ("vocab.json", "merges.txt"):
             _link(folder / name, Path(copy))
-        return loader.from_pretrained(copy, model_max_length=CONTEXT, local_files_only=True)
+        return loader.from_pretrained(copy, local_files_only=True)
 
 
 def _from_openai(file: Path):

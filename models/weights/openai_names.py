@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from ..errors import CheckpointError
 from ..heavy import torch
 from .names import TEXT_BACKBONE, TEXT_TOWER
 
@@ -27,15 +28,20 @@ TEXT = {
     "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
     "positional_embedding": "text_model.embeddings.position_embedding.weight",
     **{f"ln_final.{part}": f"text_model.final_layer_norm.{part}" for part in ("weight", "bias")},
-    "logit_scale": "logit_scale",
+    **{name: name for name in ("logit_scale", "logit_bias")},
 }
 TRANSPOSED = {"visual.proj": "visual_projection.weight", "text_projection": "text_projection.weight"}
+
+# Long-CLIP keeps two tables of 248 position codes: the first 20 rows of one count, of the other those behind them
+LONG_POSITIONS, LONG_FROM = "positional_embedding_res", 20
+# Chinese-CLIP with flash attention: queries, keys and values in one, the BERT's output layer inside its attention
+FLASH_VISUAL, FLASH_BERT = ".attn.Wqkv.", re.compile(r"^(bert\..+\.attention\.)self\.(Wqkv|out_proj)\.(\w+)$")
 
 
 def translate(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """OpenAI's names -> those of transformers' CLIPModel or ChineseCLIPModel, float32; unknown names stay."""
     translated = {}
-    for key, tensor in weights.items():
+    for key, tensor in _of_one_kind(weights).items():
         tensor = tensor.float() if tensor.is_floating_point() else tensor
         block = BLOCK.match(key)
         if block:
@@ -48,7 +54,37 @@ def translate(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return translated
 
 
-NOT_OF_A_TEXT = re.compile(r"^(?:visual|vision_model|visual_projection)\.|^(?:logit_scale|attn_mask)$")
+def _of_one_kind(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Long-CLIP's and flash attention's weights in OpenAI's (and cn_clip's usual) layout; others as they are.
+
+    As `encode_text` of model/model_longclip.py (beichenzbc/Long-CLIP) adds its two tables, and `convert_state_dict` of
+    cn_clip/clip/model.py (OFA-Sys/Chinese-CLIP) renames.
+    """
+    usual = {}
+    for key, tensor in weights.items():
+        usual.update(_without_flash(key, tensor))
+    if LONG_POSITIONS in usual:
+        first, rest = usual["positional_embedding"], usual.pop(LONG_POSITIONS)
+        if first.shape != rest.shape:
+            shapes = list(first.shape), list(rest.shape)
+            raise CheckpointError("positional_embedding 和 {} 的形状不同：{}、{}", LONG_POSITIONS, *shapes)
+        usual["positional_embedding"] = torch.cat([first[:LONG_FROM], rest[LONG_FROM:]])
+    return usual
+
+
+def _without_flash(key: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
+    """One weight under the names that it has without flash attention."""
+    flash = FLASH_BERT.match(key)
+    if not flash:
+        return {key.replace(FLASH_VISUAL, ".attn.in_proj_"): tensor}
+    attention, name, part = flash.groups()
+    if name == "out_proj":
+        return {f"{attention}output.dense.{part}": tensor}
+    names = (f"{attention}self.{letter}.{part}" for letter in ("query", "key", "value"))
+    return dict(zip(names, tensor.chunk(3)))
+
+
+NOT_OF_A_TEXT = re.compile(r"^(?:visual|vision_model|visual_projection)\.|^(?:logit_scale|logit_bias|attn_mask)$")
 
 
 def translate_text_tower(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -30,7 +30,7 @@ from models.loading.processors import CLIP_MEAN, CLIP_STD
 from models.towers.tokenizers import BPE_FILE, find_clip_tokenizer
 from models.weights.archives import is_torchscript
 from models.weights.files import read_torch_file
-from models.weights.openai_names import translate
+from models.weights.openai_names import LONG_FROM, LONG_POSITIONS, translate
 from models.weights.plain import Name
 
 pytestmark = pytest.mark.filterwarnings("ignore:文本“two dogs", "ignore:.*torch.jit", "ignore::torch.jit.TracerWarning")
@@ -543,6 +543,8 @@ def test_chinese_clips_original_checkpoint(write_checkpoint):
     original = into_openai_names(network)
     wrapped = {"epoch": 1, "name": "run", "state_dict": {f"module.{key}": tensor for key, tensor in original.items()}}
     model = load_clip_checkpoint(write_checkpoint(wrapped))
+    flash = load_clip_checkpoint(write_checkpoint(with_flash_attention(original), "flash.pt"))
+    assert_same_state(flash, model)
     assert model.preprocessing[:5] == ((32, 32), None, CLIP_MEAN, CLIP_STD, 3)
     images, texts = model.preprocessing(gradient_picture()), ["正常假体", "感染"]
     tokens = model.text_encoder.tokenize(texts)
@@ -551,6 +553,25 @@ def test_chinese_clips_original_checkpoint(write_checkpoint):
         expected = network(pixel_values=images, **tokens)
         torch.testing.assert_close(model.image_encoder(images), expected.image_embeds, rtol=0, atol=1e-5)
         torch.testing.assert_close(model.text_encoder(texts=texts), expected.text_embeds, rtol=0, atol=1e-5)
+
+
+def with_flash_attention(weights: dict) -> dict:
+    """cn_clip's weights as `convert_state_dict` of cn_clip/clip/model.py names them for flash attention."""
+    renamed = {key.replace("attn.in_proj_", "attn.Wqkv."): tensor for key, tensor in weights.items()}
+    for query in [key for key in renamed if ".attention.self.query." in key]:
+        names = [query.replace("query", letter) for letter in ("query", "key", "value")]
+        renamed[query.replace("query", "Wqkv")] = torch.cat([renamed.pop(name) for name in names])
+        dense = query.replace("self.query", "output.dense")
+        renamed[query.replace("query", "out_proj")] = renamed.pop(dense)
+    assert sum("Wqkv" in key for key in renamed) == 2 * (3 + 1)  # three blocks of the one tower, one of the other
+    return renamed
+
+
+def assert_same_state(one, other) -> None:
+    """Two models have the same weights, bit for bit."""
+    ours, theirs = one.state_dict(), other.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(tensor, theirs[key]) for key, tensor in ours.items())
 
 
 PARTS = (("ln_1", "layer_norm1"), ("ln_2", "layer_norm2"), ("attn", "self_attn"))
@@ -579,6 +600,59 @@ def into_openai_names(network) -> dict:
         if not (".k_proj." in name or ".v_proj." in name):
             back[name] = tensor
     return back
+
+
+# -- Long-CLIP --------------------------------------------------------------------------------
+
+
+def with_long_positions(original, rows):
+    """An OpenAIClip with two tables of `rows` position codes, added as model/model_longclip.py of Long-CLIP does."""
+    generator = torch.Generator().manual_seed(5)
+    tables = [nn.Parameter(torch.randn(rows, WIDTH, generator=generator)) for _ in range(2)]
+    original.positional_embedding, original.positional_embedding_res = tables
+    first = (torch.arange(rows) < LONG_FROM).float()[:, None]
+    blocks = original.transformer
+    mask = torch.full((rows, rows), float("-inf")).triu_(1)
+    for block in blocks.resblocks:
+        block.mask = mask
+
+    def encode_text(ids):
+        x = original.token_embedding(ids) + tables[0] * first + tables[1] * (1 - first)
+        return original.ln_final(blocks(x))[torch.arange(len(ids)), ids.argmax(-1)] @ original.text_projection
+
+    original.encode_text = encode_text
+    return original
+
+
+LONG = ["a cat " * 60, "cat " * 230, "the dog"]
+
+
+def test_long_clips_two_tables_of_positions(vocabulary, write_checkpoint):
+    original = with_long_positions(make_original("vit", vocabulary), 248)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # its activation is known, and no text of up to 248 tokens is cut
+        model = load_clip_checkpoint(write_checkpoint(original.state_dict()))
+        tokens = model.text_encoder.tokenize(LONG)
+        own = model.text_encoder(texts=LONG)
+    assert model.text_encoder.max_tokens == 248 and 77 < tokens["input_ids"].shape[1] <= 248
+    ids = tokens["input_ids"] * tokens["attention_mask"]
+    with torch.no_grad():
+        theirs = F.normalize(original.encode_text(F.pad(ids, (0, 248 - ids.shape[1]))), dim=-1)
+    torch.testing.assert_close(own, theirs, rtol=0, atol=1e-5)
+    with pytest.warns(InputWarning, match="248"):
+        model.text_encoder(texts=["cat " * 250])
+
+
+def test_a_longer_table_of_positions_is_a_longer_text(vocabulary, write_checkpoint):
+    original = make_original("vit", vocabulary)
+    original.positional_embedding.data = torch.randn(100, WIDTH)
+    assert load_clip_checkpoint(write_checkpoint(original.state_dict())).text_encoder.max_tokens == 100
+
+
+def test_long_clips_tables_must_agree(vocabulary, write_checkpoint):
+    weights = {**make_original("vit", vocabulary).state_dict(), LONG_POSITIONS: torch.zeros(248, WIDTH)}
+    with pytest.raises(InputError, match=r"positional_embedding_res 的形状不同：\[16, 64\]、\[248, 64\]"):
+        load_clip_checkpoint(write_checkpoint(weights))
 
 
 # -- CLIP's tokenizer -------------------------------------------------------------------------
@@ -622,7 +696,6 @@ def test_openais_own_list_of_merges_gives_the_same_tokens(nowhere, tmp_path):
     assert files(TEXTS)["input_ids"] == merges(TEXTS)["input_ids"]
     words = ["<|startoftext|>", "the</w>", "cat</w>", "<|endoftext|>"]
     assert files("the cat").input_ids == files.convert_tokens_to_ids(words)
-    assert files.model_max_length == 77
 
 
 def test_the_list_in_an_installed_package():
@@ -709,8 +782,9 @@ def test_clips_text_tower_without_a_tokenizer(text_tower, write_checkpoint, nowh
 # -- open_clip itself -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind, quick", [("vit", True), ("vit", False), ("resnet", True)])
-def test_as_open_clip_computes_it(vocabulary, write_checkpoint, tmp_path, kind, quick):
+@pytest.mark.parametrize("kind, quick, bias", [("vit", True, None), ("vit", False, -3.0), ("resnet", True, -3.0)])
+def test_as_open_clip_computes_it(vocabulary, write_checkpoint, tmp_path, kind, quick, bias):
+    """With a bias, as for SigLIP's loss, every text has a probability of its own."""
     pytest.importorskip("open_clip")
     from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 
@@ -718,8 +792,8 @@ def test_as_open_clip_computes_it(vocabulary, write_checkpoint, tmp_path, kind, 
     if kind == "resnet":
         vision = CLIPVisionCfg(layers=(1, 2, 1, 1), width=16, image_size=64)
     text = CLIPTextCfg(context_length=CONTEXT, vocab_size=vocabulary, width=64, heads=1, layers=2)
-    theirs = randomise(CLIP(EMBED, vision, text, quick_gelu=quick))
-    write_open_clip_config(tmp_path, quick_gelu=quick)
+    theirs = randomise(CLIP(EMBED, vision, text, quick_gelu=quick, init_logit_bias=bias))
+    write_open_clip_config(tmp_path, quick_gelu=quick, init_logit_bias=bias)
     model = load_clip_checkpoint(write_checkpoint(theirs.state_dict()))
     images, ids = model.preprocessing(gradient_picture()), full_length(model)
     with torch.no_grad():
@@ -728,6 +802,16 @@ def test_as_open_clip_computes_it(vocabulary, write_checkpoint, tmp_path, kind, 
             (model.text_encoder(texts=TEXTS), theirs.encode_text(ids, normalize=True)),
         ):
             torch.testing.assert_close(own, expected, rtol=0, atol=1e-5)
+        logits = theirs.get_logits(images, ids)[0]
+        expected = logits.softmax(-1) if bias is None else logits.sigmoid()
+        torch.testing.assert_close(model.predict(images, TEXTS)[1], expected, rtol=0, atol=1e-5)
+    assert model.independent_probabilities == (bias is not None)
+
+
+def test_a_bias_that_the_config_promises(vocabulary, write_checkpoint, tmp_path):
+    write_open_clip_config(tmp_path, quick_gelu=True, init_logit_bias=-10)
+    with pytest.raises(InputError, match="没有 logit_bias.*open_clip_config.json"):
+        load_clip_checkpoint(write_checkpoint(make_original("vit", vocabulary).state_dict()))
 
 
 def test_of_several_weights_the_models_own_are_used_and_said(original, write_checkpoint):
