@@ -20,7 +20,7 @@ from .errors import CheckpointError, InputWarning
 from .heavy import torchvision, transformers
 from .messages import Message
 from .towers.image import CONVNEXTS, EFFICIENTNETS, RESNETS, ImageEncoder
-from .towers.similarity import check_scale, softmax_probabilities
+from .towers.similarity import check_scale, sigmoid_probabilities, softmax_probabilities
 from .towers.text import TextEncoder, build_text_encoder, is_clip_text
 from .towers.two_towers import TwoTowers
 from .weights.files import read_checkpoint_file
@@ -41,6 +41,7 @@ __all__ = ["CLIPModel", "ImageEncoder", "TextEncoder", "build_on_meta", "create_
 class CLIPModel(TwoTowers):
     """Image tower, text tower, and a temperature that divides their cosine similarity.
 
+    With a `logit_bias`, which a checkpoint trained with SigLIP's loss brings, probabilities are sigmoids.
     The checkpoint's preprocessing travels with the model: `img_size`, the side in pixels of the square that images are
     resized to, and `mean` and `std` of levels in [0, 1], three numbers each; None where nobody said.
     With `text_tower=False` there is no text encoder, nor its libraries: for texts whose features are known.
@@ -66,13 +67,17 @@ class CLIPModel(TwoTowers):
         self.image_encoder = ImageEncoder(image_encoder_name, embed_dim)
         self.text_encoder = build_text_encoder(text_encoder_name, embed_dim, text_config) if text_tower else None
         self.temperature = nn.Parameter(torch.tensor(float(temperature)))
+        self.register_parameter("logit_bias", None)
 
     def logits(self, similarities: torch.Tensor) -> torch.Tensor:
-        """Cosines [..., K] divided by the temperature."""
-        return similarities / self.temperature
+        """Cosines [..., K] divided by the temperature and, where the model has a bias, shifted."""
+        logits = similarities / self.temperature
+        return logits if self.logit_bias is None else logits + self.logit_bias
 
     def probabilities(self, similarities: torch.Tensor) -> torch.Tensor:
-        """Cosines [..., K] -> probabilities [..., K] in float32: softmax over the texts."""
+        """Cosines [..., K] -> probabilities [..., K] in float32: softmax over the texts, with a bias each by itself."""
+        if self.logit_bias is not None:
+            return sigmoid_probabilities(similarities, self.temperature, self.logit_bias)
         return softmax_probabilities(similarities, self.temperature)
 
     # -- weights ------------------------------------------------------------------------------
@@ -113,6 +118,8 @@ class CLIPModel(TwoTowers):
             for module in self.image_encoder.modules():
                 if isinstance(module, nn.BatchNorm2d):
                     module.eps = checkpoint.batch_norm_eps
+        bias = checkpoint.state_dict.get("logit_bias")
+        self.logit_bias = None if bias is None else nn.Parameter(bias.detach().to(self.temperature.device).clone())
         key = "embeddings.position_embeddings"
         positions = checkpoint.state_dict.get(BACKBONE + key)
         if encoder == "vit" and positions is not None:

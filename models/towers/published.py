@@ -244,11 +244,6 @@ class PretrainedCLIP(TwoTowers):
         self.cautions: list[Message] = []  # what the reader must know of the model, whatever is asked of it
         self.img_size = input_side(preprocessing)
 
-    @property
-    def independent_probabilities(self) -> bool:
-        """Whether each text has a probability of its own, so that they need not sum to 1."""
-        return self.logit_bias is not None
-
     def probabilities(self, similarities: torch.Tensor) -> torch.Tensor:
         """Cosine [..., K] -> probabilities [..., K], float32."""
         logits = self.logits(similarities)

@@ -58,6 +58,12 @@ def check_shape(features, count: int | None = None, width: int | None = None) ->
     return features
 
 
+def sigmoid_probabilities(similarities: torch.Tensor, temperature: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """Cosines [..., K] -> probabilities [..., K] in float32, each by itself: sigmoid of cosine / temperature + bias."""
+    temperature, bias = (number.to(similarities.device) for number in (check_scale("temperature", temperature), bias))
+    return (similarities.float() / temperature + bias.detach().float()).sigmoid()
+
+
 def softmax_probabilities(similarities: torch.Tensor, temperature: torch.Tensor) -> torch.Tensor:
     """Cosines [..., K] -> probabilities [..., K] in float32: softmax over the texts of cosine / temperature."""
     temperature = check_scale("temperature", temperature).to(similarities.device)

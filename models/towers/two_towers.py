@@ -16,6 +16,11 @@ class TwoTowers(nn.Module):
 
     class_text_features: torch.Tensor | None = None  # [K, D], computed before or loaded with the model
 
+    @property
+    def independent_probabilities(self) -> bool:
+        """Whether each text has a probability of its own, so that they need not sum to 1."""
+        return self.logit_bias is not None
+
     def forward(self, images, texts=None, input_ids=None, attention_mask=None) -> torch.Tensor:
         """Images [B, 3, H, W] and K texts -> logits [B, K]."""
         text_features = self.embed_texts(texts, input_ids, attention_mask)

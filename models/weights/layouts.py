@@ -19,6 +19,7 @@ from ..messages import Joined, Message
 from .modules import first_names
 from .names import BACKBONE, CLIP_TEXT, CLIP_WORDS, TEXT_BACKBONE, TEXT_TOWER, Rules, rename
 from .plain import fields_of
+from .scales import one_number, temperature_of
 from .search import BUFFER, Contents, same_weight, search_checkpoint
 
 
@@ -155,6 +156,7 @@ SIZE_WEIGHTS = (
 )
 # What trainings leave in a tower that no embedding goes through.
 HEAD = re.compile(r"\.(?:\w*head\w*|\w*classifier|fc|aux\w*|cls|pooler|queue\w*|momentum\w*)(?:\.|$)")
+SCALES = ("temperature", "logit_scale", "logit_bias")
 TEXT_LEFTOVER = re.compile(r"^(?:pooler|cls)\.|(?:^|\.)position_ids$|(?:^|\.)token_type_ids$")
 
 
@@ -267,8 +269,13 @@ def translate_checkpoint(checkpoint: Mapping, contents: Contents | None = None) 
                 state_dict[key] = tensor
         elif key == "temperature" or key.startswith(("image_encoder.projection.", "text_encoder.projection.")):
             state_dict[key] = tensor
-        elif not key.startswith(BACKBONE) and not BUFFER.search(key):
+        elif not key.startswith(BACKBONE) and not BUFFER.search(key) and key not in SCALES:
             ignored.append(key)
+    scales = {name: source[name] for source in (metadata, weights) for name in SCALES if name in source}
+    if (temperature := temperature_of(scales)) is not None:
+        metadata = {**metadata, "temperature": temperature}
+    if "logit_bias" in scales:
+        state_dict["logit_bias"] = torch.tensor(one_number(scales["logit_bias"], "logit_bias"))
     strangers = [key for key in ignored if key.startswith(("image_encoder.", TEXT_TOWER)) and not HEAD.search(key)]
     if strangers:
         raise CheckpointError(

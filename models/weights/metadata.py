@@ -1,6 +1,6 @@
 """What a checkpoint says of its model beside the weights: the fields below, under all usual names, wherever they stand.
 
-    metadata, messages = read_metadata(values, root, has_temperature=True)
+    metadata, messages = read_metadata(values, root, weights)
 
 Of several values the nearest to the weights counts; what contradicts it, what stands where a word may well mean
 something else, and what says something of the image's levels but cannot be used, is worth a line each.
@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -149,10 +149,21 @@ FIELDS = {
     "embed_dim": Field(("embeddim",), _count, contradicts=False),  # likewise
     "img_size": Field((*SIZES, *WIDE_SIZES), image_side),
     "temperature": Field(("temperature", "tau", "temp"), _temperature),
+    "logit_scale": Field(("logitscale",), _temperature),
+    "logit_bias": Field(("logitbias",), _temperature),
     "text_config": Field(("textconfig",), _text_config, contradicts=False),
 }
 # Steps from the weights at which a word may well mean something else: it counts, and is said.
-FAR = {"temperature": 2, "tau": 1, "temp": 1, **dict.fromkeys(WIDE_SIZES, 1)}
+FAR = {
+    **dict.fromkeys(("temperature", "logitscale", "logitbias"), 2),
+    "tau": 1,
+    "temp": 1,
+    **dict.fromkeys(WIDE_SIZES, 1),
+}
+IN_WEIGHTS = {"temperature": ("temperature", "logit_scale"), "logit_bias": ("logit_bias",)}
+IN_WEIGHTS["logit_scale"] = IN_WEIGHTS[
+    "temperature"
+]  # fields that are not looked for where the weights bring one of these
 CONFIGS = ("config", "args", "hparams", "hyperparameters", "cfg", "opt", "modelconfig", "modelargs")
 _FIELD_OF = {name: field for field, row in FIELDS.items() for name in row.names}
 
@@ -170,16 +181,16 @@ class _Entry(NamedTuple):
     value: object
 
 
-def read_metadata(values: Iterable[tuple[Keys, object]], root: Keys, has_temperature: bool) -> tuple[dict, list]:
+def read_metadata(values: Iterable[tuple[Keys, object]], root: Keys, weights: Collection[str]) -> tuple[dict, list]:
     """({field: value}, what is to be said) of the values of a checkpoint whose weights stand at `root`.
 
-    `has_temperature`: whether the weights bring it, so that no other is looked for.
+    `weights`: their names; a temperature among them is the one, and no other is looked for.
     """
     values = [((*path[:-1], *re.split(r"[./]", path[-1])), value) for path, value in values if path]
     entries: dict[str, list[_Entry]] = {}
     for number, (path, value) in enumerate(values):
         field, word = _FIELD_OF.get(_folded(path[-1])), _folded(path[-1])
-        if field is None or field == "temperature" and has_temperature:
+        if field is None or any(name in weights for name in IN_WEIGHTS.get(field, ())):
             continue
         value = parse_json(value) if isinstance(value, str) and value[:1] in "{[" else value
         if (read := FIELDS[field].read(value)) is not None:

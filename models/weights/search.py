@@ -47,7 +47,7 @@ def search_checkpoint(checkpoint: Mapping) -> Contents:
         raise CheckpointError("检查点中同一个权重 {} 有两份不同的值，无法判断用哪一份", twice[0])
     outside = ((p, t) for p, t in tensors if p[: len(place.root)] != place.root or p and BUFFER.search(p[-1]))
     small = [(path, tensor) for path, tensor in outside if _is_small(tensor)]
-    metadata, messages = read_metadata([*plain, *small], place.root, "temperature" in weights)
+    metadata, messages = read_metadata([*plain, *small], place.root, weights)
     adapter = first_adapter(".".join(path) for path, _ in (*tensors, *plain))
     return Contents(weights, metadata, _describe_choice(places, tensors), messages, unusable, adapter)
 

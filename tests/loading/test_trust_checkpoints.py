@@ -837,8 +837,8 @@ def test_copies_are_known_by_words(clip, write_checkpoint, copy):
 
 def test_a_temperature_of_another_name_is_told(clip, write_checkpoint):
     bare = {key: tensor for key, tensor in clip.state_dict().items() if key != "temperature"}
-    with pytest.warns(InputWarning, match="没有 temperature（其中的 logit_scale 没有采用）"):
-        load_clip_checkpoint(write_checkpoint({**bare, "logit_scale": torch.tensor(2.0)}))
+    with pytest.warns(InputWarning, match="没有 temperature（其中的 criterion.logit_scale 没有采用）"):
+        load_clip_checkpoint(write_checkpoint({**bare, "criterion.logit_scale": torch.tensor(2.0)}))
     for value in (0.5, [0.5], torch.tensor(0.5)):
         model = load_clip_checkpoint(write_checkpoint({"state_dict": bare, "config": {"tau": value}}))
         assert float(model.temperature) == 0.5
