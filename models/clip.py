@@ -19,7 +19,7 @@ from torch import nn
 from .errors import CheckpointError, InputWarning
 from .heavy import torchvision, transformers
 from .messages import Message
-from .towers.image import CONVNEXTS, EFFICIENTNETS, RESNETS, ImageEncoder
+from .towers.image import CONVNEXTS, EFFICIENTNETS, FIRST_CONVOLUTIONS, RESNETS, ImageEncoder
 from .towers.similarity import check_scale, sigmoid_probabilities, softmax_probabilities
 from .towers.text import TextEncoder, build_text_encoder, is_clip_text
 from .towers.two_towers import TwoTowers
@@ -27,6 +27,7 @@ from .weights.files import read_checkpoint_file
 from .weights.layouts import (
     VIT_INTO_TRANSFORMERS_4,
     Translated,
+    read_channels,
     read_text_config,
     split_checkpoint,
     translate_checkpoint,
@@ -118,6 +119,10 @@ class CLIPModel(TwoTowers):
             for module in self.image_encoder.modules():
                 if isinstance(module, nn.BatchNorm2d):
                     module.eps = checkpoint.batch_norm_eps
+        tower = self.image_encoder
+        channels = read_channels(checkpoint.state_dict, FIRST_CONVOLUTIONS[tower.model_name])
+        if channels != tower.channels:
+            tower.set_channels(channels)
         bias = checkpoint.state_dict.get("logit_bias")
         self.logit_bias = None if bias is None else nn.Parameter(bias.detach().to(self.temperature.device).clone())
         key = "embeddings.position_embeddings"

@@ -81,7 +81,8 @@ def _why_failed(tower, images, error) -> Message:
         )
     if any(w.is_inference() for w in weights.values()):
         return Message("模型是在 torch.inference_mode() 之内建立的，不能求梯度；请在它之外建立或载入模型")
-    if channels and channels != shape[1]:
+    reads_grey = getattr(tower, "channels", None) == 1  # of images of three channels
+    if channels and channels != shape[1] and not reads_grey:
         order = Message("（形状应是 [B, C, H, W]，通道在前）") if shape[-1] == channels else ""
         return Message(
             "图像有 {} 个通道，图像编码器的第一个卷积要 {} 个{}；本工具的图像是 RGB，3 个通道",

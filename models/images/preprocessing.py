@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..errors import InputError
 from ..heavy import Image, torch
 from ..messages import Message
 
@@ -64,6 +65,11 @@ class Preprocessing(NamedTuple):
     std: tuple[float, float, float] = IMAGENET_STD
     resample: int = BILINEAR  # one of PIL.Image.Resampling
     patches: tuple[int, int] | None = None  # (a patch's side, most patches): SigLIP 2's free shapes; no `resize`
+
+    @property
+    def alike_in_channels(self) -> bool:
+        """Whether the three channels are normalised alike, so that grey before is grey after."""
+        return len({*zip(self.mean, self.std)}) == 1
 
     @property
     def fixed_size(self) -> bool:
@@ -158,13 +164,20 @@ DEFAULT_IMG_SIZE = 224
 def preprocessing_of(model, img_size: int | None = None) -> Preprocessing:
     """The model's own preprocessing, else a square of the checkpoint's side, of `img_size`, or the default.
 
-    Mean and deviation are the checkpoint's, else ImageNet's.
+    Mean and deviation are the checkpoint's, else ImageNet's. InputError where the model reads one channel and they are
+    none of one: nothing says which grey levels it was trained on.
     """
     if own := getattr(model, "preprocessing", None):
         return own
     prepare = square(getattr(model, "img_size", None) or img_size or DEFAULT_IMG_SIZE)
     levels = {name: value for name in ("mean", "std") if (value := getattr(model, name, None)) is not None}
-    return prepare._replace(**levels)
+    prepare = prepare._replace(**levels)
+    if getattr(getattr(model, "image_encoder", None), "channels", 3) == 1 and not prepare.alike_in_channels:
+        raise InputError(
+            "模型的图像编码器读 1 个通道（灰度），但没有说明它的一个均值和一个标准差；"
+            "请按训练时的用 --mean 和 --std 各给一个数（没有归一化是 0 和 1）"
+        )
+    return prepare
 
 
 def describe_assumed_size(model, img_size: int | None = None) -> Message | None:

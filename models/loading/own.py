@@ -9,8 +9,9 @@ from ..clip import CLIPModel, build_on_meta
 from ..errors import CheckpointError, InputError, InputWarning
 from ..messages import Message
 from ..savings import forget
+from ..towers.image import FIRST_CONVOLUTIONS
 from ..weights.files import MAPPED_FROM_BYTES
-from ..weights.layouts import Translated, read_text_config, translate_checkpoint
+from ..weights.layouts import Translated, read_channels, read_text_config, translate_checkpoint
 from ..weights.modules import give_buffers_values
 from ..weights.names import BACKBONE
 from .content import Content, Request, flag_of
@@ -64,6 +65,7 @@ def model_config(translated: Translated, request: Request) -> dict:
         config["img_size"] = translated.metadata["img_size"] = side
     config["text_config"] = {**(config.get("text_config") or {}), **read_text_config(translated.state_dict)}
     _check_heads(config["text_config"])
+    _leave_out_colours(config, translated)
     _fill_in(config, request)
     if "image_encoder" not in config:
         raise InputError("无法从检查点识别图像编码器，请用 --image-encoder 指定")
@@ -84,6 +86,17 @@ def _check_heads(text_config: Mapping) -> None:
     heads, width = text_config.get("num_attention_heads"), text_config.get("hidden_size")
     if heads is not None and width and (heads < 1 or width % heads):
         raise CheckpointError("检查点的 text_config 无法使用：{} 个注意力头不能平分宽度 {}", heads, width)
+
+
+def _leave_out_colours(config: dict, translated: Translated) -> None:
+    """Leave out levels of three channels where the image tower reads one: they are none that it was trained with."""
+    channels = read_channels(translated.state_dict, FIRST_CONVOLUTIONS.get(config.get("image_encoder"), ()))
+    levels = [config.get(name) for name in ("mean", "std")]
+    if channels == 1 and None not in levels and len({*zip(*levels)}) > 1:
+        for settings in (config, translated.metadata):
+            del settings["mean"], settings["std"]
+        message = Message("检查点的图像编码器读 1 个通道，它的均值和标准差却是三个不同的数，没有采用：{}、{}", *levels)
+        warnings.warn(InputWarning(message), stacklevel=5)
 
 
 def _fill_in(config: dict, request: Request) -> None:

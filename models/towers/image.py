@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from ..errors import InputError, closest_hint
 from ..heavy import torchvision, transformers
 from ..messages import Joined
+from .grey import as_grey
 from .starnet import WIDTH_AND_DEPTHS, build_starnet
 from .starnet_dual_pyramid_rcf import StarNetDualPyramidRCF
 from .transformer import Transformer
@@ -61,17 +62,41 @@ def check_image_encoder_name(name: str) -> str:
     raise InputError("未知的图像编码器 {!r}；{}支持：{}", name, hint, Joined("、", IMAGE_ENCODERS))
 
 
+# Encoder -> its convolutions that read the image, as paths in the backbone.
+FIRST_CONVOLUTIONS = {
+    **dict.fromkeys(RESNETS, ("conv1",)),
+    **dict.fromkeys(WIDTH_AND_DEPTHS, ("stem.0.conv",)),
+    "starnet_dual_pyramid_rcf": ("local.stem.0.0", "global_pyr.stem.0"),
+    **dict.fromkeys((*CONVNEXTS, *EFFICIENTNETS), ("features.0.0",)),
+    "vit": ("embeddings.patch_embeddings.projection",),
+}
+
+
 class ImageEncoder(nn.Module):
     """Backbone, linear projection, L2 norm: images [B, 3, H, W] -> embeddings [B, embed_dim].
 
-    `model_name` is one of `IMAGE_ENCODERS`; another raises InputError.
+    `model_name` is one of `IMAGE_ENCODERS`; another raises InputError. `channels`: 3, or 1 where the backbone reads
+    grey pictures.
     """
+
+    channels = 3
 
     def __init__(self, model_name: str = "resnet50", embed_dim: int = 512):
         super().__init__()
         self.model_name = check_image_encoder_name(model_name)
         self.backbone, num_features = IMAGE_ENCODERS[model_name](model_name)
         self.projection = nn.Linear(num_features, embed_dim)
+
+    def set_channels(self, channels: int) -> None:
+        """Make the backbone one of colour or of grey pictures; the weights of what reads them are to be loaded."""
+        for path in FIRST_CONVOLUTIONS[self.model_name]:
+            convolution = self.backbone.get_submodule(path)
+            size = convolution.weight.shape
+            convolution.in_channels = channels
+            convolution.weight = nn.Parameter(convolution.weight.detach().new_zeros(size[0], channels, *size[2:]))
+        if self.model_name == "vit":  # checks its input
+            self.backbone.embeddings.patch_embeddings.num_channels = self.backbone.config.num_channels = channels
+        self.channels = channels
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return F.normalize(self.embed(images), dim=-1)
@@ -82,6 +107,8 @@ class ImageEncoder(nn.Module):
 
     def _features(self, images):
         """[B, 3, H, W] -> what the projection reads, [B, num_features]."""
+        if self.channels == 1:
+            images = as_grey(images)
         if self.model_name != "vit":
             return self.backbone(images)
         # The position code is interpolated only where the input's size is not the training's.

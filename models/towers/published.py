@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from ..errors import CheckpointError, InputError
 from ..images.preprocessing import Preprocessing
 from ..messages import Message
+from .grey import as_grey
 from .similarity import check_scale
 from .text import TextTower
 from .transformer import Transformer
@@ -196,18 +197,6 @@ def check_channels(channels: int) -> int:
     return channels
 
 
-GREY = (0.299, 0.587, 0.114)  # what red, green and blue weigh in Pillow's "L" (ITU-R 601-2)
-
-
-def as_grey(images: torch.Tensor) -> torch.Tensor:
-    """[B, 3, H, W] -> the one channel [B, 1, H, W] that a model of grey pictures reads.
-
-    Grey before the normalisation is grey after it, as all three channels are normalised alike.
-    """
-    weights = torch.tensor(GREY, dtype=images.dtype, device=images.device)
-    return (images * weights[:, None, None]).sum(1, keepdim=True)
-
-
 def into_patches(images: torch.Tensor, patch: int) -> torch.Tensor:
     """[B, C, H, W] -> [B, rows * columns, patch * patch * C], row by row, colours last: as SigLIP 2's processor."""
     batch, channels, height, width = images.shape
@@ -285,7 +274,7 @@ def build_towers(
     vision, family = vision_of(network)
     tower = WindowTower if family == WINDOWS else VisionTransformerTower
     image_tower = tower(vision, getattr(network, "visual_projection", nn.Identity()))
-    if image_tower.channels == 1 and len({*zip(preprocessing.mean, preprocessing.std)}) > 1:
+    if image_tower.channels == 1 and not preprocessing.alike_in_channels:
         raise InputError("模型的输入是 1 个通道，它的 image_mean 和 image_std 却有三个不同的值")
     padded = hasattr(innermost(network.text_model, "text_model"), "head")  # SigLIP's
     text_tower = build_text_tower(network, find_tokenizer, padded, first_token)

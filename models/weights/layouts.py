@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from ..errors import CheckpointError, InputWarning
@@ -285,6 +285,13 @@ def translate_checkpoint(checkpoint: Mapping, contents: Contents | None = None) 
             first_names(strangers),
         )
     return Translated(state_dict, metadata, encoder, layout.batch_norm_eps if layout else None, ignored)
+
+
+def read_channels(state_dict: Mapping[str, torch.Tensor], paths: Iterable[str]) -> int:
+    """1 where the convolutions at these paths in the backbone, which read the image, all read one channel; else 3."""
+    first = [state_dict.get(f"{BACKBONE}{path}.weight") for path in paths]
+    is_grey = [weight is not None and weight.ndim == 4 and weight.shape[1] == 1 for weight in first]
+    return 1 if is_grey and all(is_grey) else 3
 
 
 def read_text_config(state_dict: Mapping[str, torch.Tensor]) -> dict:
