@@ -22,7 +22,7 @@ from clip_gradcam_visualization import explain, main
 from models.errors import CheckpointError, InputError, InputWarning
 from models.loading.fingerprint import fingerprint
 from models.loading.load import embed_texts, load_clip_checkpoint
-from models.towers.published import GREY
+from models.towers.grey import GREY
 from models.towers.text import TextEncoder
 from models.towers.tokenizers import find_clip_tokenizer
 from models.weights.hub import ASSETS, SHIPPED_TEXT_ENCODERS, read_json
