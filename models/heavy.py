@@ -36,6 +36,11 @@ torchvision, transformers = HeavyModule("torchvision"), HeavyModule("transformer
 huggingface_hub, safetensors = HeavyModule("huggingface_hub"), HeavyModule("safetensors")
 tqdm, Image, ImageOps = HeavyModule("tqdm"), HeavyModule("PIL.Image"), HeavyModule("PIL.ImageOps")
 ImageDraw, ImageFont = HeavyModule("PIL.ImageDraw"), HeavyModule("PIL.ImageFont")
+peft = HeavyModule(
+    "peft",
+    "无法载入 peft（{}），模型旁的适配器（PEFT、LoRA）没有它不能合并；请安装：pip install peft，或在别处先合并："
+    "model.merge_and_unload() 之后用 save_pretrained 另存，再读另存的文件夹",
+)
 cv2 = HeavyModule(
     "cv2",
     "无法载入 OpenCV（{}）；若缺少 libGL，请执行 pip install opencv-python-headless，"

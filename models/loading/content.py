@@ -4,7 +4,7 @@ import os
 import re
 import warnings
 from collections.abc import Mapping, MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -29,20 +29,33 @@ from ..weights.modules import first_names
 from ..weights.names import BACKBONE, first_adapter
 from ..weights.plain import fields_of
 from ..weights.search import Contents, search_checkpoint
+from .adapters import MERGE_FIRST, Adapter, adapter_files, base_of, merge_adapter, read_adapter
 
 
 @dataclass(frozen=True)
 class Content:
-    """A checkpoint and the file that it was read from, of shards their index; or a folder as transformers saves it."""
+    """A checkpoint and the file that it was read from, of shards their index; or a folder as transformers saves it.
+
+    With an adapter it is the model that the adapter makes of it: see `contents` and `folder_weights`.
+    """
 
     path: Path
     checkpoint: MutableMapping | None = None
     is_folder: bool = False
+    adapter: Adapter | None = None
 
     @cached_property
     def contents(self) -> Contents:
         """What a search of the checkpoint brings: one search for all readers."""
-        return search_checkpoint(self.checkpoint)
+        contents = search_checkpoint(self.checkpoint)
+        return contents._replace(weights=self._with_adapter(contents.weights)) if self.adapter else contents
+
+    def folder_weights(self) -> dict:
+        """All tensors of a folder of transformers, by name."""
+        return self._with_adapter(split_checkpoint(_read_files(weights_of(self.path)))[0])
+
+    def _with_adapter(self, weights: dict) -> dict:
+        return weights if self.adapter is None else merge_adapter(self.adapter, weights)
 
     def forget(self) -> None:
         """Let go of the checkpoint's tensors, once a model has taken over its own."""
@@ -59,17 +72,30 @@ def read_content(path: str | os.PathLike, mapped: bool | None = None, download: 
         path = local_folder(path, download=download)
     if os.path.isdir(path):
         return _read_folder(Path(path), mapped)
-    content = Content(Path(path), read_checkpoint_file(path, mapped))
-    adapters = [name for name in ADAPTER_FILES if (Path(path).parent / name).exists()]
-    if adapters:
-        message = Message("{} 旁边有适配器（{}），没有采用；模型若带着它训练，{}", path, adapters[0], MERGE_FIRST)
+    content = Content(Path(path), read_checkpoint_file(path, mapped), adapter=read_adapter(Path(path).parent))
+    if content.adapter:
+        message = Message(
+            "{} 旁边有适配器（PEFT、LoRA），已并入模型；这个文件若不是它的基础模型，或已经合并过，请把它移到别的文件夹",
+            path,
+        )
         warnings.warn(InputWarning(message), stacklevel=3)
     return content
 
 
 def _read_folder(folder: Path, mapped: bool | None) -> Content:
+    """What stands in a folder; where that is an adapter alone, the model that it was trained on, with it."""
+    adapter, base = read_adapter(folder), model_of(folder)
+    content = _read_model(base, mapped) if base.is_dir() else Content(base, read_checkpoint_file(base, mapped))
+    return replace(content, adapter=adapter)
+
+
+def model_of(folder: Path) -> Path:
+    """The folder itself; where it holds an adapter alone, the folder or file of the model that it was trained on."""
+    return folder if not adapter_files(folder) or checkpoints_in(folder) else base_of(folder)
+
+
+def _read_model(folder: Path, mapped: bool | None) -> Content:
     """A model of transformers, or the one checkpoint of a folder, with what its JSON files say as its config."""
-    refuse_adapters(folder)
     config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     if {"text_config", "vision_config"} & set(config):
         return Content(folder, is_folder=True)
@@ -83,27 +109,16 @@ def _read_folder(folder: Path, mapped: bool | None) -> Content:
     return Content(path, _with_config(checkpoint, folder))
 
 
-MERGE_FIRST = Message("请先合并：model.merge_and_unload() 之后用 save_pretrained 另存，再读另存的文件夹")
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
-
-
-def refuse_adapters(folder: Path) -> None:
-    """InputError where adapters lie in a folder: with them and without them it is another model."""
-    adapters = [name for name in ADAPTER_FILES if (folder / name).exists()]
-    if adapters:
-        raise InputError("文件夹 {} 中有适配器（PEFT、LoRA）：{}；{}", folder, Joined("、", adapters), MERGE_FIRST)
-
-
 def refuse_adapter_weights(weights: Mapping, path: Path) -> None:
     """CheckpointError where adapters stand among the weights that were read from `path`."""
     if adapter := first_adapter(weights):
         raise CheckpointError("{} 的权重中有没有合并的适配器（PEFT、LoRA）：{}；{}", path, adapter, MERGE_FIRST)
 
 
-# what training leaves beside the weights: optimizers, schedulers, random states, arguments
+# what training leaves beside the weights: adapters, optimizers, schedulers, random states, arguments
 NO_CHECKPOINT = re.compile(
     r"(?:optimizer|scheduler|lr_scheduler|scaler|sampler|dl_state_dict|random_states|rng_state|training_args"
-    r"|custom_checkpoint)\w*\.\w+$|.*-\d+-of-\d+\.\w+$"
+    r"|custom_checkpoint|adapter_model)\w*\.\w+$|.*-\d+-of-\d+\.\w+$"
 )
 UNMERGED = {  # what shows a checkpoint in pieces -> what to do with them
     "zero_to_fp32.py": Message("；这里是 DeepSpeed 的分片，请先用 DeepSpeed 的 zero_to_fp32 合并"),
@@ -116,10 +131,7 @@ UNMERGED = {  # what shows a checkpoint in pieces -> what to do with them
 
 def checkpoint_of(folder: Path) -> Path:
     """The one checkpoint file of a folder, or the index of its shards; InputError with the names where not one."""
-    names = sorted(path.name for path in folder.iterdir() if path.is_file())
-    there = [name for name in names if name in WEIGHTS]
-    there += [name for name in names if name.lower().endswith(CHECKPOINT_SUFFIXES) and name not in WEIGHTS]
-    there = [name for name in there if not NO_CHECKPOINT.match(name)]
+    there = checkpoints_in(folder)
     if len(there) == 1:
         return folder / there[0]
     if there:
@@ -128,6 +140,14 @@ def checkpoint_of(folder: Path) -> Path:
         )
     hint = next((hint for name, hint in UNMERGED.items() if any(folder.glob(name))), "")
     raise InputError("找不到检查点文件：{}（是文件夹，但其中没有 config.json 或检查点文件{}）", folder, hint)
+
+
+def checkpoints_in(folder: Path) -> list[str]:
+    """The names of a folder's files that may be a checkpoint, those that libraries give first."""
+    names = sorted(path.name for path in folder.iterdir() if path.is_file())
+    there = [name for name in names if name in WEIGHTS]
+    there += [name for name in names if name.lower().endswith(CHECKPOINT_SUFFIXES) and name not in WEIGHTS]
+    return [name for name in there if not NO_CHECKPOINT.match(name)]
 
 
 def _read_files(path: Path, mapped: bool | None = None) -> Mapping:
@@ -144,11 +164,6 @@ def _read_files(path: Path, mapped: bool | None = None) -> Mapping:
         tensors.update({name: weights[name] for name in names})
         config.update(_config_of(shard))
     return {"state_dict": tensors, "config": config}
-
-
-def read_folder_weights(folder: Path) -> dict:
-    """All tensors of a folder of transformers, by name."""
-    return split_checkpoint(_read_files(weights_of(folder)))[0]
 
 
 CONFIG_FILES = ("hparams.json", "args.json", "config.json")  # a later one counts

@@ -4,27 +4,47 @@ import hashlib
 import json
 import os
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from ..weights.archives import open_archive, read_entry
 from ..weights.hub import SMALL_FILES, WEIGHTS, is_index, local_folder, shards_of, weights_of
-from .content import checkpoint_of
+from .adapters import adapter_files
+from .content import checkpoint_of, model_of
 
 CHECKED_TENSORS = 8
 
 
 def fingerprint(path: str | os.PathLike) -> str:
-    """32 hexadecimal digits that stand for the content of a checkpoint, a file or a folder."""
-    return checkpoint_fingerprint(path) if os.path.isfile(path) else folder_fingerprint(path)
+    """32 hexadecimal digits that stand for the content of a checkpoint, a file or a folder, an adapter included."""
+    model, adapter = _model_and_adapter(path)
+    own = checkpoint_fingerprint(model) if os.path.isfile(model) else folder_fingerprint(model)
+    if not adapter:
+        return own
+    digest = hashlib.sha256(f"adapter\0{own}\0".encode())
+    _hash_files(adapter, digest)
+    return digest.hexdigest()[:32]
+
+
+def model_files(path: str | os.PathLike) -> list[Path]:
+    """The files that the model at a path is read from, those of an adapter included; InputError where they are not."""
+    model, adapter = _model_and_adapter(path)
+    return sorted({*(folder_files(Path(model)) if os.path.isdir(model) else [Path(model)]), *adapter})
+
+
+def _model_and_adapter(path: str | os.PathLike) -> tuple[str | os.PathLike, list[Path]]:
+    """(the file or folder of a model, the files of the adapter beside it) of a path or a name on the hub."""
+    if os.path.isfile(path):
+        return path, adapter_files(Path(path).parent)
+    folder = local_folder(path)
+    return model_of(folder), adapter_files(folder)
 
 
 def folder_fingerprint(source: str | os.PathLike) -> str:
     """Of a folder or a name on the hub: weights, configuration and tokenizer count, not the place."""
     folder = local_folder(source)
     digest = hashlib.sha256(b"folder\0")
-    for file in sorted(folder_files(folder), key=lambda file: file.name):
-        digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
-        hash_file(file, digest)
+    _hash_files(folder_files(folder), digest)
     return digest.hexdigest()[:32]
 
 
@@ -53,6 +73,13 @@ def checkpoint_fingerprint(path: str | os.PathLike) -> str:
     digest = hashlib.sha256(b"file\0")
     hash_file(path, digest)
     return digest.hexdigest()[:32]
+
+
+def _hash_files(files: Iterable[Path], digest) -> None:
+    """Put files into a digest: their names, in order, and what stands in them."""
+    for file in sorted(files, key=lambda file: file.name):
+        digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
+        hash_file(file, digest)
 
 
 def hash_file(path: str | os.PathLike, digest) -> None:

@@ -25,7 +25,7 @@ from ..weights.configs import PARTS, plain_clip
 from ..weights.hub import as_input_error, quiet, read_json
 from ..weights.modules import assign_weights, first_names, give_buffers_values
 from ..weights.names import WRAPPER_PREFIX, Rules, rename
-from .content import Content, Request, read_folder_weights, refuse_adapter_weights
+from .content import Content, Request, refuse_adapter_weights
 from .processors import preprocessing_cautions, read_preprocessing
 
 # model_type of config.json -> class of transformers; other types count if their structure is a known one
@@ -61,7 +61,7 @@ def load(content: Content, request: Request, cached=None) -> PretrainedCLIP:
     model_type = config.get("model_type")
     find_tokenizer = tokenizer_of(Path(request.text_folder or folder)) if request.text_tower else None
     preprocessing = read_preprocessing(folder, config, request.img_size)
-    network = _read_network(folder, config)
+    network = _read_network(content, config)
     try:
         with as_input_error(Message("结构不受支持")):
             model = build_towers(network, preprocessing, find_tokenizer, model_type in FIRST_TOKEN)
@@ -135,9 +135,9 @@ def _is_built_in(model_type: str) -> bool:
         return model_type in configs and {"text_config", "vision_config"} <= set(configs[model_type].sub_configs)
 
 
-def _read_network(folder: Path, config: Mapping) -> nn.Module:
+def _read_network(content: Content, config: Mapping) -> nn.Module:
     """The network of transformers with all of its weights; CheckpointError where they are not those of its config."""
-    weights = read_folder_weights(folder)
+    folder, weights = content.path, content.folder_weights()
     refuse_adapter_weights(weights, folder)
     file, layers = folder / "config.json", [_count_layers(config.get(part) or {}) for part in PARTS]
     if max(layers) > len(weights):

@@ -32,7 +32,7 @@ from ..messages import Message
 from ..towers.cuts import Cut
 from ..weights.hub import ASSETS, hub_folder, text_encoder_source
 from ..writing import check_own, open_own, write_files
-from .fingerprint import fingerprint, folder_files, hash_file
+from .fingerprint import fingerprint, hash_file, model_files
 
 FORMAT = "clip-gradcam text features 2"  # another number where TextEncoder or this file comes to mean something else
 TOKENIZER_FILES = ("vocab.txt", "tokenizer*.json", "config*.json", "special_tokens_map.json", "added_tokens.json")
@@ -90,11 +90,10 @@ def text_features_key(
 def file_state(path: str | os.PathLike) -> tuple | None:
     """What changes when another file takes this one's place: compared before and after, no part of a key.
 
-    Of a folder that of all files that its model is read from.
+    Of a folder, and of an adapter beside a file, that of all files that the model is read from.
     """
     try:
-        files = sorted(folder_files(Path(path))) if os.path.isdir(path) else [path]
-        states = [os.stat(file) for file in files]
+        states = [os.stat(file) for file in model_files(path)]
     except (OSError, InputError):
         return None
     return tuple((state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns) for state in states)

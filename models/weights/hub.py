@@ -82,6 +82,7 @@ WEIGHTS = {
     "open_clip_model.safetensors": ("open_clip_model.safetensors",),
     "open_clip_pytorch_model.bin": ("open_clip_pytorch_model.bin",),
 }
+ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")  # of peft, beside a model or alone
 SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
 
 REPOSITORY = re.compile(r"(?:[A-Za-z0-9_][\w.-]*/)?[A-Za-z0-9_][\w.-]*", re.ASCII)
@@ -108,7 +109,7 @@ def local_folder(source: str | os.PathLike, weights: bool = True, download: bool
     name = str(source).removeprefix(HUB)
     if not REPOSITORY.fullmatch(name):
         raise InputError("{!r} 不是模型库中的名称；应写成 {}owner/name", name, HUB)
-    if (cached := hub_folder(name)) is not None and (not weights or _first_of(WEIGHTS, cached)):
+    if (cached := hub_folder(name)) is not None and (not weights or _first_of((*WEIGHTS, *ADAPTER_WEIGHTS), cached)):
         return cached
     if not download and name == str(source):
         raise InputError(
@@ -140,6 +141,7 @@ def _download(name: str, weights: bool) -> Path:
     """Bring a repository into the cache: its weights in one format, its small files."""
     there = huggingface_hub.HfApi().list_repo_files(name)
     patterns = next((patterns for file, patterns in WEIGHTS.items() if weights and file in there), ())
+    patterns += tuple(file for file in ADAPTER_WEIGHTS if weights and file in there)
     return Path(huggingface_hub.snapshot_download(name, allow_patterns=[*SMALL_FILES, *patterns]))
 
 

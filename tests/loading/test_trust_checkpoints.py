@@ -803,9 +803,9 @@ def test_adapters_beside_the_weights_are_refused(clip, write_checkpoint, beside)
         load_clip_checkpoint(write_checkpoint({"state_dict": clip.state_dict(), **beside}))
 
 
-def test_adapter_files_beside_a_checkpoint_are_told(clip, write_checkpoint, tmp_path):
+def test_half_an_adapter_beside_a_checkpoint_is_refused(clip, write_checkpoint, tmp_path):
     (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.warns(InputWarning, match="旁边有适配器.*没有采用"):
+    with pytest.raises(InputError, match="适配器.*不完整.*adapter_config.json.*merge_and_unload"):
         load_clip_checkpoint(write_checkpoint(clip.state_dict()))
 
 

@@ -565,26 +565,6 @@ def test_channels_that_cannot_be(tmp_path, channels, pixels, message):
 # -- adapters ---------------------------------------------------------------------------------
 
 
-def lora_folder(folder):
-    """The folder of a CLIP and of its adapters, as peft saves them."""
-    import peft
-
-    network = transformers.CLIPModel.from_pretrained(folder)
-    config = peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
-    peft.get_peft_model(network, config).save_pretrained(folder)
-    return folder
-
-
-def test_adapters_beside_a_model(clip_folder):
-    pytest.importorskip("peft")
-    with pytest.raises(InputError, match="适配器.*adapter_config.json.*merge_and_unload"):
-        load_clip_checkpoint(lora_folder(clip_folder))
-    for name in ("config.json", "model.safetensors"):
-        (clip_folder / name).unlink()
-    with pytest.raises(InputError, match="适配器.*adapter_config.json.*merge_and_unload"):
-        load_clip_checkpoint(clip_folder)
-
-
 def test_adapters_among_openais_weights(tmp_path):
     from test_openai_clip import make_original
 
@@ -598,7 +578,7 @@ def test_adapters_among_openais_weights(tmp_path):
 def test_adapters_beside_a_checkpoint_of_our_own(clip, tmp_path):
     torch.save(clip.state_dict(), tmp_path / "pytorch_model.bin")
     (tmp_path / "adapter_model.safetensors").write_bytes(b"")
-    with pytest.raises(InputError, match="适配器.*adapter_model.safetensors"):
+    with pytest.raises(InputError, match="适配器.*不完整.*adapter_model.safetensors.*merge_and_unload"):
         load_clip_checkpoint(tmp_path)
 
 
