@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import transformers
 from safetensors.torch import load_file, save_file
 from tiny import gradient_picture, load_with_text_features, tiny_clip
 from tiny_pretrained import CLIP_PIXELS, FAMILIES, TEXTS, save_pretrained, write_clip_bpe
