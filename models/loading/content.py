@@ -99,7 +99,7 @@ def _read_model(folder: Path, mapped: bool | None) -> Content:
     config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     if {"text_config", "vision_config"} & set(config):
         return Content(folder, is_folder=True)
-    if (folder / "open_clip_config.json").is_file() and not config:
+    if (folder / "open_clip_config.json").is_file() and (not config or "model_type" in config):  # of a text tower
         path = weights_of(folder)
         return Content(path, _read_files(path, mapped))
     path = checkpoint_of(folder)

@@ -42,13 +42,17 @@ CUSTOM_TEXT = (
 NO_WEIGHTS = re.compile(r"^(?:input_resolution|context_length|vocab_size|attn_mask|.*position_ids|bert\.pooler\..*)$")
 
 
-def openai_weights(contents: Contents) -> dict[str, torch.Tensor]:
-    """The weights of a checkpoint, without the prefixes of wrappers and without constants."""
+def bare_weights(contents: Contents) -> dict[str, torch.Tensor]:
+    """The weights of a checkpoint without the prefixes of wrappers."""
     check_usable(contents)
     for message in contents.choices:
-        warnings.warn(InputWarning(message), stacklevel=3)
-    named = {WRAPPER_PREFIX.sub("", key): tensor for key, tensor in contents.weights.items()}
-    named = {re.sub(CUSTOM_TEXT, "", key): tensor for key, tensor in named.items()}
+        warnings.warn(InputWarning(message), stacklevel=4)
+    return {WRAPPER_PREFIX.sub("", key): tensor for key, tensor in contents.weights.items()}
+
+
+def openai_weights(contents: Contents) -> dict[str, torch.Tensor]:
+    """The weights of a checkpoint, without the prefixes of wrappers and without constants."""
+    named = {re.sub(CUSTOM_TEXT, "", key): tensor for key, tensor in bare_weights(contents).items()}
     return {key: tensor for key, tensor in named.items() if not NO_WEIGHTS.match(key)}
 
 
@@ -121,7 +125,7 @@ def _open_clip_settings(file: Path) -> Settings:
     return Settings(activation, *heads, read["preprocess_cfg"], "init_logit_bias" in read["model_cfg"])
 
 
-def _count(weights: Mapping, pattern: str) -> int:
+def count_numbers(weights: Mapping, pattern: str) -> int:
     """How many different numbers the one group of a pattern takes among the keys."""
     return len({match[1] for match in map(re.compile(pattern).match, weights) if match})
 
@@ -140,7 +144,7 @@ def vision_config(weights: Mapping, settings: Settings) -> dict:
         "num_channels": channels,
         "patch_size": patch,
         "image_size": patch * _grid(weights["visual.positional_embedding"]),
-        "num_hidden_layers": _count(weights, r"visual\.transformer\.resblocks\.(\d+)\."),
+        "num_hidden_layers": count_numbers(weights, r"visual\.transformer\.resblocks\.(\d+)\."),
         "intermediate_size": len(weights["visual.transformer.resblocks.0.mlp.c_fc.weight"]),
         "num_attention_heads": max(1, width // head_width),
         "hidden_act": settings.activation,
@@ -158,7 +162,7 @@ def text_config(weights: Mapping, settings: Settings) -> dict:
         "vocab_size": size,
         "hidden_size": width,
         "max_position_embeddings": len(positions),
-        "num_hidden_layers": _count(weights, r"(?:bert\.encoder\.layer|transformer\.resblocks)\.(\d+)\."),
+        "num_hidden_layers": count_numbers(weights, r"(?:bert\.encoder\.layer|transformer\.resblocks)\.(\d+)\."),
         "intermediate_size": len(weights[inner]),
         "num_attention_heads": settings.text_heads or max(1, width // 64),
     }
@@ -250,12 +254,16 @@ def read_preprocessing(weights: Mapping, settings: Settings, img_size: int | Non
         side = vision_config(weights, settings)["image_size"]
     else:
         side = 32 * _grid(weights["visual.attnpool.positional_embedding"])
-    own = settings.preprocessing
+    return open_clip_preprocessing(settings.preprocessing, side, img_size, squeezed=BERT_WORDS in weights)
+
+
+def open_clip_preprocessing(own: Mapping, side: int, img_size: int | None, squeezed: bool = False) -> Preprocessing:
+    """open_clip's way to prepare images: its `preprocess_cfg` and the side of its input, scaled to `img_size`."""
     mean, std = (three(own.get(key, usual), key) for key, usual in (("mean", CLIP_MEAN), ("std", CLIP_STD)))
     mode = own.get("resize_mode") or "shortest"
     if mode not in ("shortest", "squash"):
         raise InputError("open_clip_config.json 的 resize_mode 是 {!r}；本工具只支持 shortest 和 squash", mode)
-    squeezed = mode == "squash" or BERT_WORDS in weights
+    squeezed = squeezed or mode == "squash"
     interpolation = own.get("interpolation", "bicubic")
     if interpolation not in INTERPOLATIONS:
         raise InputError(

@@ -13,8 +13,9 @@ from ..heavy import HeavyModule
 from . import own
 
 if TYPE_CHECKING:
-    from . import folder, openai
+    from . import folder, open_clip, openai
 else:  # with the networks that they build: imported where a content is none of our own
     openai, folder = HeavyModule(f"{__package__}.openai"), HeavyModule(f"{__package__}.folder")
+    open_clip = HeavyModule(f"{__package__}.open_clip")
 
-READERS = (own, openai, folder)
+READERS = (own, open_clip, openai, folder)

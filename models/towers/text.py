@@ -58,12 +58,12 @@ class TextTower(nn.Module):
     @property
     def max_tokens(self) -> int:
         """The longest text in tokens: what the tokenizer says, at most what the model has position codes for."""
-        return min(self.tokenizer.model_max_length, _count_positions(self.backbone))
+        return min(self.tokenizer.model_max_length, count_positions(self.backbone))
 
     def cuts(self, texts: list[str]) -> list[Cut]:
         """Each text that is cut: all that embedding the texts warns of."""
         with as_input_error(CANNOT_TOKENIZE):
-            lengths = [len(self.tokenizer(text, verbose=False)["input_ids"]) for text in texts]
+            lengths = [len(self.tokenizer(self.clean(text), verbose=False)["input_ids"]) for text in texts]
         most = self.max_tokens
         return [Cut(text[:20], length, most) for text, length in zip(texts, lengths) if length > most]
 
@@ -77,7 +77,7 @@ class TextTower(nn.Module):
         padding = "max_length" if self.padded else True
         limits = {"padding": padding, "truncation": True, "max_length": self.max_tokens}
         with as_input_error(CANNOT_TOKENIZE):
-            tokens = self.tokenizer(texts, **limits, return_tensors="pt", verbose=False)
+            tokens = self.tokenizer([*map(self.clean, texts)], **limits, return_tensors="pt", verbose=False)
         if not tokens["input_ids"].numel():
             raise InputError("分词器没有给出任何词元：请检查文本和分词器的文件")
         words, most = _embedding(self.backbone, "token_embedding", "word_embeddings"), int(tokens["input_ids"].max())
@@ -94,11 +94,18 @@ class TextTower(nn.Module):
             tokens = self.tokenize([texts] if isinstance(texts, str) else list(texts))
         with as_input_error(Message("文本模型不能处理分词器给出的词元")):
             output = self.backbone(**tokens)
-        pooled = output.last_hidden_state[:, 0] if self.first_token else output.pooler_output
-        return F.normalize(self.projection(pooled).float(), dim=-1)
+        return F.normalize(self.projection(self.pool(output, tokens)).float(), dim=-1)
+
+    def clean(self, text: str) -> str:
+        """What the tokenizer is given of a text."""
+        return text
+
+    def pool(self, output, tokens: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """What the text model says of the `tokens`, [K, T] each -> [K, D] for the projection."""
+        return output.last_hidden_state[:, 0] if self.first_token else output.pooler_output
 
 
-def _count_positions(text_model: nn.Module) -> int:
+def count_positions(text_model: nn.Module) -> int:
     """How many tokens a text model has position codes for; RoBERTa's begin behind those of the padding."""
     table = _embedding(text_model, "position_embedding", "position_embeddings")
     return table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)

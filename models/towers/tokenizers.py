@@ -133,9 +133,14 @@ CLASSES = re.compile(
 )
 
 
+def has_tokenizer(folder: Path) -> bool:
+    """Whether the files of a tokenizer lie in a folder."""
+    return any(all((folder / name).is_file() for name in names) for names in TOKENIZERS)
+
+
 def tokenizer_of(folder: Path) -> Callable:
     """A function that loads the tokenizer of a folder; InputError at once where its files are missing."""
-    if not any(all((folder / name).is_file() for name in names) for names in TOKENIZERS):
+    if not has_tokenizer(folder):
         needed = Joined("、", (Joined(" 和 ", names) for names in TOKENIZERS))
         raise InputError("文件夹 {} 中没有分词器：需要以下文件之一：{}", folder, needed)
     return lambda: load_tokenizer(folder)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import InputError
-from ..messages import Message
+from ..messages import Joined, Message
 
 
 class Kind(NamedTuple):
@@ -75,6 +75,13 @@ def several(kind: Kind, most: int) -> Kind:
 
 
 MOST_STAGES = 8  # each doubles the width
+
+
+def one_of(*words: str) -> Kind:
+    """One of these words."""
+    return Kind(Message("{} 之一", Joined("、", map(repr, words))), lambda value: value in words)
+
+
 WIDTH, TOKEN = whole(1, 65_536), one_or_several(whole(-1, 100_000_000))
 PART = {
     **dict.fromkeys(("hidden_size", "intermediate_size", "num_attention_heads", "type_vocab_size"), WIDTH),

@@ -515,7 +515,6 @@ HARMS = {
     "no text tower": (lambda w: w.pop("token_embedding.weight"), "没有 token_embedding.weight"),
     "no blocks": (lambda w: [w.pop(k) for k in [*w] if "visual.tr" in k], "没有 visual.transformer.resblocks.0"),
     "no projection": (lambda w: w.pop("text_projection"), "没有 text_projection"),
-    "timm": (lambda w: (w.clear(), w.update({"visual.trunk.blocks.0.weight": torch.zeros(3)})), "结构不受支持"),
 }
 
 
