@@ -34,7 +34,7 @@ import numpy as np
 
 from models import savings
 from models.chinese_argparse import ChineseArgumentParser
-from models.class_texts import names_and_texts, read_class_texts, text_indices
+from models.class_texts import ClassText, names_and_texts, read_class_texts, text_indices
 from models.errors import (
     DEBUG,
     InputError,
@@ -142,6 +142,11 @@ FLAGS = (
     ),
     ("--class-texts", TEXT | SEVERAL, "类别文本描述列表（与 --class-texts-file 二选一）"),
     ("--class-texts-file", PATH, "类别文本描述 JSON 文件（与 --class-texts 二选一）"),
+    (
+        "--text-template",
+        TEXT | SEVERAL | {"action": "extend"},
+        "把每段描述写进模板中 {} 的位置，例如 一张{}的X光片；可以多个：特征取各模板的平均",
+    ),
     (
         "--target-text-idx",
         {"metavar": "INT"} | SEVERAL,
@@ -325,7 +330,8 @@ def check_arguments(args) -> None:
 def question_of(args) -> Question:
     """The texts, and which of them are explained; InputError where they do not go together."""
     names, texts = names_and_texts(
-        read_class_texts(args.class_texts_file) if args.class_texts_file else args.class_texts
+        read_class_texts(args.class_texts_file) if args.class_texts_file else args.class_texts,
+        args.text_template or (),
     )
     indices = args.target_text_idx and text_indices(args.target_text_idx, names, "--target-text-idx")
     if args.contrast and len(names) < 2:
@@ -334,7 +340,7 @@ def question_of(args) -> Question:
     return question_about(names, texts, "all" if args.all_texts else indices, args.contrast, *choices)
 
 
-def question_about(names: list[str], texts: list[str], target_text_idx, contrast: bool, *choices) -> Question:
+def question_about(names: list[str], texts: list[ClassText], target_text_idx, contrast: bool, *choices) -> Question:
     """The Question of `target_texts`' targets and of `choices`, its further fields; InputError where they clash."""
     targets, gamma = target_texts(target_text_idx, len(names)), CONTRAST_GAMMA if contrast else 0.0
     question = Question(names, texts, targets, gamma, *choices)
@@ -364,7 +370,7 @@ def colours_of(args) -> Colours:
 # 2. Loading
 
 
-def load_from_arguments(args, texts: list[str] | None = None, local_rank: int = 0):
+def load_from_arguments(args, texts: list[ClassText] | None = None, local_rank: int = 0):
     """The model of --model-path; with `texts` on its device, with their features and without its text tower."""
     return load_clip_checkpoint(
         args.model_path,
@@ -757,7 +763,7 @@ def pixels_of(images: Mapping[int | None, object], grey_range) -> dict[int | Non
     return pixels
 
 
-def class_text_features(model, texts: list[str]) -> torch.Tensor:
+def class_text_features(model, texts: list[ClassText]) -> torch.Tensor:
     """The texts' features [K, D] by the model's own text tower, whatever surrounds the call."""
     tower = getattr(model, "text_encoder", None)
     if tower is None:
@@ -772,7 +778,7 @@ def class_text_features(model, texts: list[str]) -> torch.Tensor:
 def explain(
     model,
     image,
-    class_texts: Sequence[str] | Mapping[str, str],
+    class_texts: Sequence[ClassText] | Mapping[str, ClassText],
     target_layer=None,
     target_text_idx: int | Sequence[int] | str | None = None,
     img_size: int | None = None,
@@ -789,15 +795,18 @@ def explain(
     blend: str | None = None,
     colormap: str | None = None,
     alpha: float | None = None,
+    text_templates: str | Sequence[str] = (),
 ) -> ImageResult | Results | list[ImageResult] | list[Results]:
     """Explain one image, or several, against K class texts; a result is frozen, and shows its figure in a notebook.
 
     `image`: a path, a PIL image, or an array [H, W] or [H, W, 3] (see `to_pixels`); a list or tuple of them goes to the
     model in batches and gives the list of their results, each of which keeps its image's pixels. `class_texts`: a list,
-    or a dict {short name: description}. `target_text_idx`: None explains the most similar text, several or "all" more
-    than one. `target_layer`: a module or a dotted path, or a list of them to fuse; None for the encoder's own.
-    `img_size` counts where the model names none, 224 where neither does. `method`, `similarity`: of METHODS and
-    SIMILARITIES, None for the encoder's default; method "all" gives Results: the default's and one per method.
+    or a dict {short name: description}; in place of a description a list of several, which are averaged (see
+    `embed_classes`); `text_templates`: each is put into each of them (see `names_and_texts`). `target_text_idx`: None
+    explains the most similar text, several or "all" more than one. `target_layer`: a module or a dotted path, or a list
+    of them to fuse; None for the encoder's own. `img_size` counts where the model names none, 224 where neither does.
+    `method`, `similarity`: of METHODS and SIMILARITIES, None for the encoder's default; method "all" gives Results: the
+    default's and one per method.
     `contrast`: what speaks for a text rather than for the others. `subtract_others`: whether the other texts are
     taken off (`others_directions`), None for the method's default. `faithfulness`: test each heatmap by deletion and
     insertion. `text_features` [K, D] spare embedding the texts again. `grey_range`: how more than 8 bits of grey become
@@ -813,7 +822,7 @@ def explain(
                 InputWarning("img_size={} 与检查点不符，按检查点的 {} 处理", img_size, own_size), stacklevel=2
             )
         choices = method, similarity, subtract_others, faithfulness, img_size
-        question = question_about(*names_and_texts(class_texts), target_text_idx, contrast, *choices)
+        question = question_about(*names_and_texts(class_texts, text_templates), target_text_idx, contrast, *choices)
         colours = choose_colours(colormap, blend, alpha)
         is_list = isinstance(image, (list, tuple))
         images = dict(enumerate(image)) if is_list else {None: image}  # by their places in the list
@@ -834,7 +843,7 @@ def explain(
 def visualize_clip_gradcam(
     model,
     image_path: str | os.PathLike,
-    class_texts: Sequence[str] | Mapping[str, str],
+    class_texts: Sequence[ClassText] | Mapping[str, ClassText],
     target_layer=None,
     target_text_idx: int | Sequence[int] | str | None = None,
     img_size: int | None = None,

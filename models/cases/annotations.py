@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..class_texts import ClassText
 from ..errors import InputError, reason
 from ..images.dicom import is_dicom
 from ..images.reading import DICOM_SUFFIXES
@@ -45,14 +46,14 @@ class Annotation(NamedTuple):
 def read_annotations(
     case: Case,
     names: Sequence[str],
-    texts: Sequence[str],
+    texts: Sequence[ClassText],
     size: tuple[int, int],
     default: str | None = None,
 ) -> Annotation:
     """The annotation of a case's image, whose size as read is `size` (H, W); empty where there is none.
 
-    `names`, `texts`: of the K texts; labels of shapes are either, or an index. `default`: a COCO file or a folder of
-    annotations, for a case whose row names none.
+    `names`, `texts`: of the K texts; labels of shapes are a name, a description or an index. `default`: a COCO file or
+    a folder of annotations, for a case whose row names none.
 
     Raises InputError, naming the annotation's file, where it cannot be used, or has labels of which none is a text.
     """

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 
+from ..class_texts import ClassText, descriptions_of
 from ..errors import closest_hint, shortened
 from ..messages import Message
 
@@ -10,17 +11,18 @@ _INDEX = re.compile(r"([0-9]{1,9})(\.0+)?")  # 3, or 3.0 as tables write whole n
 
 
 class TextLookup:
-    """Texts by their short names, by the texts themselves where these are given, and by their indices, in this order.
+    """Texts by their short names, by each of their descriptions where texts are given, and by indices, in this order.
 
     Names are compared exactly, blanks around them aside; of two equal ones the first counts.
     """
 
-    def __init__(self, names: Sequence[str], texts: Sequence[str] = ()):
+    def __init__(self, names: Sequence[str], texts: Sequence[ClassText] = ()):
         self.names = list(names)
         self._indices: dict[str, int] = {}
         for written in (names, texts):
             for index, text in enumerate(written):
-                self._indices.setdefault(text.strip(), index)
+                for description in descriptions_of(text):
+                    self._indices.setdefault(description.strip(), index)
 
     def find(self, label: str) -> int | None:
         """The index of a label's text, None where it is no text."""

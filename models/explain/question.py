@@ -22,7 +22,7 @@ class Question(NamedTuple):
     """What is asked of every image."""
 
     names: list[str]  # K short names
-    texts: list[str]  # K texts as the model reads them
+    texts: list[str | tuple[str, ...]]  # K texts as the model reads them: one description, or the tuple of several
     targets: Sequence[int] | None = None  # which are explained; None: the most similar one of each image
     contrast: float = 0.0  # gamma of `contrastive_directions`
     method: str | None = "gradcam"  # one of METHODS, or "all"; None for the encoder's default

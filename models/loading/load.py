@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 
+from ..class_texts import ClassText, descriptions_of, names_and_texts
 from ..errors import InputError
 from ..heavy import torch
+from ..towers.similarity import embed_classes
 from ..weights.hub import requested_text_encoder
 from ..weights.metadata import unit_levels
 from ..weights.modules import evaluating, release_text_tower
@@ -27,12 +29,13 @@ def load_clip_checkpoint(
     embed_dim: int | None = None,
     img_size: int | None = None,
     text_tower: bool = True,
-    texts: Sequence[str] | None = None,
+    texts: Sequence[ClassText] | Mapping[str, ClassText] | None = None,
     device: str = "cpu",
     use_cache: bool = True,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     download: bool = False,
+    text_templates: str | Sequence[str] = (),
 ):
     """The model whose weights stand at `path`, in eval mode, on `device`; on request without its text tower.
 
@@ -40,15 +43,16 @@ def load_clip_checkpoint(
     is warned about and loses. Our users' checkpoints give a CLIPModel; the kinds that `models.loading.openai` and
     `models.loading.folder` read, a PretrainedCLIP. InputError or CheckpointError where it cannot be used.
 
-    With K `texts` the model comes with their features as `class_text_features`, float32 [K, D], and without its text
-    tower. Features that the cache has are not computed again: the text tower is then neither read nor built. Either
-    way the results are the same, bit for bit.
+    With K `texts`, in `text_templates` (see `names_and_texts`), the model comes with their features as
+    `class_text_features`, float32 [K, D], and without its text tower. Features that the cache has are not computed
+    again: the text tower is then neither read nor built. Either way the results are the same, bit for bit.
 
     Only with `download`, or for a name written `hub:owner/name`, anything is fetched from the model hub: `path`,
     `text_encoder`, CLIP's vocabulary. A name that a file holds is looked up in the local cache.
     """
     text_encoder, levels = requested_text_encoder(text_encoder, download), levels_of(mean, std)
     request = Request(image_encoder, text_encoder, embed_dim, img_size, *levels, text_tower, download)
+    texts = texts if texts is None else names_and_texts(texts, text_templates)[1]
     cached = CachedFeatures(path, texts, device) if texts is not None and use_cache else None
     content = read_content(path, mapped=True if cached else None, download=download)
     model = reader_of(content).load(content, request, cached)
@@ -77,7 +81,7 @@ def reader_of(content: Content) -> ModuleType:
     return next((reader for reader in READERS if reader.recognises(content)), READERS[0])
 
 
-def _add_features(model, texts: Sequence[str], device: str, cached: CachedFeatures | None) -> None:
+def _add_features(model, texts: Sequence[ClassText], device: str, cached: CachedFeatures | None) -> None:
     """Give a model its texts' features, those of the cache where it has them, and let go of its text tower."""
     if cached is not None and cached.entry is not None:
         features, cuts = cached.entry
@@ -85,19 +89,20 @@ def _add_features(model, texts: Sequence[str], device: str, cached: CachedFeatur
             warnings.warn(cut.warning(), stacklevel=3)
         features = torch.from_numpy(features).clone().to(device)
     else:
-        features = embed_texts(model.to(device), list(texts))
+        features = embed_texts(model.to(device), texts)
         if cached is not None:
-            cached.keep(features.cpu().numpy(), model.text_encoder.cuts(texts))
+            descriptions = [description for text in texts for description in descriptions_of(text)]
+            cached.keep(features.cpu().numpy(), model.text_encoder.cuts(descriptions))
     release_text_tower(model)
     model.class_text_features = features
 
 
-def embed_texts(model, texts: list[str]) -> torch.Tensor:
-    """Embed texts with the model's text encoder in eval mode: [K, D], no gradients."""
+def embed_texts(model, texts: Sequence[ClassText]) -> torch.Tensor:
+    """The text features of K classes by the model's text encoder in eval mode: [K, D], no gradients."""
     if model.text_encoder is None:
         raise InputError("该模型没有文本编码器：请给出 text_features，或用 load_clip_checkpoint 载入")
     with torch.no_grad(), evaluating(model.text_encoder):
-        return model.text_encoder(texts=texts)
+        return embed_classes(lambda descriptions: model.text_encoder(texts=descriptions), texts)
 
 
 def choose_device(force_cpu: bool, local_rank: int = 0) -> str:

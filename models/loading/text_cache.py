@@ -22,9 +22,11 @@ import stat
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
+from ..class_texts import ClassText, descriptions_of
 from ..errors import InputError
 from ..heavy import torch
 from ..inputs import check_regular_file
@@ -34,20 +36,27 @@ from ..weights.hub import ASSETS, hub_folder, text_encoder_source
 from ..writing import check_own, open_own, write_files
 from .fingerprint import fingerprint, hash_file, model_files
 
-FORMAT = "clip-gradcam text features 2"  # another number where TextEncoder or this file comes to mean something else
+FORMAT = "clip-gradcam text features 3"  # another number where TextEncoder or this file comes to mean something else
 TOKENIZER_FILES = ("vocab.txt", "tokenizer*.json", "config*.json", "special_tokens_map.json", "added_tokens.json")
 DEFAULT_TEXT_ENCODER = "bert-base-chinese"
 LIBRARIES = ("torch", "transformers", "tokenizers", "numpy")
 
 
+class Entry(NamedTuple):
+    """What is kept of K texts."""
+
+    features: np.ndarray  # float32 [K, D]
+    cuts: list[Cut]  # of the descriptions, those that were cut
+
+
 class CachedFeatures:
     """What the cache has of a checkpoint's features of K texts; to be made before the checkpoint is read."""
 
-    def __init__(self, path: str | os.PathLike, texts: Sequence[str], device: str):
+    def __init__(self, path: str | os.PathLike, texts: Sequence[ClassText], device: str):
         self._path, self._texts, self._device = path, texts, device
         self._state = file_state(path)
         self._key: str | None = None
-        self.entry: tuple[np.ndarray, list[Cut]] | None = None  # see `load_entry`
+        self.entry: Entry | None = None
 
     def load_for(self, config: Mapping) -> bool:
         """Set `entry` to what the cache has for the model of this config; returns whether it has any.
@@ -56,17 +65,19 @@ class CachedFeatures:
         """
         if config["text_config"].get("model_type") is None:
             self._key = file_features_key(self._path, self._state, config, self._texts, self._device)
-        self.entry = load_entry(self._key, (len(self._texts), config.get("embed_dim"))) if self._key else None
+        descriptions = sum(len(descriptions_of(text)) for text in self._texts)
+        shape = len(self._texts), config.get("embed_dim")
+        self.entry = load_entry(self._key, shape, descriptions) if self._key else None
         return self.entry is not None
 
     def keep(self, features: np.ndarray, cuts: Sequence[Cut]) -> None:
-        """Store features [K, D] and which texts were cut, if the file is still the one that was read."""
+        """Store features [K, D] and which descriptions were cut, if the file is still the one that was read."""
         if self._key and file_state(self._path) == self._state:
             store_entry(self._key, features, cuts)
 
 
 def text_features_key(
-    fingerprint: str, text_encoder: str, config: Mapping, texts: Sequence[str], device: str
+    fingerprint: str, text_encoder: str, config: Mapping, texts: Sequence[ClassText], device: str
 ) -> str | None:
     """64 hexadecimal digits that stand for everything that text features depend on; None if it cannot be said.
 
@@ -100,7 +111,7 @@ def file_state(path: str | os.PathLike) -> tuple | None:
 
 
 def file_features_key(
-    path: str | os.PathLike, state: tuple | None, config: Mapping, texts: Sequence[str], device: str
+    path: str | os.PathLike, state: tuple | None, config: Mapping, texts: Sequence[ClassText], device: str
 ) -> str | None:
     """The key for the checkpoint at `path`, read when the file was in `state`; `config` as for `create_model`.
 
@@ -178,11 +189,13 @@ _NPY = re.compile(
 )
 
 
-def load_entry(key: str, shape: tuple[int | None, int | None] = (None, None)) -> tuple[np.ndarray, list[Cut]] | None:
-    """(features float32 [K, D], the texts that were cut); None where there is no whole entry of `key`.
+def load_entry(
+    key: str, shape: tuple[int | None, int | None] = (None, None), most_cuts: int | None = None
+) -> Entry | None:
+    """What is kept under `key`; None where there is no whole entry.
 
-    `shape`: the (K, D) that the features must have, None for any; of K texts at most K are cut. An entry that another
-    user can write is none.
+    `shape`: the (K, D) that the features must have, None for any. `most_cuts`: of so many descriptions at most as many
+    are cut, None for K. An entry that another user can write is none.
     """
     try:
         data = _read_own(_entry_path(key))
@@ -197,7 +210,8 @@ def load_entry(key: str, shape: tuple[int | None, int | None] = (None, None)) ->
         return None
     fits = all(size in (None, own) for size, own in zip(shape, features.shape)) and np.isfinite(features).all()
     are_cuts = all([type(part) for part in cut] == [str, int, int] for cut in cuts)
-    return (features, cuts) if fits and are_cuts and len(cuts) <= len(features) else None
+    most_cuts = len(features) if most_cuts is None else most_cuts
+    return Entry(features, cuts) if fits and are_cuts and len(cuts) <= most_cuts else None
 
 
 def _read_own(path: Path) -> bytes:

@@ -3,6 +3,7 @@
 Like the figure it reads the results themselves: Results of `models.results.result`.
 """
 
+from ..class_texts import descriptions_of
 from ..errors import escape_unprintable, shortened
 from ..messages import Joined, Message
 from .parts import percent
@@ -50,8 +51,10 @@ def _of_several(results, room: int) -> list[Message]:
 
 def _text(result, target: int, numbers="") -> Message:
     """An explained text: how like the image it is, and what was measured of its map."""
-    similarity = result.similarities[target]
-    return Message("目标文本：[{}] {}（余弦相似度 {:.3f}{}）", target, _name(result, target), similarity, numbers)
+    name, similarity = _name(result, target), result.similarities[target]
+    count = len(descriptions_of(result.texts[target]))
+    name = name if count == 1 else Message("{}（{} 段描述的平均）", name, count)
+    return Message("目标文本：[{}] {}（余弦相似度 {:.3f}{}）", target, name, similarity, numbers)
 
 
 def measured(result, index: int) -> Joined:

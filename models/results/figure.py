@@ -130,8 +130,7 @@ def _heatmap_panel(left, panel_height, result, heatmap, words, has_mark) -> Pane
     """The heatmap with the target text as its title, and its colour bar: beside it, or below one wider than 2:1."""
     colormap = result.colours.colormap
     picture = _panel_picture(left, panel_height, heatmap, result.pixels.shape[:2], colormap)
-    name, text = result.names[result.target], result.texts[result.target]
-    target = drawable(text if name == text else name + parts.in_brackets([text], words))
+    target = parts.class_title(result, result.target, words)
     target = words["contrast" if result.question.contrast > 0 else "target"].format(target)
     remarks = parts.in_brackets(result.details(words), words)
     remarks += "" if result.knows_text else words["text-free"]

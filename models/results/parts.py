@@ -40,6 +40,7 @@ FOOTER_WORDS = {
     "subtract": "减去其他文本",
     "brackets": "（{}）",
     "comma": "，",
+    "descriptions": "{} 段描述的平均",
     "outline": "轮廓：标注",
     "outline of": "轮廓：{} 的标注",
     "independent": "各文本的概率相互独立，总和不必为 100%",
@@ -193,6 +194,14 @@ def _outline_note(result, words: dict) -> list[str]:
 def in_brackets(details: Sequence[str], words: dict) -> str:
     """What follows a name: its details in brackets, or nothing."""
     return words["brackets"].format(words["comma"].join(details)) if details else ""
+
+
+def class_title(result, index: int, words: dict) -> str:
+    """A class's name, and in brackets its description, or of how many it is the mean; `words`: with FOOTER_WORDS."""
+    name, text = result.names[index], result.texts[index]
+    if isinstance(text, str):
+        return drawable(name if name == text else name + in_brackets([text], words))
+    return drawable(name) + in_brackets([words["descriptions"].format(len(text))], words)
 
 
 def shown_specificities(result) -> list[float | None]:

@@ -155,7 +155,7 @@ class ImageResult(NamedTuple):
         return self.question.names
 
     @property
-    def texts(self) -> list[str]:
+    def texts(self) -> list[str | tuple[str, ...]]:
         return self.question.texts
 
     @property

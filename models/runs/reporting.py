@@ -133,7 +133,7 @@ def _document(state: RunState, totals: Totals, naming: Naming, tolerance: float)
         "title": _title(settings, naming),
         "anonymous": isinstance(naming, Anonymous),
         "names": totals.names,
-        "texts": [pair[-1] if isinstance(pair[-1], str) else pair[0] for pair in settings["texts"]],
+        "texts": [_descriptions(pair) for pair in settings["texts"]],
         "settings": [{lang: label_in_language(label, lang) for lang in LANGUAGES} for label in labels],
         "columns": naming.columns,
         "has_list": totals.has_list,
@@ -146,6 +146,12 @@ def _document(state: RunState, totals: Totals, naming: Naming, tolerance: float)
         "images": images,
     }
     return document, cards
+
+
+def _descriptions(pair: list) -> list[str]:
+    """What a class's line of the settings, [name, text], says to the model; the name where that is nothing of ours."""
+    text = pair[-1] if isinstance(pair[-1], list) else [pair[-1]]
+    return text if text and all(isinstance(description, str) for description in text) else pair[:1]
 
 
 def _run_key(settings: Mapping, images: Sequence[Mapping], naming: Naming) -> str:

@@ -2,14 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 
+from ..class_texts import ClassText, descriptions_of
 from ..errors import InputError
 from ..heavy import functional as F
 from ..heavy import torch
 from ..messages import Message
 
 SHORTEST = 1e-12  # of a text's vector: what `normalize` divides by at least
+
+TEXTS_AT_ONCE = 128  # that a text tower embeds: of 128 tokens each, BERT takes some hundred MB
+
+
+def embed_classes(embed: Callable, texts: str | Sequence[ClassText]) -> torch.Tensor:
+    """The text features [K, D] of K classes, by `embed`: a list of n descriptions -> unit features [n, D].
+
+    A class of one description has that one's; a class of several the mean of theirs, as unit vectors, normalised again:
+    a prompt ensemble of CLIP (Radford et al. 2021, arXiv 2103.00020, section 3.1.4).
+    """
+    classes = [descriptions_of(text) for text in ([texts] if isinstance(texts, str) else texts)]
+    texts = [description for descriptions in classes for description in descriptions]
+    if len(texts) <= TEXTS_AT_ONCE:
+        features = embed(texts)
+    else:
+        starts = range(0, len(texts), TEXTS_AT_ONCE)
+        features = torch.cat([embed(texts[start : start + TEXTS_AT_ONCE]) for start in starts])
+    if len(texts) == len(classes):
+        return features
+    of_classes = features.split([len(descriptions) for descriptions in classes])
+    return torch.stack([of_class[0] if len(of_class) == 1 else unit_mean(of_class) for of_class in of_classes])
+
+
+def unit_mean(features: torch.Tensor) -> torch.Tensor:
+    """Features [n, D] -> the direction of the mean of their directions, [D]."""
+    return F.normalize(F.normalize(features, dim=-1).mean(0), dim=0)
 
 
 def cosines(image_features: torch.Tensor, text_features: torch.Tensor) -> torch.Tensor:

@@ -5,7 +5,7 @@ from torch import nn
 
 from ..class_texts import names_and_texts
 from ..errors import InputError
-from .similarity import check_text_features, cosines
+from .similarity import check_text_features, cosines, embed_classes
 
 
 class TwoTowers(nn.Module):
@@ -27,30 +27,38 @@ class TwoTowers(nn.Module):
         return self.compute_similarity(self.image_encoder(images), text_features)
 
     def embed_texts(self, texts=None, input_ids=None, attention_mask=None) -> torch.Tensor:
-        """K texts, or their token ids and mask [K, T] -> [K, D]; InputError without a text tower."""
+        """K texts, each of one description or several, or token ids and mask [K, T] -> [K, D].
+
+        InputError without a text tower.
+        """
         if self.text_encoder is None:
             raise InputError("该模型没有文本编码器，不能编码文本；请给出 text_features，或用 load_clip_checkpoint 载入")
-        return self.text_encoder(texts, input_ids, attention_mask)
+        if texts is None:
+            return self.text_encoder(None, input_ids, attention_mask)
+        return embed_classes(self.text_encoder, texts)
 
     def compute_similarity(self, image_features: torch.Tensor, text_features: torch.Tensor) -> torch.Tensor:
         """[B, D] and [K, D] -> logits [B, K]; InputError for text features of another shape."""
         return self.logits(cosines(image_features, text_features))
 
     @torch.no_grad()
-    def precompute_class_text_features(self, class_texts) -> torch.Tensor:
-        """Embed the class texts (a list, or a dict's values) once, [K, D]; `predict` uses them from then on."""
-        self.class_text_features = self.embed_texts(names_and_texts(class_texts)[1])
+    def precompute_class_text_features(self, class_texts, text_templates=()) -> torch.Tensor:
+        """Embed the class texts (see `names_and_texts`) once, [K, D]; `predict` uses them from then on."""
+        self.class_text_features = self.embed_texts(names_and_texts(class_texts, text_templates)[1])
         return self.class_text_features
 
     @torch.no_grad()
-    def predict(self, images, class_texts=None, text_features=None) -> tuple[torch.Tensor, torch.Tensor]:
+    def predict(
+        self, images, class_texts=None, text_features=None, text_templates=()
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return (index of the most similar text [B], probabilities [B, K]).
 
-        The texts are `text_features` [K, D], else `class_texts`, else those whose features the model has. InputError
-        for features that cannot be compared with the images, and for as many as there are not `class_texts`.
+        The texts are `text_features` [K, D], else `class_texts` in `text_templates` (see `names_and_texts`), else those
+        whose features the model has. InputError for features that cannot be compared with the images, and
+        for as many as there are not `class_texts`.
         """
         if text_features is None and class_texts is not None:
-            text_features = self.precompute_class_text_features(class_texts)
+            text_features = self.precompute_class_text_features(class_texts, text_templates)
         if text_features is None:
             text_features = self.class_text_features
         if text_features is None:

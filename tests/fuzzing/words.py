@@ -102,7 +102,7 @@ def _odd_flag(random: Random) -> list[str]:
     pool = PATHS if options.get("metavar") == "PATH" else (*NAMES, *PATHS)
     pool = NUMBERS_OF_TYPES.get(options.get("type"), pool)
     pool = OUTPUTS if flag == "--output-dir" else [*options.get("choices", ()), *pool]
-    if options.get("action"):
+    if options.get("action") not in (None, "extend"):
         return [flag]
     if flag == "--num-workers":
         return [flag, random.choice(("0", "0", "1", "-1", "x"))]

@@ -95,7 +95,7 @@ def make_document(count, targets=None, lang="zh", failed=(), texts=NAMES):
         cards[number] = None
     document = {
         **{"lang": lang, "run": "9f2c", "title": {"zh": "演示模型，测试集", "en": "Demo model, test set"}},
-        **{"names": list(texts), "texts": [f"全髋关节置换术后，{name}。" for name in texts], "images": images},
+        **{"names": list(texts), "texts": [[f"全髋关节置换术后，{name}。"] for name in texts], "images": images},
         "settings": [{"zh": "Local Grad-CAM，两层，点积", "en": "Local Grad-CAM, two layers, dot product"}],
         **{"columns": ["age", "hospital"], "has_list": True, "has_annotations": True, "tested": False},
         **{"tells_presence": True, "tolerance": 15.0, "card_files": None, "evaluation": None},

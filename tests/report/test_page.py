@@ -698,7 +698,7 @@ def test_in_english_the_page_has_no_chinese_but_the_users_own(open_report):
     document |= {
         "lang": "en",
         "evaluation": {"groups": [group, {**group, "split": "test"}]},
-        "texts": ["a", "b", "c", "d"],
+        "texts": [["a"], ["b"], ["c"], ["d"]],
     }
     for image in document["images"]:
         image |= {

@@ -412,6 +412,7 @@ def test_interrupted(flags, capsys, home, monkeypatch):
 
 GUIDE = {
     "--model-path": "必需", "--image-path": "必需", "--class-texts": "二选一", "--class-texts-file": "二选一",
+    "--text-template": "平均",
     "--target-text-idx": "最相似", "--image-encoder": "检查点", "--text-encoder": "bert-base-chinese",
     "--embed-dim": "512", "--img-size": "224", "--output-dir": "clip_gradcam_results", "--grey-range": "auto",
     "--download": "不联网", "--mean": "ImageNet", "--std": "--mean",

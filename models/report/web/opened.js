@@ -239,7 +239,7 @@ function probabilityBar(image, text) {
     image.labels.includes(text) && "label",
     !rowOf(image, text) && "unexplained",
   ];
-  const title = visible(report.texts[text]) + (rowOf(image, text) ? "" : "\n" + t("没有解释这段文本"));
+  const title = report.texts[text].map(visible).concat(rowOf(image, text) ? [] : t("没有解释这段文本")).join("\n");
   const line = element(
     "button",
     {
