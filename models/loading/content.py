@@ -63,13 +63,16 @@ class Content:
             forget(self.checkpoint, self.contents.weights)
 
 
-def read_content(path: str | os.PathLike, mapped: bool | None = None, download: bool = False) -> Content:
-    """What stands in a file, a folder or a repository of the model hub; `mapped`: see `read_torch_file`.
+def located(path: str | os.PathLike, download: bool = False) -> str | os.PathLike:
+    """The path itself, or the folder of a repository of the model hub; `download`: see `local_folder`."""
+    return local_folder(path, download=download) if is_hub_name(path) else path
 
-    InputError where there is nothing, or nothing that can be read. `download`: see `local_folder`.
+
+def read_content(path: str | os.PathLike, mapped: bool | None = None) -> Content:
+    """What stands in a file or a folder; `mapped`: see `read_torch_file`.
+
+    InputError where there is nothing, or nothing that can be read.
     """
-    if is_hub_name(path):
-        path = local_folder(path, download=download)
     if os.path.isdir(path):
         return _read_folder(Path(path), mapped)
     content = Content(Path(path), read_checkpoint_file(path, mapped), adapter=read_adapter(Path(path).parent))

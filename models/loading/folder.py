@@ -19,7 +19,7 @@ from ..heavy import transformers
 from ..images.preprocessing import Preprocessing
 from ..messages import Joined, Message
 from ..savings import forget
-from ..towers.published import PretrainedCLIP, build_towers, vision_of
+from ..towers.published import PretrainedCLIP, build_towers, drop_text_tower, is_of_text_tower, vision_of
 from ..towers.tokenizers import tokenizer_of
 from ..weights.configs import PARTS, plain_clip
 from ..weights.hub import as_input_error, quiet, read_json
@@ -27,6 +27,7 @@ from ..weights.modules import assign_weights, first_names, give_buffers_values
 from ..weights.names import WRAPPER_PREFIX, Rules, rename
 from .content import Content, Request, refuse_adapter_weights
 from .processors import preprocessing_cautions, read_preprocessing
+from .text_cache import CachedFeatures, unless_cached
 
 # model_type of config.json -> class of transformers; other types count if their structure is a known one
 MODELS = {
@@ -48,20 +49,21 @@ def recognises(content: Content) -> bool:
     return content.is_folder
 
 
-def load(content: Content, request: Request, cached=None) -> PretrainedCLIP:
+def load(content: Content, request: Request, cached: CachedFeatures | None = None) -> PretrainedCLIP:
     """The CLIP of a folder, in eval mode, on the CPU, in float32; its weights are the files', not copies.
 
     An `img_size` other than the model's own has its position codes interpolated; a text encoder that is a folder
     holds the tokenizer's files where the model's has none. InputError where the folder is none of `SUPPORTED`, or
-    lacks files. Its texts' features are not cached.
+    lacks files. Without its text tower where that is not wanted, or where `cached` has the features.
     """
     request.warn_of_unused()
     folder = content.path
     config = _read_config(folder)
     model_type = config.get("model_type")
     find_tokenizer = tokenizer_of(Path(request.text_folder or folder)) if request.text_tower else None
+    find_tokenizer = unless_cached(cached, find_tokenizer)
     preprocessing = read_preprocessing(folder, config, request.img_size)
-    network = _read_network(content, config)
+    network = _read_network(content, config, find_tokenizer is not None)
     try:
         with as_input_error(Message("结构不受支持")):
             model = build_towers(network, preprocessing, find_tokenizer, model_type in FIRST_TOKEN)
@@ -135,8 +137,11 @@ def _is_built_in(model_type: str) -> bool:
         return model_type in configs and {"text_config", "vision_config"} <= set(configs[model_type].sub_configs)
 
 
-def _read_network(content: Content, config: Mapping) -> nn.Module:
-    """The network of transformers with all of its weights; CheckpointError where they are not those of its config."""
+def _read_network(content: Content, config: Mapping, text_tower: bool = True) -> nn.Module:
+    """The network of transformers with all of its weights; CheckpointError where they are not those of its config.
+
+    Without `text_tower` those of the text model are neither read nor looked at.
+    """
     folder, weights = content.path, content.folder_weights()
     refuse_adapter_weights(weights, folder)
     file, layers = folder / "config.json", [_count_layers(config.get(part) or {}) for part in PARTS]
@@ -148,6 +153,8 @@ def _read_network(content: Content, config: Mapping) -> nn.Module:
         vision_of(network)
     except InputError as error:
         raise InputError("{} 无法使用：{}；支持：{}", folder, error, SUPPORTED) from error
+    if not text_tower:
+        drop_text_tower(network)
     try:
         with as_input_error(Message("其中的张量不能用作权重")):
             assign_weights(network, _names_of(network, weights, folder))
@@ -202,7 +209,7 @@ def _names_of(network: nn.Module, weights: Mapping, folder: Path) -> dict[str, t
         name = name if name in own else spellings.get(rename(name, SPELLINGS), name)
         if name in named:
             raise CheckpointError("同一个权重 {} 出现了两次", name)
-        if name not in own and NO_WEIGHTS.search(name):
+        if name not in own and (NO_WEIGHTS.search(name) or (is_of_text_tower(name) and "text_model" not in parts)):
             continue
         if name.partition(".")[0] not in parts:
             outside.append(key)

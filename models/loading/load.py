@@ -18,7 +18,7 @@ from ..towers.similarity import embed_classes
 from ..weights.hub import requested_text_encoder
 from ..weights.metadata import unit_levels
 from ..weights.modules import evaluating, release_text_tower
-from .content import Content, Request, read_content
+from .content import Content, Request, located, read_content
 from .text_cache import CachedFeatures
 
 
@@ -53,8 +53,9 @@ def load_clip_checkpoint(
     text_encoder, levels = requested_text_encoder(text_encoder, download), levels_of(mean, std)
     request = Request(image_encoder, text_encoder, embed_dim, img_size, *levels, text_tower, download)
     texts = texts if texts is None else names_and_texts(texts, text_templates)[1]
+    path = located(path, download)
     cached = CachedFeatures(path, texts, device) if texts is not None and use_cache else None
-    content = read_content(path, mapped=True if cached else None, download=download)
+    content = read_content(path, mapped=True if cached else None)
     model = reader_of(content).load(content, request, cached)
     if download and model.text_encoder is not None:
         model.text_encoder.download = True

@@ -20,8 +20,16 @@ from ..images.preprocessing import Preprocessing
 from ..messages import Joined, Message
 from ..savings import forget
 from ..towers.clip_resnet import build_clip_resnet
-from ..towers.published import CNN, ImageTower, PretrainedCLIP, build_text_tower, build_towers
-from ..towers.tokenizers import find_clip_tokenizer, tokenizer_of
+from ..towers.published import (
+    CNN,
+    ImageTower,
+    PretrainedCLIP,
+    build_text_tower,
+    build_towers,
+    drop_text_tower,
+    is_of_text_tower,
+)
+from ..towers.tokenizers import TokenizerFiles, find_clip_tokenizer, tokenizer_of
 from ..weights.configs import SWITCH, WIDTH, WORD, check_fields, real
 from ..weights.files import TORCHSCRIPT
 from ..weights.hub import SHIPPED_TEXT_ENCODERS, as_input_error, read_json
@@ -32,6 +40,7 @@ from ..weights.openai_names import LONG_POSITIONS, translate
 from ..weights.search import Contents
 from .content import Content, Request, refuse_adapter_weights
 from .processors import CLIP_MEAN, CLIP_STD, DEVIATIONS, NUMBERS, scaled, three
+from .text_cache import CachedFeatures, unless_cached
 
 SUPPORTED = Message("OpenAI 的 ViT 和 ResNet（RN50 等）、open_clip 中同样结构的模型、Chinese-CLIP 的原始检查点")
 
@@ -172,8 +181,10 @@ def text_config(weights: Mapping, settings: Settings) -> dict:
     return {**sizes, "hidden_act": settings.activation, "bos_token_id": size - 2, "eos_token_id": size - 1}
 
 
-def build_network(weights: Mapping, settings: Settings) -> nn.Module:
+def build_network(weights: Mapping, settings: Settings, text_tower: bool = True) -> nn.Module:
     """The model of transformers with these weights; without vision model where that is a ResNet.
+
+    `text_tower`: whether it has a text model.
 
     CheckpointError names weights that are missing or have no place.
     """
@@ -181,7 +192,7 @@ def build_network(weights: Mapping, settings: Settings) -> nn.Module:
     placeholder = {"hidden_size": 2, "num_attention_heads": 1, "num_hidden_layers": 1, "intermediate_size": 1}
     config = getattr(transformers, f"{family}Config")(
         vision_config=vision_config(weights, settings) if is_vit else placeholder,
-        text_config=text_config(weights, settings),
+        text_config=text_config(weights, settings) if text_tower else placeholder,
         projection_dim=weights["text_projection"].shape[1],
     )
     loader = getattr(transformers, f"{family}Model")
@@ -192,7 +203,11 @@ def build_network(weights: Mapping, settings: Settings) -> nn.Module:
     if not is_vit:
         del network.vision_model, network.visual_projection
     kept = {key: tensor for key, tensor in weights.items() if is_vit or not key.startswith("visual.")}
-    assign_weights(network, translate(kept))
+    kept = translate(kept)
+    if not text_tower:
+        drop_text_tower(network)
+        kept = {name: tensor for name, tensor in kept.items() if not is_of_text_tower(name)}
+    assign_weights(network, kept)
     give_buffers_values(network)
     return network
 
@@ -204,11 +219,12 @@ EITHER = (
 )
 
 
-def load(content: Content, request: Request, cached=None) -> PretrainedCLIP:
+def load(content: Content, request: Request, cached: CachedFeatures | None = None) -> PretrainedCLIP:
     """The CLIP of a checkpoint under OpenAI's names, in eval mode, on the CPU, in float32.
 
     A text encoder that is a folder says where CLIP's vocabulary is; it is looked for there first. InputError or
-    CheckpointError where the checkpoint is none of `SUPPORTED`. Its texts' features are not cached.
+    CheckpointError where the checkpoint is none of `SUPPORTED`. Without its text tower where that is not wanted, or
+    where `cached` has the features.
     """
     request.warn_of_unused()
     path, weights = content.path, openai_weights(content.contents)
@@ -221,6 +237,7 @@ def load(content: Content, request: Request, cached=None) -> PretrainedCLIP:
     if settings.bias and "logit_bias" not in weights:
         raise CheckpointError("{} 中没有 logit_bias，旁边的 open_clip_config.json 却说有：二者不是一套文件", path)
     find_tokenizer = tokenizer_finder(path, request, BERT_WORDS in weights) if request.text_tower else None
+    find_tokenizer = unless_cached(cached, find_tokenizer, settings.activation, settings.text_heads)
     with as_input_error(Message("{} 的权重不能组成模型", path)):
         try:
             model = _build(weights, settings, read_preprocessing(weights, settings, request.img_size), find_tokenizer)
@@ -235,7 +252,7 @@ def load(content: Content, request: Request, cached=None) -> PretrainedCLIP:
 
 def _build(weights: Mapping, settings: Settings, preprocessing: Preprocessing, find_tokenizer: Callable | None):
     """The PretrainedCLIP of these weights."""
-    network, is_bert = build_network(weights, settings), BERT_WORDS in weights
+    network, is_bert = build_network(weights, settings, find_tokenizer is not None), BERT_WORDS in weights
     if "visual.class_embedding" in weights:
         return build_towers(network, preprocessing, find_tokenizer, first_token=is_bert)
     visual = {key.removeprefix("visual."): tensor for key, tensor in weights.items() if key.startswith("visual.")}
@@ -275,8 +292,8 @@ def open_clip_preprocessing(own: Mapping, side: int, img_size: int | None, squee
     return scaled(preprocessing, img_size) if img_size else preprocessing
 
 
-def tokenizer_finder(path: Path, request: Request, is_bert: bool) -> Callable:
-    """A function that loads the tokenizer of a file's text tower; InputError at once where there is none."""
+def tokenizer_finder(path: Path, request: Request, is_bert: bool) -> TokenizerFiles:
+    """The tokenizer of a file's text tower; InputError at once where there is none."""
     folder = request.text_folder
     if not is_bert:
         return find_clip_tokenizer(folder, path.parent, download=request.download)

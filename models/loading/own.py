@@ -10,6 +10,8 @@ from ..errors import CheckpointError, InputError, InputWarning
 from ..messages import Message
 from ..savings import forget
 from ..towers.image import FIRST_CONVOLUTIONS
+from ..towers.text import is_clip_text
+from ..towers.tokenizers import TokenizerFiles, find_clip_tokenizer
 from ..weights.files import MAPPED_FROM_BYTES
 from ..weights.layouts import Translated, read_channels, read_text_config, translate_checkpoint
 from ..weights.modules import give_buffers_values
@@ -31,7 +33,7 @@ def load(content: Content, request: Request, cached: CachedFeatures | None = Non
     """
     translated = translate_checkpoint(content.checkpoint, content.contents)
     config = model_config(translated, request)
-    has_features = cached is not None and cached.load_for(config)
+    has_features = cached is not None and cached.load_for(config, _clip_tokenizer(config, request))
     if cached is not None and not has_features:
         _copy_small_file(content.path, translated)
     model = build_on_meta(config, request.text_tower and not has_features)
@@ -39,6 +41,14 @@ def load(content: Content, request: Request, cached: CachedFeatures | None = Non
     give_buffers_values(model)
     forget(translated.state_dict)
     return model.eval()
+
+
+def _clip_tokenizer(config: Mapping, request: Request) -> TokenizerFiles | None:
+    """CLIP's tokenizer where the text tower is CLIP's; None where it is a BERT, which names its own."""
+    name = config.get("text_encoder")
+    if not is_clip_text(name, config.get("text_config")):
+        return None
+    return find_clip_tokenizer(name if os.path.isdir(str(name)) else None, download=request.download)
 
 
 def _copy_small_file(path: os.PathLike, translated: Translated) -> None:

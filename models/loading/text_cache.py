@@ -1,7 +1,7 @@
 """Text features kept between runs, in the user's cache folder: keyed by content, never by path or date.
 
     cached = CachedFeatures(path, texts, "cpu")      # before the file is read
-    if cached.load_for(config):
+    if cached.load_for(config):                      # of a published model: `unless_cached`
         features, cuts = cached.entry
     else:
         cached.keep(features, cuts)                  # once they are computed
@@ -12,6 +12,8 @@ is executed, and an entry that is not whole counts as absent, as does one that a
 makes the features makes the prediction. A cache that cannot be used is no cache: no function here raises for it.
 """
 
+from __future__ import annotations
+
 import contextlib
 import hashlib
 import io
@@ -19,10 +21,10 @@ import json
 import os
 import re
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -36,10 +38,14 @@ from ..weights.hub import ASSETS, hub_folder, text_encoder_source
 from ..writing import check_own, open_own, write_files
 from .fingerprint import fingerprint, hash_file, model_files
 
+if TYPE_CHECKING:
+    from ..towers.tokenizers import TokenizerFiles
+
 FORMAT = "clip-gradcam text features 3"  # another number where TextEncoder or this file comes to mean something else
 TOKENIZER_FILES = ("vocab.txt", "tokenizer*.json", "config*.json", "special_tokens_map.json", "added_tokens.json")
 DEFAULT_TEXT_ENCODER = "bert-base-chinese"
 LIBRARIES = ("torch", "transformers", "tokenizers", "numpy")
+OPTIONAL_LIBRARIES = ("sentencepiece",)  # tokenizers of some published models are read with them
 
 
 class Entry(NamedTuple):
@@ -50,52 +56,96 @@ class Entry(NamedTuple):
 
 
 class CachedFeatures:
-    """What the cache has of a checkpoint's features of K texts; to be made before the checkpoint is read."""
+    """What the cache has of a checkpoint's features of K texts; to be made before the checkpoint is read.
+
+    `path`: of a file or a folder, or a name on the hub, whose features are not kept.
+    """
 
     def __init__(self, path: str | os.PathLike, texts: Sequence[ClassText], device: str):
         self._path, self._texts, self._device = path, texts, device
         self._state = file_state(path)
+        self._tokenizer_files, self._tokenizer_state = (), ()
         self._key: str | None = None
         self.entry: Entry | None = None
 
-    def load_for(self, config: Mapping) -> bool:
-        """Set `entry` to what the cache has for the model of this config; returns whether it has any.
+    def load_for(self, config: Mapping, tokenizer: TokenizerFiles | None = None) -> bool:
+        """Set `entry` to what the cache has for our own model of this config; returns whether it has any.
 
-        A CLIP's own tokenizer may be anywhere: it has none.
+        `tokenizer`: CLIP's, where the text tower is CLIP's; None for that of the text encoder.
         """
-        if config["text_config"].get("model_type") is None:
-            self._key = file_features_key(self._path, self._state, config, self._texts, self._device)
-        descriptions = sum(len(descriptions_of(text)) for text in self._texts)
-        shape = len(self._texts), config.get("embed_dim")
-        self.entry = load_entry(self._key, shape, descriptions) if self._key else None
-        return self.entry is not None
+        if tokenizer is None:
+            files = text_encoder_files(config.get("text_encoder", DEFAULT_TEXT_ENCODER))
+        else:
+            files = self._files_of(tokenizer)
+        return self._load(files, sizes_of(config), config.get("embed_dim"))
+
+    def load_published(self, tokenizer: TokenizerFiles, *settings) -> bool:
+        """The same for a published model; `settings`: what its text tower depends on and its files do not say."""
+        return self._load(self._files_of(tokenizer), {"settings": [repr(setting) for setting in settings]})
 
     def keep(self, features: np.ndarray, cuts: Sequence[Cut]) -> None:
-        """Store features [K, D] and which descriptions were cut, if the file is still the one that was read."""
-        if self._key and file_state(self._path) == self._state:
+        """Store features [K, D] and which descriptions were cut, if all files are still those that were read."""
+        tokenizer_state = _states_of(self._tokenizer_files)
+        if self._key and file_state(self._path) == self._state and tokenizer_state == self._tokenizer_state:
             store_entry(self._key, features, cuts)
+
+    def _load(self, tokenizer_files: list | None, sizes: Mapping[str, object], width: int | None = None) -> bool:
+        content = self._content()
+        if content is not None:
+            self._key = text_features_key(content, tokenizer_files, sizes, self._texts, self._device)
+        if self._key:
+            descriptions = sum(len(descriptions_of(text)) for text in self._texts)
+            self.entry = load_entry(self._key, (len(self._texts), width), descriptions)
+        return self.entry is not None
+
+    def _content(self) -> str | None:
+        """The checkpoint's fingerprint; None where it is not the one that was read: a training may have replaced it."""
+        try:
+            content = fingerprint(self._path)
+        except (OSError, InputError):
+            return None
+        return content if self._state is not None and file_state(self._path) == self._state else None
+
+    def _files_of(self, tokenizer: TokenizerFiles) -> list | None:
+        """As `text_encoder_files`, of the very files that a tokenizer is made of."""
+        self._tokenizer_files, self._tokenizer_state = tokenizer.files, _states_of(tokenizer.files)
+        return _hashed(tokenizer.kind, tokenizer.files)
+
+
+def unless_cached(cached: CachedFeatures | None, tokenizer: TokenizerFiles | None, *settings) -> TokenizerFiles | None:
+    """The tokenizer of a published model; None where the cache has its texts' features, which then need no text tower.
+
+    `cached`: as a reader is given it. `settings`: as for `load_published`.
+    """
+    if cached is None or tokenizer is None:
+        return tokenizer
+    return None if cached.load_published(tokenizer, *settings) else tokenizer
 
 
 def text_features_key(
-    fingerprint: str, text_encoder: str, config: Mapping, texts: Sequence[ClassText], device: str
+    fingerprint: str, tokenizer_files: list | None, sizes: Mapping, texts: Sequence[ClassText], device: str
 ) -> str | None:
     """64 hexadecimal digits that stand for everything that text features depend on; None if it cannot be said.
 
-    `text_encoder`: a shipped name, a local folder or a hub name. `config`: `text_config` and `embed_dim`
-    enter the tower. `device`: its type. The order of the texts counts, and the number of threads, which
-    changes the last bits of sums.
+    `tokenizer_files`: see `text_encoder_files`. `sizes`: what else the text tower is built by, plain values. `device`:
+    its type. The order of the texts counts, and the number of threads, which changes the last bits of sums.
     """
-    files = _text_encoder_files(text_encoder)
+    if tokenizer_files is None:
+        return None
     try:
         versions = [metadata.version(name) for name in LIBRARIES]
     except metadata.PackageNotFoundError:
-        versions = None
-    if files is None or versions is None:
         return None
-    sizes = {str(name): repr(value) for name, value in (config.get("text_config") or {}).items()}
-    sizes["embed_dim"] = repr(config.get("embed_dim"))
-    content = [FORMAT, fingerprint, files, sizes, list(texts), _arithmetic(device), versions]
+    versions += [_version_of(name) for name in OPTIONAL_LIBRARIES]
+    content = [FORMAT, fingerprint, tokenizer_files, sizes, list(texts), _arithmetic(device), versions]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _version_of(library: str) -> str | None:
+    try:
+        return metadata.version(library)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def file_state(path: str | os.PathLike) -> tuple | None:
@@ -104,27 +154,17 @@ def file_state(path: str | os.PathLike) -> tuple | None:
     Of a folder, and of an adapter beside a file, that of all files that the model is read from.
     """
     try:
-        states = [os.stat(file) for file in model_files(path)]
+        return _states_of(model_files(path))
     except (OSError, InputError):
+        return None
+
+
+def _states_of(files: Iterable[str | os.PathLike]) -> tuple | None:
+    try:
+        states = [os.stat(file) for file in files]
+    except OSError:
         return None
     return tuple((state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns) for state in states)
-
-
-def file_features_key(
-    path: str | os.PathLike, state: tuple | None, config: Mapping, texts: Sequence[ClassText], device: str
-) -> str | None:
-    """The key for the checkpoint at `path`, read when the file was in `state`; `config` as for `create_model`.
-
-    None where the file is not the one that was read: a training may have replaced it since.
-    """
-    try:
-        content = fingerprint(path)
-    except (OSError, InputError):
-        return None
-    if state is None or file_state(path) != state:
-        return None
-    name = config.get("text_encoder", DEFAULT_TEXT_ENCODER)
-    return text_features_key(content, name, config, texts, device)
 
 
 def _arithmetic(device: str) -> list:
@@ -134,10 +174,17 @@ def _arithmetic(device: str) -> list:
     return [kind, model, torch.get_num_threads(), torch.get_float32_matmul_precision()]
 
 
-def _text_encoder_files(name: str) -> list | None:
+def sizes_of(config: Mapping) -> dict[str, str]:
+    """What of our own model's config enters its text tower."""
+    sizes = {str(name): repr(value) for name, value in (config.get("text_config") or {}).items()}
+    return {**sizes, "embed_dim": repr(config.get("embed_dim"))}
+
+
+def text_encoder_files(name: str) -> list | None:
     """[what kind of source, [[file name, hash], ...]] of the files that a text encoder's name stands for.
 
-    None where they are not at hand: a hub name outside the local cache, or a folder without a vocabulary.
+    `name`: a shipped name, a local folder or a hub name. None where they are not at hand: a hub name outside the local
+    cache, or a folder without a vocabulary.
     """
     try:
         source = text_encoder_source(name)
@@ -150,13 +197,17 @@ def _text_encoder_files(name: str) -> list | None:
         kind, folder = f"hub {source}", hub_folder(source)
     if folder is None:
         return None
+    paths = sorted({path for pattern in TOKENIZER_FILES for path in folder.glob(pattern) if path.is_file()})
+    names = {path.name for path in paths}
+    return _hashed(kind, paths) if "config.json" in names and names & {"vocab.txt", "tokenizer.json"} else None
+
+
+def _hashed(kind: str, paths: Iterable[Path]) -> list | None:
+    """[kind, [[file name, hash], ...]]; None where a file cannot be read."""
     try:
-        paths = sorted({path for pattern in TOKENIZER_FILES for path in folder.glob(pattern) if path.is_file()})
-        hashes = [[path.name, _hash_of(path)] for path in paths]
+        return [kind, [[path.name, _hash_of(path)] for path in paths]]
     except (OSError, InputError):
         return None
-    names = {path.name for path in paths}
-    return [kind, hashes] if "config.json" in names and names & {"vocab.txt", "tokenizer.json"} else None
 
 
 def _hash_of(path: Path) -> str:

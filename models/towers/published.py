@@ -299,6 +299,21 @@ def build_text_tower(network, find_tokenizer, padded: bool = False, first_token:
     return TextTower(network.text_model, projection, find_tokenizer, padded, first_token)
 
 
+TEXT_PARTS = ("text_model", "text_projection")  # of a CLIP of transformers
+
+
+def drop_text_tower(network: nn.Module) -> None:
+    """Leave nothing of the text model and its projection in a CLIP of transformers that has no memory yet."""
+    for name in TEXT_PARTS:
+        if hasattr(network, name):
+            setattr(network, name, nn.Identity())  # that there is one tells the structure
+
+
+def is_of_text_tower(name: str) -> bool:
+    """Whether a weight of a CLIP of transformers is the text model's, or its projection's."""
+    return name.partition(".")[0] in TEXT_PARTS
+
+
 def innermost(module: nn.Module, name: str) -> nn.Module:
     """The network itself where transformers 4 wraps it in a module of the same interface."""
     while hasattr(module, name):

@@ -14,6 +14,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from ..errors import InputError
 from ..heavy import transformers
@@ -25,20 +26,31 @@ BPE_FILE = "bpe_simple_vocab_16e6.txt.gz"  # of openai/CLIP and open_clip
 BPE_PACKAGES = ("clip", "open_clip")
 
 
-def find_clip_tokenizer(*folders: str | os.PathLike | None, download: bool = False) -> Callable:
-    """A function that loads CLIP's tokenizer, from the first of the places where it is; InputError where in none.
+class TokenizerFiles(NamedTuple):
+    """A tokenizer that is not loaded yet: called, it is made of the files, which nothing but them has a part in."""
+
+    kind: str  # how the files are read
+    files: tuple[Path, ...]
+    load: Callable
+
+    def __call__(self):
+        return self.load()
+
+
+def find_clip_tokenizer(*folders: str | os.PathLike | None, download: bool = False) -> TokenizerFiles:
+    """CLIP's tokenizer, from the first of the places where it is; InputError where in none.
 
     `download`: the last of the places is the model hub.
     """
     for folder in folders:
-        if folder and (load := _loader(Path(folder))):
-            return load
+        if folder and (tokenizer := _clip_tokenizer_in(Path(folder))):
+            return tokenizer
     cached = hub_folder(CLIP_REPOSITORY)
     for folder in (*([cached] if cached else []), *_package_folders()):
-        if load := _loader(folder):
-            return load
+        if tokenizer := _clip_tokenizer_in(folder):
+            return tokenizer
     try:
-        return _loader(local_folder(CLIP_REPOSITORY, weights=False, download=download)) or _missing(folders)
+        return _clip_tokenizer_in(local_folder(CLIP_REPOSITORY, weights=False, download=download)) or _missing(folders)
     except InputError:
         return _missing(folders)
 
@@ -60,12 +72,13 @@ def _package_folders() -> list[Path]:
     return [Path(spec.origin).parent for spec in specs if spec and spec.origin]
 
 
-def _loader(folder: Path) -> Callable | None:
-    """A function that loads the tokenizer of a folder; None where there is none of CLIP's."""
-    if all((folder / name).is_file() for name in ("vocab.json", "merges.txt")):
-        return lambda: _from_bpe(folder)
+def _clip_tokenizer_in(folder: Path) -> TokenizerFiles | None:
+    """The tokenizer of a folder; None where there is none of CLIP's."""
+    files = tuple(folder / name for name in ("vocab.json", "merges.txt"))
+    if all(file.is_file() for file in files):
+        return TokenizerFiles("clip", files, lambda: _from_bpe(folder))
     if (folder / BPE_FILE).is_file():
-        return lambda: _from_openai(folder / BPE_FILE)
+        return TokenizerFiles("clip, packed", (folder / BPE_FILE,), lambda: _from_openai(folder / BPE_FILE))
     return None
 
 
@@ -118,6 +131,7 @@ TOKENIZERS = (
 
 # their sizes are checked and nothing else; beside them settings, which are read and written anew
 VOCABULARIES = {name for names in TOKENIZERS for name in names}
+SETTINGS_FILES = ("config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 TOKEN_NAMES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 SETTINGS = {
     *(f"{name}_token" for name in TOKEN_NAMES),
@@ -138,12 +152,13 @@ def has_tokenizer(folder: Path) -> bool:
     return any(all((folder / name).is_file() for name in names) for names in TOKENIZERS)
 
 
-def tokenizer_of(folder: Path) -> Callable:
-    """A function that loads the tokenizer of a folder; InputError at once where its files are missing."""
+def tokenizer_of(folder: Path) -> TokenizerFiles:
+    """The tokenizer of a folder; InputError at once where its files are missing."""
     if not has_tokenizer(folder):
         needed = Joined("、", (Joined(" 和 ", names) for names in TOKENIZERS))
         raise InputError("文件夹 {} 中没有分词器：需要以下文件之一：{}", folder, needed)
-    return lambda: load_tokenizer(folder)
+    files = tuple(folder / name for name in sorted({*VOCABULARIES, *SETTINGS_FILES}) if (folder / name).is_file())
+    return TokenizerFiles("transformers", files, lambda: load_tokenizer(folder))
 
 
 def load_tokenizer(folder: Path, name: str = "AutoTokenizer"):
@@ -172,8 +187,7 @@ def load_tokenizer(folder: Path, name: str = "AutoTokenizer"):
 
 def _plain_settings(folder: Path) -> dict[str, dict]:
     """File name -> what it says that is plain: config.json's type of model, the tokenizer's settings and tokens."""
-    there = ("config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-    read = {name: read_json(folder / name) for name in there if (folder / name).is_file()}
+    read = {name: read_json(folder / name) for name in SETTINGS_FILES if (folder / name).is_file()}
     config, own = read.get("config.json", {}), read.get("tokenizer_config.json", {})
     kinds = {key: config[key] for key in ("model_type", "tokenizer_class") if isinstance(config.get(key), str)}
     for settings in (kinds, own):

@@ -30,7 +30,7 @@ from models.loading import load as loading
 from models.loading import text_cache
 from models.loading.fingerprint import checkpoint_fingerprint
 from models.loading.load import load_clip_checkpoint
-from models.loading.text_cache import load_entry, store_entry, text_features_key
+from models.loading.text_cache import load_entry, sizes_of, store_entry, text_encoder_files, text_features_key
 from models.towers.cuts import Cut
 from models.weights.files import read_torch_file
 
@@ -145,6 +145,10 @@ def vocabulary(tmp_path):
     return folder
 
 
+def key_of(text_encoder, config, **others):
+    return text_features_key(tokenizer_files=text_encoder_files(text_encoder), sizes=sizes_of(config), **others)
+
+
 KEY = {"fingerprint": "0" * 32, "text_encoder": "bert-base-chinese", "config": CONFIG, "texts": TEXTS, "device": "cpu"}
 OTHER_INGREDIENTS = (
     {"fingerprint": "1" * 32},
@@ -159,10 +163,10 @@ OTHER_INGREDIENTS = (
 
 
 def test_each_ingredient_changes_the_key_and_nothing_else_does():
-    keys = [text_features_key(**{**KEY, **other}) for other in ({}, *OTHER_INGREDIENTS)]
+    keys = [key_of(**{**KEY, **other}) for other in ({}, *OTHER_INGREDIENTS)]
     assert all(len(key) == 64 for key in keys) and len(set(keys)) == len(keys)
     for name in ("bert-base-chinese", "google-bert/bert-base-chinese", "/training/machine/bert-base-chinese"):
-        assert text_features_key(**{**KEY, "text_encoder": name}) == keys[0]
+        assert key_of(**{**KEY, "text_encoder": name}) == keys[0]
 
 
 def test_threads_versions_and_format_change_the_key(monkeypatch):
@@ -171,20 +175,20 @@ def test_threads_versions_and_format_change_the_key(monkeypatch):
     for library in text_cache.LIBRARIES:
         changed_version = lambda name, library=library: genuine(name) + "x" * (name == library)  # noqa: E731
         changes.append((text_cache.metadata, "version", changed_version))
-    keys = {text_features_key(**KEY)}
+    keys = {key_of(**KEY)}
     for change in changes:
         with monkeypatch.context() as context:
             context.setattr(*change)
-            keys.add(text_features_key(**KEY))
+            keys.add(key_of(**KEY))
     assert len(keys) == 1 + len(changes) and len(changes) == 2 + len(text_cache.LIBRARIES)
     monkeypatch.setattr(text_cache, "LIBRARIES", ("torch", "no-such-library"))
-    assert text_features_key(**KEY) is None
+    assert key_of(**KEY) is None
 
 
 @pytest.mark.parametrize("file", ["vocab.txt", "config.json", "tokenizer_config.json", "special_tokens_map.json"])
 def test_the_files_of_a_local_text_encoder_are_part_of_the_key(vocabulary, tmp_path, file):
     def key(folder=vocabulary):
-        return text_features_key(**{**KEY, "text_encoder": str(folder)})
+        return key_of(**{**KEY, "text_encoder": str(folder)})
 
     before = key()
     assert before == key(shutil.copytree(vocabulary, tmp_path / "moved"))
@@ -196,7 +200,7 @@ def test_the_files_of_a_local_text_encoder_are_part_of_the_key(vocabulary, tmp_p
 def test_a_text_encoder_that_is_not_at_hand_has_no_key(tmp_path):
     (tmp_path / "empty").mkdir()
     for name in (str(tmp_path / "empty"), "no/such", "no such name at all!"):
-        assert text_features_key(**{**KEY, "text_encoder": name}) is None
+        assert key_of(**{**KEY, "text_encoder": name}) is None
 
 
 def test_a_hub_name_counts_by_its_files_in_the_local_cache(vocabulary, tmp_path, monkeypatch):
@@ -205,10 +209,10 @@ def test_a_hub_name_counts_by_its_files_in_the_local_cache(vocabulary, tmp_path,
     (snapshot.parent.parent / "refs").mkdir()
     (snapshot.parent.parent / "refs" / "main").write_text("abc")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    key = text_features_key(**{**KEY, "text_encoder": "some/bert"})
-    assert key is not None and text_features_key(**{**KEY, "text_encoder": "other/bert"}) is None
+    key = key_of(**{**KEY, "text_encoder": "some/bert"})
+    assert key is not None and key_of(**{**KEY, "text_encoder": "other/bert"}) is None
     (snapshot / "vocab.txt").write_text("[PAD]\n", encoding="utf-8")
-    assert text_features_key(**{**KEY, "text_encoder": "some/bert"}) not in (key, None)
+    assert key_of(**{**KEY, "text_encoder": "some/bert"}) not in (key, None)
 
 
 # -- entries ----------------------------------------------------------------------------------
@@ -380,7 +384,7 @@ def test_an_entry_of_another_user_is_absent_and_one_of_root_is_not(user_cache, m
 def test_a_pipe_among_the_tokenizers_files_is_no_key(vocabulary):
     (vocabulary / "vocab.txt").unlink()
     os.mkfifo(vocabulary / "vocab.txt")
-    assert text_features_key(**{**KEY, "text_encoder": str(vocabulary)}) is None
+    assert key_of(**{**KEY, "text_encoder": str(vocabulary)}) is None
 
 
 def test_the_folder_of_the_cache(monkeypatch, tmp_path):
