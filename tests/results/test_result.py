@@ -326,5 +326,5 @@ def test_strength_tells_presence_where_a_networks_dot_product_is_explained(clip,
         assert explain(clip, picture, TEXTS, img_size=64, **asked).tells_presence == tells
     silent = {name for name in defaults.ENCODERS if not defaults.tells_presence(name, Setting("gradcam", "dot"))}
     convnext = {f"convnext-{size}" for size in ("tiny", "small", "base", "large")}
-    assert silent == {"vit", "clip-vit", "plain-vit", "siglip-vit", "siglip2-vit", *convnext}
+    assert silent == {"vit", "clip-vit", "plain-vit", "dinov2", "siglip-vit", "siglip2-vit", "swin", *convnext}
     assert not defaults.tells_presence("unheard of", Setting("gradcam", "dot"))

@@ -93,7 +93,7 @@ def test_a_network_is_explained_by_the_ends_of_two_stages(encoder, names):
     assert setting[:2] == ("local-gradcam", "dot") and setting.others == Others(0.45)
 
 
-@pytest.mark.parametrize("encoder", ["vit", "clip-vit", "plain-vit", "siglip-vit", "siglip2-vit"])
+@pytest.mark.parametrize("encoder", ["vit", "clip-vit", "plain-vit", "dinov2", "siglip-vit", "siglip2-vit"])
 def test_a_transformer_is_explained_by_its_attention(encoder):
     row = defaults.ENCODERS[encoder]
     assert row[1:] == ("legrad-attention", "dot", (), True, Others(1.0, of_maps=True), False)
