@@ -288,7 +288,9 @@ def build_text_tower(
     network = _assigned(build, named)
     if config.text_kind == BIDIRECTIONAL:
         return OpenClipTextTower(network, projection, find_tokenizer, *_reading(config)), []
-    return TextTower(network, projection, find_tokenizer), []
+    tower = TextTower(network, projection, find_tokenizer)
+    tower.clean = CLEANERS["lower"]  # as open_clip's own tokenizer
+    return tower, []
 
 
 def _reading(config: OpenClipConfig) -> tuple[int, Callable]:

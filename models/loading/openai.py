@@ -19,6 +19,7 @@ from ..heavy import transformers
 from ..images.preprocessing import Preprocessing
 from ..messages import Joined, Message
 from ..savings import forget
+from ..towers.cleaning import CLEANERS
 from ..towers.clip_resnet import build_clip_resnet
 from ..towers.published import (
     CNN,
@@ -245,6 +246,8 @@ def load(content: Content, request: Request, cached: CachedFeatures | None = Non
             raise CheckpointError("{} 中没有 {}，其结构不受支持；支持：{}", path, error.args[0], SUPPORTED) from error
         except CheckpointError as error:
             raise CheckpointError("{} 无法使用：{}；支持：{}", path, error, SUPPORTED) from error
+    if model.text_encoder is not None and BERT_WORDS not in weights:
+        model.text_encoder.clean = CLEANERS["lower"]  # as OpenAI's simple_tokenizer.py
     forget(weights)
     model.cautions = list(settings.cautions)
     return model

@@ -57,7 +57,7 @@ class OpenClipTextTower(TextTower):
         return {"input_ids": ids} if self.padding is None else {"input_ids": ids, "attention_mask": self._mask(ids)}
 
     def _mask(self, ids: torch.Tensor) -> torch.Tensor:
-        return (ids != self.padding).long()
+        return torch.ones_like(ids) if self.padding is None else (ids != self.padding).long()
 
     def pool(self, output, tokens: Mapping[str, torch.Tensor]) -> torch.Tensor:
         mask = tokens.get("attention_mask")
