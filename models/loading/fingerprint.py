@@ -13,29 +13,34 @@ from .adapters import adapter_files
 from .content import checkpoint_of, model_of
 
 CHECKED_TENSORS = 8
+SETTINGS = "open_clip_config.json"  # says of the weights beside it what they leave open
 
 
 def fingerprint(path: str | os.PathLike) -> str:
-    """32 hexadecimal digits that stand for the content of a checkpoint, a file or a folder, an adapter included."""
-    model, adapter = _model_and_adapter(path)
+    """32 hexadecimal digits that stand for the content of a checkpoint, a file or a folder, and of what lies beside it."""
+    model, beside = _model_and_beside(path)
     own = checkpoint_fingerprint(model) if os.path.isfile(model) else folder_fingerprint(model)
-    if not adapter:
+    if not beside:
         return own
-    digest = hashlib.sha256(f"adapter\0{own}\0".encode())
-    _hash_files(adapter, digest)
+    digest = hashlib.sha256(f"beside\0{own}\0".encode())
+    _hash_files(beside, digest)
     return digest.hexdigest()[:32]
 
 
 def model_files(path: str | os.PathLike) -> list[Path]:
-    """The files that the model at a path is read from, those of an adapter included; InputError where they are not."""
-    model, adapter = _model_and_adapter(path)
-    return sorted({*(folder_files(Path(model)) if os.path.isdir(model) else [Path(model)]), *adapter})
+    """The files that the model at a path is read from, and what lies beside it; InputError where they are not there."""
+    model, beside = _model_and_beside(path)
+    return sorted({*(folder_files(Path(model)) if os.path.isdir(model) else [Path(model)]), *beside})
 
 
-def _model_and_adapter(path: str | os.PathLike) -> tuple[str | os.PathLike, list[Path]]:
-    """(the file or folder of a model, the files of the adapter beside it) of a path or a name on the hub."""
+def _model_and_beside(path: str | os.PathLike) -> tuple[str | os.PathLike, list[Path]]:
+    """(the file or folder of a model, what of its place makes it another: an adapter, open_clip's settings of a file).
+
+    `path`: also a name on the hub.
+    """
     if os.path.isfile(path):
-        return path, adapter_files(Path(path).parent)
+        settings = Path(path).parent / SETTINGS
+        return path, [*adapter_files(Path(path).parent), *([settings] if settings.is_file() else [])]
     folder = local_folder(path)
     return model_of(folder), adapter_files(folder)
 

@@ -1,4 +1,4 @@
-"""Folders of six families of published models."""
+"""Folders of six families of published models, and of open_clip's."""
 
 import contextlib
 import json
@@ -18,15 +18,22 @@ def _mutate_json(random, path: Path) -> None:
     path.write_bytes(json_bytes(random, mutate_tree(random, json.loads(path.read_bytes()))))
 
 
+def _config_of(folder) -> Path:
+    """The file that says what the model of a folder is."""
+    path = folder / "open_clip_config.json"
+    return path if path.is_file() else folder / "config.json"
+
+
 def _mutate_config(random, folder) -> None:
-    _mutate_json(random, folder / "config.json")
+    _mutate_json(random, _config_of(folder))
 
 
 def _mutate_size(random, folder) -> None:
     """A size of the configuration that the weights do not have."""
-    path = folder / "config.json"
+    path = _config_of(folder)
     config = json.loads(path.read_bytes())
-    part = config.get(random.choice(("text_config", "vision_config")), config)
+    model = config.get("model_cfg", config)
+    part = model.get(random.choice(("text_config", "vision_config", "text_cfg", "vision_cfg")), model)
     numbers = [key for key, value in part.items() if type(value) is int] or ["hidden_size"]
     part[random.choice(numbers)] = number(random)
     path.write_text(json.dumps(config))
@@ -47,8 +54,7 @@ def _drop_file(random, folder) -> None:
 
 
 def _mutate_folder_weights(random, folder) -> None:
-    path = folder / "model.safetensors"
-    if path.is_file():
+    for path in folder.glob("*model.safetensors"):
         path.write_bytes(mutate_safetensors(random, path.read_bytes()))
 
 

@@ -1,6 +1,7 @@
 """The valid files that the fuzzer's inputs are made of, the same bytes each time; see fuzz.py."""
 
 import contextlib
+import importlib.util
 import io
 import json
 import os
@@ -51,6 +52,13 @@ def write_valid(folder: Path) -> None:
     _write_openai(folder / "openai")
     for family in FAMILIES:
         save_pretrained(folder / "families" / family, family)
+    if importlib.util.find_spec("open_clip"):
+        import test_open_clip
+
+        for image, text in (("vit", "bert"), ("siglip", "siglip")):
+            test_open_clip.save_tiny(
+                folder / "families" / f"open_clip {image}", image, text, "open_clip_model.safetensors"
+            )
     packer = zlib.compressobj(9, zlib.DEFLATED, -15)
     block = packer.compress(bytes(10**7)) + packer.flush(zlib.Z_FULL_FLUSH)  # which can be repeated
     (folder / "zeros.deflate").write_bytes(block * (HUGE // 10**7) + packer.flush())

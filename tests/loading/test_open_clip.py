@@ -2,6 +2,9 @@
 
 import json
 import re
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from unittest import mock
 
 import pytest
 import torch
@@ -66,36 +69,45 @@ PAIRS = (
 PIXELS = {"mean": [0.5, 0.4, 0.3], "std": [0.5, 0.6, 0.7], "resize_mode": "squash", "interpolation": "bilinear"}
 
 
-@pytest.fixture
-def make(monkeypatch, tmp_path):
-    """A function that saves a tiny model of open_clip as it is published, and returns (folder, its network)."""
-    build = timm.create_model
-    monkeypatch.setattr(timm, "create_model", lambda name, **options: build(name, **{**TINY, **options}))
+def save_tiny(folder, image="vit", text="bert", name="open_clip_pytorch_model.bin", preprocess=PIXELS, **encoder):
+    """A tiny random model of open_clip in a folder, as it is published; returns its network.
 
-    def save(image="vit", text="bert", name="open_clip_pytorch_model.bin", preprocess=PIXELS, **encoder):
-        folder, source = tmp_path / "model", tmp_path / "encoder"
-        family, kind, text_cfg = TEXT_TOWERS[text]
-        tokens = FAMILIES[family][1](folder) if family else write_clip_bpe(folder)
-        text_cfg = {**text_cfg, "context_length": CONTEXT, "vocab_size": tokens}
+    `encoder`: settings of the text encoder's config.json, which is not part of the folder.
+    """
+    family, kind, text_cfg = TEXT_TOWERS[text]
+    tokens = FAMILIES[family][1](folder) if family else write_clip_bpe(folder)
+    text_cfg = {**text_cfg, "context_length": CONTEXT, "vocab_size": tokens}
+    embed = WIDTH if "tanh" in image or kind == "xlm-roberta" else EMBED
+    cfg = {"embed_dim": embed, "vision_cfg": {"image_size": SIDE, **IMAGES[image]}, "text_cfg": text_cfg}
+    if "siglip" in image:
+        cfg["init_logit_bias"] = -10
+    write_config(folder, cfg, preprocess)
+    build = timm.create_model
+    torch.manual_seed(0)
+    with (
+        TemporaryDirectory() as source,
+        mock.patch.object(timm, "create_model", lambda name, **options: build(name, **{**TINY, **options})),
+    ):
         if kind:
             write_encoder(source, kind, tokens, **encoder)
-        embed = WIDTH if "tanh" in image or kind == "xlm-roberta" else EMBED
-        cfg = {"embed_dim": embed, "vision_cfg": {"image_size": SIDE, **IMAGES[image]}, "text_cfg": text_cfg}
-        if "siglip" in image:
-            cfg["init_logit_bias"] = -10
-        theirs_text = {**text_cfg, "hf_model_name": str(source), "hf_model_pretrained": False} if kind else text_cfg
-        torch.manual_seed(0)
-        network = open_clip.model.CustomTextCLIP(**{**cfg, "text_cfg": theirs_text})
-        network = randomise(network)
-        with torch.no_grad():
-            for key, tensor in network.named_parameters():
-                if key.endswith(("pos_embed", "cls_token", "latent")):
-                    tensor.normal_()
-        write_config(folder, cfg, preprocess)
-        (save_file if name.endswith("safetensors") else torch.save)(network.state_dict(), folder / name)
-        return folder, network
+            cfg["text_cfg"] = {**text_cfg, "hf_model_name": source, "hf_model_pretrained": False}
+        network = randomise(open_clip.model.CustomTextCLIP(**cfg))
+    with torch.no_grad():
+        for key, tensor in network.named_parameters():
+            if key.endswith(("pos_embed", "cls_token", "latent")):
+                tensor.normal_()
+    (save_file if name.endswith("safetensors") else torch.save)(network.state_dict(), folder / name)
+    return network
 
-    return save
+
+@pytest.fixture
+def make(tmp_path):
+    """A function that saves a tiny model and returns (folder, its network); see `save_tiny`."""
+
+    def make_one(*kinds, **options):
+        return tmp_path / "model", save_tiny(tmp_path / "model", *kinds, **options)
+
+    return make_one
 
 
 def write_encoder(folder, kind, tokens, **settings):
@@ -103,9 +115,8 @@ def write_encoder(folder, kind, tokens, **settings):
     kinds = {"bert": (40, 2, 1e-12, 0), "roberta": (42, 1, 1e-5, 1), "xlm-roberta": (42, 1, 1e-5, 1)}
     positions, types, epsilon, padding = kinds[kind]
     sizes = {"max_position_embeddings": positions, "type_vocab_size": types, "layer_norm_eps": epsilon}
-    folder.mkdir(exist_ok=True)
     content = {"model_type": kind, "vocab_size": tokens, **TEXT_SIZES, **sizes, "pad_token_id": padding, **settings}
-    (folder / "config.json").write_text(json.dumps(content))
+    Path(folder, "config.json").write_text(json.dumps(content))
 
 
 def write_config(folder, model, preprocess=PIXELS):
@@ -291,14 +302,15 @@ def test_texts_are_cleaned_as_open_clip_does(clean):
     assert wrong == []
 
 
-def test_a_text_encoders_own_settings(make, tmp_path):
+def test_a_text_encoders_own_settings(make):
     """Heads and eps of the config.json beside the weights; without one what is usual, and said."""
-    folder, network = make("vit", "bert", num_attention_heads=8, layer_norm_eps=1e-3)
+    own = {"num_attention_heads": 8, "layer_norm_eps": 1e-3}
+    folder, network = make("vit", "bert", **own)
     model = load_clip_checkpoint(folder)
     assert re.search("BiomedBERT-base 的 config.json.*64 宽", str(*model.cautions))
     with pytest.raises(AssertionError):
         assert_like_open_clip(model, folder, network)
-    (tmp_path / "encoder" / "config.json").rename(folder / "config.json")
+    write_encoder(folder, "bert", network.text.vocab_size, **own)
     model = load_clip_checkpoint(folder)
     assert_like_open_clip(model, folder, network)
     assert model.cautions == []
