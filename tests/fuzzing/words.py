@@ -49,6 +49,7 @@ def make_class_texts(random: Random) -> list[str]:
             lambda random: mutate_bytes(random, json.dumps(TEXTS, ensure_ascii=False).encode()),
             lambda random: json_bytes(random, mutate_tree(random, TEXTS)),
             lambda random: json_bytes(random, mutate_tree(random, {**TEXTS, "异常": {"a": ["b"]}})),
+            lambda random: json_bytes(random, mutate_tree(random, {**TEXTS, "异常": ["a", "b", odd_text(random)]})),
             lambda random: json_bytes(random, {odd_text(random): odd_text(random) for _ in range(3)}),
             lambda random: (random.choice(("[", '{"a":')) * random.choice((10, 900, 100_000))).encode(),
             lambda random: b"{" + b" " * random.choice((100, 12_000_000)) + b"}",
@@ -75,7 +76,7 @@ OUTPUTS = (
 NAMES = (
     "starnet_s1", "resnet50", "vit", "bert-base-chinese", "stages.3.3", "stages.2.8", "stages", "blocks.0", "",
     "layer4", "gradcam", "layercam", "all", "legrad", "rollout", "scorecam", "eigencam", "cosine", "dot", "zh", "en",
-    "png", "webp", "x.jpg", "hub:a/b", "a/b", "__class__", "forward", "0", "-1", "..", "stages.-1", "image_encoder",
+    "png", "webp", "x.jpg", "hub:a/b", "a/b", "__class__", "forward", "一张{}的片", "{}{}", "0", "-1", "..", "stages.-1", "image_encoder",
     *ODD_TEXTS,
 )  # fmt: skip
 INTEGERS = (

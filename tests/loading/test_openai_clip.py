@@ -745,11 +745,15 @@ def test_clips_text_tower_in_our_own_format(text_tower, write_checkpoint, tmp_pa
     rename, name = NAMES[names]
     backbone = rename(of_the_text(original), original.state_dict())
     path = write_checkpoint(own_checkpoint(backbone, projection, {"text_encoder": name} if name else {}))
-    for file in ("config.json", "tokenizer.json"):  # what the features of a BERT would be kept by
-        (tmp_path / file).write_text("{}")
     model, features = load_with_text_features(path, TEXTS, text_encoder=str(tmp_path))
     assert features.shape == (4, 32) and model.text_encoder is None
-    assert not list(user_cache.glob("*"))  # its tokenizer may come from anywhere: no key could say what they depend on
+    (tmp_path / "tokenizer.json").write_text("{}")  # which a BERT would be read by
+    assert torch.equal(load_with_text_features(path, TEXTS, text_encoder=str(tmp_path))[1], features)
+    assert len(list(user_cache.glob("*"))) == 1
+    merges = (tmp_path / "merges.txt").read_text(encoding="utf-8")
+    (tmp_path / "merges.txt").write_text(merges.replace("0.2", "0.3"), encoding="utf-8")  # the tokenizer's very files
+    assert torch.equal(load_with_text_features(path, TEXTS, text_encoder=str(tmp_path))[1], features)
+    assert len(list(user_cache.glob("*"))) == 2
     whole = load_clip_checkpoint(path, text_encoder=str(tmp_path))
     with torch.no_grad():
         expected = F.normalize(projection(original.encode_text(full_length(whole))), dim=-1)
