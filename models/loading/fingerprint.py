@@ -17,7 +17,7 @@ SETTINGS = "open_clip_config.json"  # says of the weights beside it what they le
 
 
 def fingerprint(path: str | os.PathLike) -> str:
-    """32 hexadecimal digits that stand for the content of a checkpoint, a file or folder, and of what lies beside it."""
+    """32 hexadecimal digits that stand for the content of a checkpoint, file or folder, and of what lies beside it."""
     model, beside = _model_and_beside(path)
     own = checkpoint_fingerprint(model) if os.path.isfile(model) else folder_fingerprint(model)
     if not beside:

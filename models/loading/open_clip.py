@@ -23,7 +23,7 @@ from ..towers.clip_resnet import build_clip_resnet
 from ..towers.open_clip_text import OpenClipTextTower
 from ..towers.published import CNN, ImageTower, PretrainedCLIP, VisionTransformerTower, innermost
 from ..towers.text import TextTower
-from ..towers.tokenizers import find_clip_tokenizer, has_tokenizer, tokenizer_of
+from ..towers.tokenizers import TokenizerFiles, find_clip_tokenizer, has_tokenizer, tokenizer_of
 from ..weights.configs import plain_part
 from ..weights.hub import REPOSITORY, SHIPPED_TEXT_ENCODERS, as_input_error, hub_folder, read_json
 from ..weights.layouts import VIT_INTO_TRANSFORMERS_4
@@ -42,6 +42,7 @@ from .openai import (
     text_config,
     vision_config,
 )
+from .text_cache import CachedFeatures, unless_cached
 
 SUPPORTED = Message(
     "timm 的 ViT（类别词元，或 SigLIP 的注意力池化）和 open_clip 自己的图像塔，"
@@ -57,17 +58,19 @@ def recognises(content: Content) -> bool:
     return any(FOREIGN.match(WRAPPER_PREFIX.sub("", key)) for key in weights)
 
 
-def load(content: Content, request: Request, cached=None) -> PretrainedCLIP:
+def load(content: Content, request: Request, cached: CachedFeatures | None = None) -> PretrainedCLIP:
     """The CLIP of a checkpoint of open_clip, in eval mode, on the CPU, in float32.
 
     A text encoder that is a folder holds the tokenizer's files, and the config.json of the text tower if there is one.
-    InputError or CheckpointError where the checkpoint is none of `SUPPORTED`. Its texts' features are not cached.
+    InputError or CheckpointError where the checkpoint is none of `SUPPORTED`. Without its text tower where that is not
+    wanted, or where `cached` has the features.
     """
     request.warn_of_unused()
     path, weights = content.path, _weights(content)
     refuse_adapter_weights(weights, path)
     config = read_config(path.parent / "open_clip_config.json")
     find_tokenizer = _tokenizer_finder(config, request) if request.text_tower else None
+    find_tokenizer = unless_cached(cached, find_tokenizer, config.text, config.model, _settings_of(config, request))
     with as_input_error(Message("{} 的权重不能组成模型", path)):
         try:
             model = _build(weights, config, request, find_tokenizer)
@@ -107,9 +110,8 @@ def _build(weights: Mapping, config: OpenClipConfig, request: Request, find_toke
         raise CheckpointError("其中没有 logit_bias，而 {} 说有：二者不是一套文件", config.file.name)
     family, tower = build_image_tower(visual, config)
     preprocessing = open_clip_preprocessing(config.preprocess, config.image_side, request.img_size)
-    text_tower, cautions = None, []
-    if find_tokenizer is not None:
-        text_tower, cautions = build_text_tower(texts, config, request, find_tokenizer)
+    cautions = text_cautions(texts, config, request) if request.text_tower else []
+    text_tower = None if find_tokenizer is None else build_text_tower(texts, config, request, find_tokenizer)
     model = PretrainedCLIP(family, tower, text_tower, weights["logit_scale"], bias, preprocessing).eval()
     if not config.preprocess:
         usual = Message("{} 没有 preprocess_cfg，图像按 open_clip 的默认方式预处理（CLIP 的均值和标准差）", config.file)
@@ -262,10 +264,8 @@ BERT_KINDS = {
 USUAL_WIDTHS = (768, 1024)  # whose heads are 64 wide in all BERTs
 
 
-def build_text_tower(
-    weights: dict, config: OpenClipConfig, request: Request, find_tokenizer: Callable
-) -> tuple[TextTower, list[Message]]:
-    """(tower, what of it is assumed) of the weights below `text.`."""
+def build_text_tower(weights: dict, config: OpenClipConfig, request: Request, find_tokenizer: Callable) -> TextTower:
+    """The tower of the weights below `text.`."""
     if config.text_kind == HUGGING_FACE:
         return _huggingface_tower(weights, config, request, find_tokenizer)
     matrix = weights.pop("text.text_projection", None)
@@ -287,10 +287,10 @@ def build_text_tower(
 
     network = _assigned(build, named)
     if config.text_kind == BIDIRECTIONAL:
-        return OpenClipTextTower(network, projection, find_tokenizer, *_reading(config)), []
+        return OpenClipTextTower(network, projection, find_tokenizer, *_reading(config))
     tower = TextTower(network, projection, find_tokenizer)
     tower.clean = CLEANERS["lower"]  # as open_clip's own tokenizer
-    return tower, []
+    return tower
 
 
 def _reading(config: OpenClipConfig) -> tuple[int, Callable]:
@@ -299,21 +299,15 @@ def _reading(config: OpenClipConfig) -> tuple[int, Callable]:
     return config.text.get("context_length", 77), CLEANERS[clean]
 
 
-def _huggingface_tower(
-    weights: dict, config: OpenClipConfig, request: Request, find_tokenizer: Callable
-) -> tuple[TextTower, list[Message]]:
-    """(tower, what of it is assumed) of an encoder of Hugging Face and open_clip's projection behind it."""
+def _huggingface_tower(weights: dict, config: OpenClipConfig, request: Request, find_tokenizer: Callable) -> TextTower:
+    """The tower of an encoder of Hugging Face and open_clip's projection behind it."""
     projection = take_projection(weights, ("text.proj",), ("text.proj.0", "text.proj.2"))
     inner = {key.removeprefix(HF): tensor for key, tensor in weights.items()}
     words, types = (weights[f"{HF}embeddings.{name}_embeddings.weight"] for name in ("word", "token_type"))
     width, settings = words.shape[1], _settings_of(config, request)
-    kind_name = settings.get("model_type") or ("roberta" if len(types) == 1 else "bert")
-    kind, name, cautions = BERT_KINDS[kind_name], config.text["hf_model_name"], []
-    if not settings and (width not in USUAL_WIDTHS or "bert" not in name.lower()):
-        cautions.append(
-            Message("没有 {} 的 config.json，文本塔按 {} 通常的设置计算（注意力头 64 宽）", name[-60:], kind.network)
-        )
+    kind = _bert_kind(settings, types)
     if settings.get("hidden_size", width) != width:
+        name = config.text["hf_model_name"]
         raise CheckpointError(
             "文本塔的宽度是 {}，{} 的 config.json 说是 {}", width, name[-60:], settings["hidden_size"]
         )
@@ -337,12 +331,29 @@ def _huggingface_tower(
     loader = getattr(transformers, f"{kind.network}Model")
     network = _assigned(lambda: loader(text_sizes, add_pooling_layer=is_pooled), inner)
     reading = _reading(config)
-    return OpenClipTextTower(network, projection, find_tokenizer, *reading, pooler, sizes["pad_token_id"]), cautions
+    return OpenClipTextTower(network, projection, find_tokenizer, *reading, pooler, sizes["pad_token_id"])
+
+
+def _bert_kind(settings: Mapping, types: torch.Tensor) -> BertKind:
+    """The kind that an encoder's settings name, else the one that has so many types of token."""
+    return BERT_KINDS[settings.get("model_type") or ("roberta" if len(types) == 1 else "bert")]
+
+
+def text_cautions(weights: Mapping, config: OpenClipConfig, request: Request) -> list[Message]:
+    """What of the text tower is assumed, whether or not it is built: of an encoder whose settings are nowhere."""
+    if config.text_kind != HUGGING_FACE or _settings_of(config, request):
+        return []
+    name, width = config.text["hf_model_name"], weights[f"{HF}embeddings.word_embeddings.weight"].shape[1]
+    if width in USUAL_WIDTHS and "bert" in name.lower():
+        return []
+    kind = _bert_kind({}, weights[f"{HF}embeddings.token_type_embeddings.weight"])
+    return [Message("没有 {} 的 config.json，文本塔按 {} 通常的设置计算（注意力头 64 宽）", name[-60:], kind.network)]
 
 
 def _settings_of(config: OpenClipConfig, request: Request) -> dict:
     """What the config.json of the text encoder says, of the first folder that has one; empty where there is none."""
-    for folder in _folders(config, request, config.text["hf_model_name"]):
+    name = config.text.get("hf_model_name")
+    for folder in _folders(config, request, name) if name else ():
         file = folder / "config.json"
         settings = read_json(file) if file.is_file() else {}
         if settings.get("model_type") in BERT_KINDS:
@@ -356,8 +367,8 @@ def _folders(config: OpenClipConfig, request: Request, name: str) -> list[Path]:
     return [folder for folder in (*folders, REPOSITORY.fullmatch(name) and hub_folder(name)) if folder]
 
 
-def _tokenizer_finder(config: OpenClipConfig, request: Request) -> Callable:
-    """A function that loads the tokenizer of the text tower; InputError at once where its files are nowhere."""
+def _tokenizer_finder(config: OpenClipConfig, request: Request) -> TokenizerFiles:
+    """The tokenizer of the text tower; InputError at once where its files are nowhere."""
     name, beside = config.text.get("hf_tokenizer_name"), config.file.parent
     if name is None and config.text_kind == HUGGING_FACE:
         raise InputError("{} 没有写明 hf_tokenizer_name：不知道文本塔用哪个分词器", config.file)

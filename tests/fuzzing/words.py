@@ -76,8 +76,8 @@ OUTPUTS = (
 NAMES = (
     "starnet_s1", "resnet50", "vit", "bert-base-chinese", "stages.3.3", "stages.2.8", "stages", "blocks.0", "",
     "layer4", "gradcam", "layercam", "all", "legrad", "rollout", "scorecam", "eigencam", "cosine", "dot", "zh", "en",
-    "png", "webp", "x.jpg", "hub:a/b", "a/b", "__class__", "forward", "一张{}的片", "{}{}", "0", "-1", "..", "stages.-1", "image_encoder",
-    *ODD_TEXTS,
+    "png", "webp", "x.jpg", "hub:a/b", "a/b", "__class__", "forward", "一张{}的片", "{}{}", "0", "-1", "..",
+    "stages.-1", "image_encoder", *ODD_TEXTS,
 )  # fmt: skip
 INTEGERS = (
     "0", "1", "2", "-1", "3", "16", "17", "32", "64", "65", "200", "1e3", "1.5", "", "nan", "1000000", "9" * 30, "٣",

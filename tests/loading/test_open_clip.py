@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from tiny import gradient_picture
+from test_published_cache import assert_kept, built  # noqa: F401 (a fixture)
+from tiny import gradient_picture, load_with_text_features
 from tiny_pretrained import FAMILIES, randomise, write_clip_bpe
 from torch.nn import functional as F
 
@@ -446,3 +447,19 @@ def test_a_causal_transformer_reads_the_end_of_a_text(make):
     change_config(folder, "text_cfg", pool_type="argmax")
     with pytest.raises(InputError, match="pool_type 是 'argmax'.*no_causal_mask 是 True"):
         load_clip_checkpoint(folder)
+
+
+@pytest.mark.parametrize(("image", "text"), [("vit", "bert"), ("siglip", "siglip"), ("clip", "clip")])
+def test_features_are_kept_between_runs(make, built, image, text):  # noqa: F811
+    folder, _ = make(image, text)
+    assert_kept(folder, built)
+    assert_kept(folder / "open_clip_pytorch_model.bin", built)
+
+
+def test_features_of_other_settings_are_computed_anew(make, built):  # noqa: F811
+    folder, _ = make("vit", "bert")
+    load_with_text_features(folder, TEXTS)
+    change_config(folder, "text_cfg", hf_pooler_type="mean_pooler")
+    mean_pooled = assert_kept(folder, built)
+    change_config(folder, "text_cfg", hf_pooler_type="cls_last_hidden_state_pooler")
+    assert not torch.equal(load_with_text_features(folder, TEXTS)[1], mean_pooled)
