@@ -95,9 +95,10 @@ def _read_weights(file: Path) -> dict:
         str(name)
         for name, tensor in content.items()
         if not (isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided and tensor.is_floating_point())
+        or not tensor.isfinite().all()
     ]
     if strange:
-        raise CheckpointError("{} 中有不是浮点张量的内容：{}；{}", file, first_names(strange), MERGE_FIRST)
+        raise CheckpointError("{} 中有不是有限浮点数张量的内容：{}；{}", file, first_names(strange), MERGE_FIRST)
     return {str(name).removeprefix("base_model.model."): tensor.float() for name, tensor in content.items()}
 
 
@@ -182,7 +183,8 @@ def _merge(fields: Mapping, matrices: Mapping, bases: Mapping) -> dict:
     """{layer: its weight with its matrices merged in}, by peft. Sizes are compared before peft makes any of its own."""
     network = torch.nn.Module()
     for name, weight in bases.items():
-        _place(network, name, _bare_layer(weight.float(), f"{name}.lora_embedding_A" in matrices))
+        copy = weight.to(torch.float32, copy=True)  # peft adds to it in place, and the base's may be a mapped file
+        _place(network, name, _bare_layer(copy, f"{name}.lora_embedding_A" in matrices))
     patterns = {name: fields.get(name) or {} for name in ("rank_pattern", "alpha_pattern")}
     for name in bases:
         _check_rank(name, fields.get("r", 8), patterns["rank_pattern"], matrices)
@@ -196,7 +198,7 @@ def _merge(fields: Mapping, matrices: Mapping, bases: Mapping) -> dict:
     if missing or loaded.unexpected_keys:
         raise CheckpointError("权重不全或没有位置：{}", first_names([*missing, *loaded.unexpected_keys]))
     with torch.no_grad():
-        model.merge_and_unload(safe_merge=True)
+        model.merge_and_unload()
     return {name: network.get_submodule(name).weight.detach() for name in bases}
 
 

@@ -218,7 +218,7 @@ HARMS = {
     ),
     "numbers that are none": (
         lambda folder: change_weights(folder, lambda w: w[FIRST.format("B")].fill_(float("nan"))),
-        "无法把",
+        "不是有限浮点数张量的内容：.*lora_B",
     ),
     "another model's": (
         lambda folder: change_weights(folder, lambda w: w.update({"base_model.model.head.weight": torch.zeros(2)})),
@@ -231,7 +231,7 @@ HARMS = {
     ),
     "whole numbers": (
         lambda folder: change_weights(folder, lambda w: w.update({"a": torch.zeros(2, dtype=torch.long)})),
-        "不是浮点张量",
+        "不是有限浮点数",
     ),
 }
 
