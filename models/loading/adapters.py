@@ -7,6 +7,8 @@ The arithmetic is peft's own, where it is installed, on bare layers that we buil
 sizes out of adapter_config.json and tensors that our reader has read; it opens no file, and looks up no model or class.
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,7 +33,7 @@ class Adapter(NamedTuple):
 
     folder: Path
     fields: dict
-    weights: dict[str, "torch.Tensor"]
+    weights: dict[str, torch.Tensor]
 
 
 MOST_PATTERNS = 1000
@@ -140,7 +142,7 @@ def _local_path(name: str, folder: Path) -> Path | None:
 MATRIX = re.compile(r"(.+)\.lora_(?:(?:embedding_)?[AB]|magnitude_vector)(?:\.weight)?")
 
 
-def merge_adapter(adapter: Adapter, weights: Mapping[str, "torch.Tensor"]) -> dict:
+def merge_adapter(adapter: Adapter, weights: Mapping[str, torch.Tensor]) -> dict:
     """The weights of a model with an adapter of it merged in, by the names that they have without it.
 
     What an adapter saves whole (`modules_to_save`, biases) takes the place of the base's. InputError where the base is

@@ -666,7 +666,7 @@ def heavy_imports(arguments, folder):
     done = run_process(["-c", SPY, *arguments], folder, OMP_NUM_THREADS="1")
     assert (done.returncode, done.stderr) == (0, b""), done.stderr
     modules = {name.split(".")[0] for name in json.loads(done.stdout.splitlines()[-1])}
-    return modules & {"transformers", "torchvision", "huggingface_hub", "safetensors"}
+    return modules & {"transformers", "torchvision", "huggingface_hub", "safetensors", "peft"}
 
 
 @pytest.mark.parametrize("encoder, needed", [("starnet_s1", set()), ("resnet18", {"torchvision"})])
