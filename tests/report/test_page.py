@@ -240,6 +240,15 @@ def test_a_text_without_a_heatmap_shows_the_picture_and_says_so(open_report):
     assert (report.drawn(number=1) == report.drawn(number=1)[..., :1]).all()
 
 
+def test_the_descriptions_of_a_class_can_be_read_each_on_its_line(open_report):
+    document, cards = make_document(2)
+    document["texts"][1] = ["<b>可见", "移位。\n"]
+    report = open_report(document, cards, "#open=id0")
+    titles = [bar.get_attribute("title") for bar in report.page.locator("#opened button.bar").all()]
+    assert titles[1].split("\n")[:2] == ["<b>可见", "移位。\\u000a"]
+    assert titles[2].split("\n")[0] == document["texts"][2][0]
+
+
 # -- filters and sorting
 
 
