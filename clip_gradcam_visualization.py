@@ -94,6 +94,7 @@ from models.images.naming import file_name
 from models.images.preprocessing import DEFAULT_IMG_SIZE, Region, describe_assumed_size, preprocessing_of
 from models.images.reading import read_image, to_pixels
 from models.loading.fingerprint import fingerprint
+from models.loading.living import build_living, library_clip
 from models.loading.load import choose_device, embed_texts, load_clip_checkpoint
 from models.messages import LANGUAGES, Joined, Message, as_message, can_show_chinese, current_language, speaking
 from models.results.colours import BLENDS, COLORMAPS, DEFAULT_COLOURS, Colours, choose_colours
@@ -386,6 +387,33 @@ def load_from_arguments(args, texts: list[ClassText] | None = None, local_rank: 
         std=args.std,
         download=args.download,
     )
+
+
+def living_clip(model, processor=None, needs_tokenizer: bool = True):
+    """A model that is already in memory as one that can be explained; of ours, or already so, it comes back as it is.
+
+        clip = living_clip(CLIPModel.from_pretrained(folder), CLIPProcessor.from_pretrained(folder))
+        clip = living_clip(model, (preprocess_val, tokenizer))           # open_clip, openai/CLIP
+
+    `model`: a CLIP of transformers (CLIP, Chinese-CLIP, SigLIP and 2, AltCLIP, MetaCLIP 2 and what has their
+    structure), open_clip or openai/CLIP, also inside DataParallel, `torch.compile`, PEFT and the like; it is left as it
+    was: modules, weights, device, precision, modes. `processor`: what such a model does not carry itself, a processor
+    of transformers or a pair (image processor, tokenizer). What is left out of it is read, for transformers, from the
+    local folder that the model was loaded from; for open_clip the preprocessing off the image tower.
+
+    Modules of transformers are shared: what comes back follows their training. open_clip's image tower comes back with
+    the weights as they are now: after a step of training it is an InputError to use it. InputError too where neither
+    says how images are prepared, where the tokenizer is missing and `needs_tokenizer`, for another structure, and where
+    our towers do not compute what the library's own do.
+    """
+    network = library_clip(model)
+    if network is None:
+        if processor is not None:
+            name = type(clip_of(model)).__name__
+            raise InputError("processor 只用于 transformers、open_clip 和 openai/CLIP 的模型；{} 不需要它", name)
+        return model
+    with undisturbed(network):
+        return build_living(network, processor, needs_tokenizer)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -796,9 +824,12 @@ def explain(
     colormap: str | None = None,
     alpha: float | None = None,
     text_templates: str | Sequence[str] = (),
+    processor=None,
 ) -> ImageResult | Results | list[ImageResult] | list[Results]:
     """Explain one image, or several, against K class texts; a result is frozen, and shows its figure in a notebook.
 
+    `model`: of `load_clip_checkpoint`, or one in memory of transformers, open_clip or openai/CLIP, which stays as and
+    where it is, with the `processor` that it does not carry itself (see `living_clip`).
     `image`: a path, a PIL image, or an array [H, W] or [H, W, 3] (see `to_pixels`); a list or tuple of them goes to the
     model in batches and gives the list of their results, each of which keeps its image's pixels. `class_texts`: a list,
     or a dict {short name: description}; in place of a description a list of several, which are averaged (see
@@ -815,7 +846,8 @@ def explain(
     image's place in the list.
     """
     with speaking(check_language(lang)):
-        model = clip_of(model)
+        living = living_clip(model, processor, needs_tokenizer=text_features is None)
+        is_ours, model = living is model, clip_of(living)
         own_size = getattr(model, "img_size", None)
         if own_size and img_size not in (own_size, None):
             warnings.warn(
@@ -827,7 +859,7 @@ def explain(
         is_list = isinstance(image, (list, tuple))
         images = dict(enumerate(image)) if is_list else {None: image}  # by their places in the list
         pixels = pixels_of(images, grey_range)
-        if use_cuda and torch.cuda.is_available():
+        if use_cuda and is_ours and torch.cuda.is_available():
             model.to("cuda")
         explainer = Explainer(model, text_features, question, target_layer, image_encoder_name, colours)
         if text_features is None:

@@ -28,7 +28,7 @@ from .passes import placement
 from .subject import SCRIPTED
 
 _one_at_a_time = threading.Lock()  # for what follows, and while a hook takes its number
-_turns: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # image tower -> whose turn it is
+_turns: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # image tower's network -> whose turn it is
 _eager = []  # the compiler's stance before the first of the blocks that are `uncompiled`, None of the others
 
 
@@ -39,8 +39,8 @@ def undisturbed(tower: torch.nn.Module) -> Iterator[None]:
     Whatever surrounds the call (autocast, inference mode, `torch.compile`) or runs beside it: one thread has the tower
     at a time.
     """
-    with _one_at_a_time:
-        turn = _turns.setdefault(tower, threading.RLock())
+    with _one_at_a_time:  # a backbone may be shared by towers
+        turn = _turns.setdefault(tower._modules.get("backbone") or tower, threading.RLock())
     with contextlib.ExitStack() as stack:
         stack.enter_context(turn)
         stack.enter_context(torch.inference_mode(False))

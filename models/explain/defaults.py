@@ -8,9 +8,10 @@ from typing import NamedTuple
 from ..errors import InputError, closest_hint
 from ..heavy import torch
 from ..messages import Joined, Message
+from ..weights.modules import unwrapped
 from .methods import METHODS, methods_for, reads_attention
 from .question import LEAST_TEXTS, OFF_THE_DIRECTION, OFF_THE_MAP, Others, Question, Setting, with_choices
-from .subject import clip_of, unwrapped
+from .subject import clip_of
 
 
 class EncoderRow(NamedTuple):

@@ -13,17 +13,8 @@ from collections.abc import Iterator, Mapping
 from ..errors import InputError
 from ..heavy import torch
 from ..messages import Joined, Message
+from ..weights.modules import unwrapped
 
-# Class of a wrapper whose forward pass is its inner module's and nothing else -> the path to that module.
-WRAPPERS = {
-    "OptimizedModule": "_orig_mod",
-    "DataParallel": "module",
-    "DistributedDataParallel": "module",
-    "AveragedModel": "module",
-    "CheckpointWrapper": "_checkpoint_wrapped_module",
-    "PeftModel": "base_model",
-    "BaseTuner": "model",
-}
 LOAD = Message("model = load_clip_checkpoint(路径)")
 
 
@@ -45,18 +36,6 @@ def clip_of(model):
         if isinstance(module, torch.jit.ScriptModule):
             raise InputError(SCRIPTED, name)
     return model if plain is tower else _with_tower(model, plain)
-
-
-def unwrapped(module: torch.nn.Module) -> torch.nn.Module:
-    """What is inside of the wrappers that add nothing to a forward pass."""
-    while (path := _path_inside(module)) is not None:
-        module = module.get_submodule(path)
-    return module
-
-
-def _path_inside(module: torch.nn.Module) -> str | None:
-    paths = (WRAPPERS[kind.__name__] for kind in type(module).__mro__ if kind.__name__ in WRAPPERS)
-    return next(paths, None)
 
 
 def plain_name(path: str) -> str:
@@ -139,15 +118,15 @@ def _no_clip(model: torch.nn.Module) -> Message:
     if hasattr(model, "save_pretrained") and hasattr(model, "config"):
         return Message(
             "{} 是 transformers 的模型对象，没有 image_encoder；"
-            "请把模型和它的 processor 都用 save_pretrained(文件夹) 保存，"
-            "再用 load_clip_checkpoint(文件夹) 载入",
+            "若是 CLIP（有 vision_model、text_model 和 logit_scale），"
+            "请用 explain(model, …, processor=processor)，或先 clip = living_clip(model, processor)",
             name,
         )
     if hasattr(model, "visual") and hasattr(model, "encode_image"):
         return Message(
             "{} 是 OpenAI 或 open_clip 的模型对象，没有 image_encoder；"
-            '请 torch.save(model.state_dict(), "clip.pt") 保存权重，'
-            '再用 load_clip_checkpoint("clip.pt") 载入',
+            "请用 explain(model, …, processor=(preprocess, tokenizer))，"
+            "或先 clip = living_clip(model, (preprocess, tokenizer))",
             name,
         )
     return Message(

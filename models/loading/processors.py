@@ -63,12 +63,27 @@ def read_preprocessing(folder: Path, config: Mapping, img_size: int | None = Non
     if settings is None:
         settings = {name: vision[key] for name, key in _OF_VISION_CONFIG if usual == "Siglip2" and key in vision}
         img_size = img_size or (None if usual == "Siglip2" else vision.get("image_size", 224))
+    preprocessing = described_preprocessing(settings, config, file)
+    return scaled(preprocessing, img_size) if img_size else preprocessing
+
+
+def described_preprocessing(settings: Mapping, config: Mapping, file: Path | str) -> Preprocessing:
+    """What the settings of an image processor ask for, what they leave open as its kind, or the model's family, has it.
+
+    `file`: where the settings stand. InputError as `read_preprocessing`.
+    """
+    usual, vision = PROCESSOR_OF_MODEL.get(config.get("model_type"), "CLIP"), config.get("vision_config") or {}
     settings = check_fields(settings, FIELDS, file)
     kind = _kind_of(settings) or usual
     preprocessing = _preprocessing({**PROCESSORS.get(kind, _CLIP), **settings}, kind, file)
     if preprocessing.patches and preprocessing.patches[0] != vision.get("patch_size", preprocessing.patches[0]):
         raise InputError("{} 的 patch_size 是 {}，模型的是 {}", file, preprocessing.patches[0], vision["patch_size"])
-    return scaled(preprocessing, img_size) if img_size else preprocessing
+    return preprocessing
+
+
+def has_preprocessing(folder: Path) -> bool:
+    """Whether a file of the folder says how images are prepared."""
+    return _processor_settings(folder)[1] is not None
 
 
 _OF_VISION_CONFIG = (("patch_size", "patch_size"), ("max_num_patches", "num_patches"))

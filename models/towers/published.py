@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from ..errors import CheckpointError, InputError
 from ..images.preprocessing import Preprocessing
 from ..messages import Message
+from ..weights.modules import unwrapped
 from .grey import as_grey
 from .similarity import check_scale
 from .text import TextTower
@@ -43,7 +44,7 @@ def recognise_vision(backbone: nn.Module) -> str | None:
     """The family that a vision model's structure belongs to, one of the constants above; None where to none."""
     paths = {name for name, _ in (*backbone.named_modules(), *backbone.named_parameters())}
     family = next((family for family, needed in STRUCTURES if paths.issuperset(needed)), None)
-    flat = family == POOLED and isinstance(backbone.embeddings.patch_embedding, nn.Linear)
+    flat = family == POOLED and backbone.embeddings.patch_embedding.weight.ndim == 2
     return PATCHED if flat else family
 
 
@@ -82,10 +83,10 @@ class VisionTransformerTower(ImageTower):
         super().__init__(backbone)
         self.projection = projection
         self.family, embeddings = recognise_vision(backbone), backbone.embeddings
-        cutting = first_of(embeddings, "patch_embedding", "patch_embeddings.projection")
-        self.patch_size = embeddings.patch_size if isinstance(cutting, nn.Linear) else cutting.stride[0]
-        of_patch = self.patch_size**2 if isinstance(cutting, nn.Linear) else 1
-        self.channels = check_channels(cutting.weight.shape[1] // of_patch)
+        weight = first_of(embeddings, "patch_embedding", "patch_embeddings.projection").weight
+        is_flat = weight.ndim == 2
+        self.patch_size = embeddings.patch_size if is_flat else weight.shape[-1]
+        self.channels = check_channels(weight.shape[1] // (self.patch_size**2 if is_flat else 1))
         self.options = {} if self.family == SCALED else {"interpolate_pos_encoding": True}  # DINOv2 does it unasked
         self.prefix_tokens = 0 if self.family == PATCHED else self._count_prefix_tokens()
 
@@ -240,7 +241,7 @@ class PretrainedCLIP(TwoTowers):
 
     def logits(self, similarities: torch.Tensor) -> torch.Tensor:
         """Cosines [..., K], scaled and, where the model has a bias, shifted."""
-        scale = check_scale("exp(logit_scale)", self.logit_scale.detach().exp())
+        scale = check_scale("exp(logit_scale)", self.logit_scale.detach().float().exp())
         logits = similarities.float() * scale.to(similarities.device)
         return logits if self.logit_bias is None else logits + self.logit_bias.detach().to(logits.device)
 
@@ -270,21 +271,28 @@ def build_towers(
 
     InputError where its vision model has another structure than the known ones.
     """
-    network = network.float()
+    return towers_over(network.float(), preprocessing, find_tokenizer, first_token).eval()
+
+
+def towers_over(
+    network: nn.Module, preprocessing: Preprocessing, find_tokenizer: Callable | None, first_token: bool = False
+) -> PretrainedCLIP:
+    """As `build_towers`, over a network that stays as it is: its precision, its device and its modes."""
     vision, family = vision_of(network)
     tower = WindowTower if family == WINDOWS else VisionTransformerTower
     image_tower = tower(vision, getattr(network, "visual_projection", nn.Identity()))
     if image_tower.channels == 1 and not preprocessing.alike_in_channels:
         raise InputError("模型的输入是 1 个通道，它的 image_mean 和 image_std 却有三个不同的值")
-    padded = hasattr(innermost(network.text_model, "text_model"), "head")  # SigLIP's
+    padded = hasattr(innermost(unwrapped(network.text_model), "text_model"), "head")  # SigLIP's
     text_tower = build_text_tower(network, find_tokenizer, padded, first_token)
     bias = getattr(network, "logit_bias", None)
-    return PretrainedCLIP(family, image_tower, text_tower, network.logit_scale, bias, preprocessing).eval()
+    return PretrainedCLIP(family, image_tower, text_tower, network.logit_scale, bias, preprocessing)
 
 
 def vision_of(network: nn.Module) -> tuple[nn.Module, str]:
     """(vision model, its family) of a CLIP of transformers; InputError where it has another structure."""
-    vision = innermost(getattr(network, "vision_model", None), "vision_model")
+    vision = getattr(network, "vision_model", None)
+    vision = vision and innermost(unwrapped(vision), "vision_model")
     family = recognise_vision(vision) if vision is not None and hasattr(network, "text_model") else None
     if family is None:
         raise InputError("{} 的视觉模型 {} 的结构不受支持", type(network).__name__, type(vision).__name__)
@@ -296,7 +304,7 @@ def build_text_tower(network, find_tokenizer, padded: bool = False, first_token:
     if find_tokenizer is None:
         return None
     projection = getattr(network, "text_projection", nn.Identity())
-    return TextTower(network.text_model, projection, find_tokenizer, padded, first_token)
+    return TextTower(unwrapped(network.text_model), projection, find_tokenizer, padded, first_token)
 
 
 TEXT_PARTS = ("text_model", "text_projection")  # of a CLIP of transformers

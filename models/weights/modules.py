@@ -12,6 +12,17 @@ from ..heavy import torch
 from ..messages import Joined, Message
 from .names import BATCH_COUNTER
 
+# Class of a wrapper whose forward pass is its inner module's and nothing else -> the path to that module.
+WRAPPERS = {
+    "OptimizedModule": "_orig_mod",
+    "DataParallel": "module",
+    "DistributedDataParallel": "module",
+    "AveragedModel": "module",
+    "CheckpointWrapper": "_checkpoint_wrapped_module",
+    "PeftModel": "base_model",
+    "BaseTuner": "model",
+}
+
 _evaluated: dict = {}  # module that trains -> how many `evaluating` blocks it is held by
 _modes = threading.Lock()
 
@@ -26,6 +37,18 @@ def all_modules(module: torch.nn.Module) -> list[torch.nn.Module]:
                 modules[child] = None
                 queue.append(child)
     return queue
+
+
+def unwrapped(module: torch.nn.Module) -> torch.nn.Module:
+    """What is inside of the wrappers that add nothing to a forward pass."""
+    while (path := _path_inside(module)) is not None:
+        module = module.get_submodule(path)
+    return module
+
+
+def _path_inside(module: torch.nn.Module) -> str | None:
+    paths = (WRAPPERS[kind.__name__] for kind in type(module).__mro__ if kind.__name__ in WRAPPERS)
+    return next(paths, None)
 
 
 @contextlib.contextmanager

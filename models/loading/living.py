@@ -1,0 +1,79 @@
+"""A CLIP of another library that is already in memory: which one is meant, and what comes with it.
+
+It may lie in a wrapper (DataParallel, `torch.compile`, an average of the weights, PEFT) or in a module for training.
+What is made of it stands in `living_transformers` and `living_open_clip`, which define networks and are imported when
+there is one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from ..errors import InputError
+from ..heavy import HeavyModule, torch
+from ..messages import Joined
+
+living_transformers = HeavyModule(f"{__package__}.living_transformers")
+living_open_clip = HeavyModule(f"{__package__}.living_open_clip")  # openai/CLIP's models are built as open_clip's
+
+
+class Processor(NamedTuple):
+    """What prepares images and texts for a library's model, as far as the caller has it."""
+
+    images: object | None = None
+    tokenizer: object | None = None
+
+    @classmethod
+    def of(cls, processor) -> Processor:
+        """Of a processor of transformers, of a pair, or of what prepares images alone; None has nothing."""
+        if isinstance(processor, (tuple, list)):
+            if len(processor) != 2:
+                raise InputError("processor 应是 (图像预处理, 分词器) 两项，收到 {} 项", len(processor))
+            return cls(*processor)
+        if hasattr(processor, "image_processor"):
+            return cls(processor.image_processor, getattr(processor, "tokenizer", None))
+        return cls(processor)
+
+
+def library_of(module: torch.nn.Module):
+    """The module that explains a library's CLIP, recognised by its parts; None where it is none, or one like ours."""
+    parts = set(module._modules)
+    if "image_encoder" in parts or isinstance(module, torch.jit.ScriptModule) or not hasattr(module, "logit_scale"):
+        return None
+    if {"vision_model", "text_model"} <= parts and hasattr(module, "config"):
+        return living_transformers
+    if "visual" in parts and hasattr(module, "encode_image") and hasattr(module, "encode_text"):
+        return living_open_clip
+    return None
+
+
+def library_clip(model) -> torch.nn.Module | None:
+    """The one CLIP of a library that `model` is or wraps; None where there is none.
+
+    InputError where there are several models in it, one of which at least is a library's.
+    """
+    if not isinstance(model, torch.nn.Module):
+        return None
+    if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
+        return None  # no process has all of its weights
+    clips = dict(_outermost_clips(model))
+    of_libraries = [clip for clip in clips if library_of(clip)]
+    if of_libraries and len(clips) > 1:
+        paths = Joined("、", (f"model.{path}" for path in clips.values()))
+        raise InputError("{} 中有 {} 个 CLIP：{}；请给出其中一个", type(model).__name__, len(clips), paths)
+    return of_libraries[0] if of_libraries else None
+
+
+def _outermost_clips(module: torch.nn.Module, path: tuple[str, ...] = ()) -> Iterator[tuple[torch.nn.Module, str]]:
+    """(a CLIP of ours or of a library, its path) for each that is not inside of another."""
+    if "image_encoder" in module._modules or library_of(module):
+        yield module, ".".join(path)
+    else:
+        for name, child in module.named_children():
+            yield from _outermost_clips(child, (*path, name))
+
+
+def build_living(network: torch.nn.Module, processor, needs_tokenizer: bool):
+    """The PretrainedCLIP of a library's CLIP; see `living_clip` of the script."""
+    return library_of(network).build(network, Processor.of(processor), needs_tokenizer)
