@@ -39,8 +39,9 @@ def undisturbed(tower: torch.nn.Module) -> Iterator[None]:
     Whatever surrounds the call (autocast, inference mode, `torch.compile`) or runs beside it: one thread has the tower
     at a time.
     """
-    with _one_at_a_time:  # a backbone may be shared by towers
-        turn = _turns.setdefault(tower._modules.get("backbone") or tower, threading.RLock())
+    backbone = tower._modules.get("backbone")  # which several towers may share
+    with _one_at_a_time:
+        turn = _turns.setdefault(tower if backbone is None else backbone, threading.RLock())
     with contextlib.ExitStack() as stack:
         stack.enter_context(turn)
         stack.enter_context(torch.inference_mode(False))

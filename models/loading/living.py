@@ -8,44 +8,35 @@ there is one.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from ..errors import InputError
 from ..heavy import HeavyModule, torch
 from ..messages import Joined
 
-living_transformers = HeavyModule(f"{__package__}.living_transformers")
-living_open_clip = HeavyModule(f"{__package__}.living_open_clip")  # openai/CLIP's models are built as open_clip's
+if TYPE_CHECKING:
+    from . import living_open_clip, living_transformers
+else:
+    living_transformers = HeavyModule(f"{__package__}.living_transformers")
+    living_open_clip = HeavyModule(f"{__package__}.living_open_clip")  # openai/CLIP's models are built alike
 
 
-class Processor(NamedTuple):
-    """What prepares images and texts for a library's model, as far as the caller has it."""
-
-    images: object | None = None
-    tokenizer: object | None = None
-
-    @classmethod
-    def of(cls, processor) -> Processor:
-        """Of a processor of transformers, of a pair, or of what prepares images alone; None has nothing."""
-        if isinstance(processor, (tuple, list)):
-            if len(processor) != 2:
-                raise InputError("processor 应是 (图像预处理, 分词器) 两项，收到 {} 项", len(processor))
-            return cls(*processor)
-        if hasattr(processor, "image_processor"):
-            return cls(processor.image_processor, getattr(processor, "tokenizer", None))
-        return cls(processor)
-
-
-def library_of(module: torch.nn.Module):
-    """The module that explains a library's CLIP, recognised by its parts; None where it is none, or one like ours."""
+def library_of(module: torch.nn.Module) -> ModuleType | None:
+    """The module that builds a library's CLIP, recognised by its parts; None where it is none, or one like ours."""
     parts = set(module._modules)
-    if "image_encoder" in parts or isinstance(module, torch.jit.ScriptModule) or not hasattr(module, "logit_scale"):
+    if _is_like_ours(module) or isinstance(module, torch.jit.ScriptModule) or not hasattr(module, "logit_scale"):
         return None
     if {"vision_model", "text_model"} <= parts and hasattr(module, "config"):
         return living_transformers
     if "visual" in parts and hasattr(module, "encode_image") and hasattr(module, "encode_text"):
         return living_open_clip
     return None
+
+
+def _is_like_ours(module: torch.nn.Module) -> bool:
+    """Whether it has an image encoder under our name."""
+    return "image_encoder" in module._modules or hasattr(type(module), "image_encoder")
 
 
 def library_clip(model) -> torch.nn.Module | None:
@@ -67,7 +58,7 @@ def library_clip(model) -> torch.nn.Module | None:
 
 def _outermost_clips(module: torch.nn.Module, path: tuple[str, ...] = ()) -> Iterator[tuple[torch.nn.Module, str]]:
     """(a CLIP of ours or of a library, its path) for each that is not inside of another."""
-    if "image_encoder" in module._modules or library_of(module):
+    if _is_like_ours(module) or library_of(module):
         yield module, ".".join(path)
     else:
         for name, child in module.named_children():
@@ -76,4 +67,4 @@ def _outermost_clips(module: torch.nn.Module, path: tuple[str, ...] = ()) -> Ite
 
 def build_living(network: torch.nn.Module, processor, needs_tokenizer: bool):
     """The PretrainedCLIP of a library's CLIP; see `living_clip` of the script."""
-    return library_of(network).build(network, Processor.of(processor), needs_tokenizer)
+    return library_of(network).build(network, processor, needs_tokenizer)

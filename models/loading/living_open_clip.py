@@ -22,9 +22,8 @@ from ..weights.hub import as_input_error
 from ..weights.modules import assign_weights, give_buffers_values, unwrapped
 from ..weights.openai_names import translate
 from .agreement import check_embedding, check_pixels, follow, refuse_changed
-from .living import Processor
 from .openai import INTERPOLATIONS, Settings, vision_config
-from .processors import three
+from .processors import Processor, three
 
 HOW = Message(
     "请给出 processor=(preprocess, tokenizer)：open_clip.create_model_and_transforms 的最后一项和 "
@@ -33,12 +32,13 @@ HOW = Message(
 SUPPORTED = Message("OpenAI 的 ViT 和 ResNet（RN50 等）以及 open_clip 中同样结构的模型")
 
 
-def build(network: nn.Module, processor: Processor, needs_tokenizer: bool) -> PretrainedCLIP:
+def build(network: nn.Module, processor, needs_tokenizer: bool) -> PretrainedCLIP:
     """The CLIP over views of the network's weights, which stays as it is; it is of the weights as they are now.
 
     Without a preprocessing in `processor`, that which open_clip writes on its image towers counts. InputError, with
     what to give, where there is none, for another structure, and where ours does not compute what the library does.
     """
+    processor = Processor.of(processor)
     name, visual = type(network).__name__, unwrapped(network.visual)
     preprocessing = _preprocessing(name, processor.images, getattr(visual, "preprocess_cfg", None))
     if needs_tokenizer and processor.tokenizer is None:

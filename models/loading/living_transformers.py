@@ -17,16 +17,22 @@ from ..towers.published import PATCHED, PretrainedCLIP, as_grey, into_patches, t
 from ..towers.tokenizers import TOKENIZERS, tokenizer_of
 from .agreement import check_alike, check_embedding, check_pixels, follow
 from .folder import FIRST_TOKEN
-from .living import Processor
-from .processors import described_preprocessing, has_preprocessing, preprocessing_cautions, read_preprocessing
+from .processors import (
+    Processor,
+    described_preprocessing,
+    has_preprocessing,
+    preprocessing_cautions,
+    read_preprocessing,
+)
 
 
-def build(network: nn.Module, processor: Processor, needs_tokenizer: bool) -> PretrainedCLIP:
+def build(network: nn.Module, processor, needs_tokenizer: bool) -> PretrainedCLIP:
     """The CLIP over the network's modules, which stay as they are.
 
     What `processor` lacks is read from the local folder that the network was loaded from. InputError, with what to
     give, where that has it not, for another structure, and where ours does not compute what the library does.
     """
+    processor = Processor.of(processor)
     name, folder, config = type(network).__name__, _folder_of(network), network.config.to_dict()
     preprocessing, cautions = _preprocessing(name, processor.images, folder, config)
     find_tokenizer = _tokenizer_finder(processor.tokenizer, folder)

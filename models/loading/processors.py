@@ -5,6 +5,7 @@ import re
 import reprlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from ..errors import InputError
 from ..images.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
@@ -190,3 +191,21 @@ def scaled(preprocessing: Preprocessing, side: int) -> Preprocessing:
     else:
         resize = (round(resize[0] * side / crop[0]), round(resize[1] * side / crop[1]))
     return preprocessing._replace(resize=resize, crop=(side, side))
+
+
+class Processor(NamedTuple):
+    """What prepares images and texts for a library's model, as far as the caller has it."""
+
+    images: object | None = None
+    tokenizer: object | None = None
+
+    @classmethod
+    def of(cls, processor) -> "Processor":
+        """Of a processor of transformers, of a pair, or of what prepares images alone; None has nothing."""
+        if isinstance(processor, (tuple, list)):
+            if len(processor) != 2:
+                raise InputError("processor 应是 (图像预处理, 分词器) 两项，收到 {} 项", len(processor))
+            return cls(*processor)
+        if hasattr(processor, "image_processor"):
+            return cls(processor.image_processor, getattr(processor, "tokenizer", None))
+        return cls(processor)

@@ -292,7 +292,7 @@ def towers_over(
 def vision_of(network: nn.Module) -> tuple[nn.Module, str]:
     """(vision model, its family) of a CLIP of transformers; InputError where it has another structure."""
     vision = getattr(network, "vision_model", None)
-    vision = vision and innermost(unwrapped(vision), "vision_model")
+    vision = None if vision is None else innermost(unwrapped(vision), "vision_model")
     family = recognise_vision(vision) if vision is not None and hasattr(network, "text_model") else None
     if family is None:
         raise InputError("{} 的视觉模型 {} 的结构不受支持", type(network).__name__, type(vision).__name__)

@@ -738,11 +738,8 @@ NO_MODELS = {
     "class": (lambda clip: CLIPModel, "类 CLIPModel.*load_clip_checkpoint"),
     "tower": (lambda clip: clip.image_encoder, "ImageEncoder 没有 image_encoder.*单独的网络"),
     "torchvision": (lambda clip: torchvision.models.resnet18(), "ResNet 没有 image_encoder.*单独的网络"),
-    "transformers": (
-        lambda clip: transformers_clip(),
-        "CLIPModel 是 transformers.*save_pretrained.*load_clip_checkpoint",
-    ),
-    "open_clip": (lambda clip: OpenClipLike(), "open_clip.*state_dict.*load_clip_checkpoint"),
+    "transformers": (lambda clip: transformers_clip(), "CLIPModel .*processor="),
+    "open_clip": (lambda clip: OpenClipLike(), "open_clip.*processor=.*living_clip"),
     "empty": (lambda clip: types.SimpleNamespace(image_encoder=None), "image_encoder 是 NoneType"),
     "wrapped": (lambda clip: nn.DataParallel(nn.Linear(2, 2)), "DataParallel 没有 image_encoder"),
 }

@@ -469,8 +469,11 @@ def test_a_process_that_fails(flags, home):
 
 
 HEAVY = ("torch", "torchvision", "transformers", "huggingface_hub", "matplotlib", "cv2", "PIL")
-PUBLISHED = ("models.loading.openai", "models.loading.open_clip", "models.loading.folder", "models.towers.published")
-PUBLISHED += ("models.towers.clip_resnet", "models.towers.open_clip_text", "models.towers.cleaning")
+PUBLISHED = (
+    *("models.loading.openai", "models.loading.open_clip", "models.loading.folder", "models.towers.published"),
+    *("models.towers.clip_resnet", "models.towers.open_clip_text", "models.towers.cleaning"),
+    *("models.loading.living_transformers", "models.loading.living_open_clip"),
+)
 # code -> modules that it does without
 SPARING = {
     "from clip_gradcam_visualization import main; assert main(['--model-pth', 'x']) == 2": HEAVY,
