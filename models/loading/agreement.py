@@ -4,6 +4,7 @@ A picture goes through the caller's own image processor and image tower, and thr
 adapter or changed code that the reading does not see never gives the heatmap of another model.
 """
 
+import weakref
 from collections.abc import Callable
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 from ..errors import InputError
+from ..images.preprocessing import Preprocessing
 from ..messages import Message
 from ..towers.published import PretrainedCLIP, as_grey, into_patches
 from ..weights.hub import as_input_error
@@ -18,6 +20,30 @@ from ..weights.hub import as_input_error
 PIXELS = 0.05  # mean difference of normalised values: libraries resize to a level or two of 255 alike
 # of an embedding, as a share of its length: what rounding leaves, where one side computes in float32
 EMBEDDING = {torch.float32: 1e-3, torch.float64: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+
+
+_agreed: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # library's model -> the structure that was compared
+
+
+def once(network: nn.Module, preprocessing: Preprocessing, compare: Callable) -> None:
+    """Call `compare`, which raises where ours computes something else, unless a model of this structure has passed.
+
+    It costs a pass through both; other weights in the same structure need none.
+    """
+    structure = preprocessing, [_structure_of(module) for module in network.modules()]
+    if _agreed.get(network) != structure:
+        compare()
+        _agreed[network] = structure
+
+
+PLAIN = (bool, int, float, str, tuple, type(None))
+
+
+def _structure_of(module: nn.Module) -> tuple:
+    """What decides, beside weights, what a module computes: itself, its settings, its hooks and what was put on it."""
+    hooks = (*module._forward_hooks, *module._forward_pre_hooks)
+    settings = {name: value for name, value in vars(module).items() if type(value) in PLAIN and name != "training"}
+    return id(module), type(module), hooks, sorted(vars(module)), settings
 
 
 def picture() -> np.ndarray:

@@ -21,7 +21,7 @@ from ..towers.published import CLASS_TOKEN, CNN, ImageTower, PretrainedCLIP, Vis
 from ..weights.hub import as_input_error
 from ..weights.modules import assign_weights, give_buffers_values, unwrapped
 from ..weights.openai_names import translate
-from .agreement import check_embedding, check_pixels, follow, refuse_changed
+from .agreement import check_embedding, check_pixels, follow, once, refuse_changed
 from .openai import INTERPOLATIONS, Settings, vision_config
 from .processors import Processor, three
 
@@ -49,8 +49,11 @@ def build(network: nn.Module, processor, needs_tokenizer: bool) -> PretrainedCLI
     model = PretrainedCLIP(family, tower, text_tower, network.logit_scale, bias, preprocessing)
     if processor.images is not None:
         check_pixels(model, lambda picture: processor.images(Image.fromarray(picture))[None])
-    weight = next(visual.parameters())
-    check_embedding(model, lambda images: network.encode_image(images.to(weight.dtype)), name)
+
+    def embed(images):
+        return network.encode_image(images.to(next(visual.parameters()).dtype))
+
+    once(network, preprocessing, lambda: check_embedding(model, embed, name))
     refuse_changed(tower.backbone, visual)
     return follow(model, network)
 

@@ -15,7 +15,7 @@ from ..images.preprocessing import Preprocessing
 from ..messages import Message
 from ..towers.published import PATCHED, PretrainedCLIP, as_grey, into_patches, towers_over
 from ..towers.tokenizers import TOKENIZERS, tokenizer_of
-from .agreement import check_alike, check_embedding, check_pixels, follow
+from .agreement import check_alike, check_embedding, check_pixels, follow, once
 from .folder import FIRST_TOKEN
 from .processors import (
     Processor,
@@ -47,9 +47,7 @@ def build(network: nn.Module, processor, needs_tokenizer: bool) -> PretrainedCLI
     model.cautions = cautions
     if processor.images is not None:
         check_pixels(model, lambda picture: _pixels(processor.images, picture))
-    check_embedding(model, lambda images: _image_features(network, model, images), name)
-    if find_tokenizer is not None:
-        _check_text(network, model.text_encoder, name)
+    once(network, preprocessing, lambda: _compare(network, model, name))
     return model
 
 
@@ -118,8 +116,12 @@ def _features(compute: Callable, inputs: Mapping) -> torch.Tensor:
     return output if isinstance(output, torch.Tensor) else output.pooler_output  # transformers 4, or 5
 
 
-def _check_text(network: nn.Module, tower: nn.Module, name: str) -> None:
-    """InputError where our pooling and projection of a text are not the library's."""
+def _compare(network: nn.Module, model: PretrainedCLIP, name: str) -> None:
+    """InputError where our embedding of a picture, or of a text, is not the library's."""
+    check_embedding(model, lambda images: _image_features(network, model, images), name)
+    tower = model.text_encoder
+    if tower is None:
+        return
     tokens = tower.tokenize(["a"])
     theirs = nn.functional.normalize(_features(network.get_text_features, tokens), dim=-1)
     check_alike(tower(["a"]), theirs, Message("{} 给出的文本嵌入", name))

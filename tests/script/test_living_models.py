@@ -1,6 +1,7 @@
 """CLIPs of transformers, open_clip and openai/CLIP that are in memory. The oracle: the same model, saved and loaded."""
 
 import copy
+import functools
 import gzip
 import json
 import random
@@ -273,6 +274,17 @@ def test_a_wrapped_model_is_explained_by_itself(wrap, library, request):
     assert_same(explained(WRAPPERS[wrap](network), processor=processor), explained(network, processor=processor))
 
 
+def test_inside_of_distributed_data_parallel(clip, tmp_path):
+    _, network, processor = clip
+    file = f"file://{tmp_path / 'ranks'}"
+    torch.distributed.init_process_group("gloo", init_method=file, rank=0, world_size=1)
+    try:
+        wrapped = nn.parallel.DistributedDataParallel(copy.deepcopy(network))
+        assert_same(explained(wrapped, processor=processor), explained(network, processor=processor))
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 def test_several_models_are_named(clip, open_vit):
     both = nn.Module()
     both.student, both.teacher = clip[1], open_vit[1]
@@ -377,9 +389,32 @@ def test_a_hook_counts_or_is_an_error(clip, open_vit):
     network.vision_model.encoder.layers[1].register_forward_hook(lambda module, inputs, output: output * 1.5)
     assert np.abs(explained(network, processor=processor).probabilities - before.probabilities).max() > 1e-3
     network, processor = copy.deepcopy(open_vit[1]), open_vit[2]
+    explained(network, processor=processor)  # which was compared before there was a hook
     network.visual.transformer.resblocks[1].register_forward_hook(lambda module, inputs, output: output * 1.5)
     with pytest.raises(InputError, match="CLIP 给出的图像嵌入.*钩子"):
         explained(network, processor=processor)
+
+
+@pytest.mark.parametrize("library, method", [("clip", "get_image_features"), ("open_vit", "encode_image")])
+def test_what_is_computed_is_compared_once(library, method, request):
+    """A second pass through the library's own model is not needed where weights alone are others."""
+    _, network, processor = request.getfixturevalue(library)
+    network, calls = copy.deepcopy(network), []
+    own = getattr(network, method)
+
+    @functools.wraps(own)
+    def counted(*inputs, **options):
+        calls.append(1)
+        return own(*inputs, **options)
+
+    setattr(network, method, counted)
+    explained(network, processor=processor)
+    train_a_step(network)
+    explained(network.eval(), processor=processor)
+    assert len(calls) == 1
+    network.add_module("head", nn.Linear(2, 2))
+    explained(network, processor=processor)
+    assert len(calls) == 2
 
 
 # -- what prepares images and texts -----------------------------------------------------------
