@@ -24,9 +24,9 @@ else:
 
 def library_of(module: torch.nn.Module) -> ModuleType | None:
     """The module that builds a library's CLIP, recognised by its parts; None where it is none, or one like ours."""
-    parts = set(module._modules)
-    if _is_like_ours(module) or isinstance(module, torch.jit.ScriptModule) or not hasattr(module, "logit_scale"):
+    if isinstance(module, torch.jit.ScriptModule) or _is_like_ours(module) or not hasattr(module, "logit_scale"):
         return None
+    parts = set(module._modules)
     if {"vision_model", "text_model"} <= parts and hasattr(module, "config"):
         return living_transformers
     if "visual" in parts and hasattr(module, "encode_image") and hasattr(module, "encode_text"):
