@@ -21,6 +21,7 @@ from .page import (
     Drawing,
     Picture,
     Text,
+    bounds,
     draw_pixels,
     drawable,
     largest_dpi,
@@ -28,10 +29,20 @@ from .page import (
     wrap_text,
 )
 from .parts import BODY, FOOTER_WORDS, HEADING, MARGIN, PAGE_WIDTH, RED, TICK, TICK_LENGTH, TITLE, WARNING, Panel
+from .shading import (
+    MOST_DESCRIPTIONS,
+    SHADING_WORDS,
+    Shaded,
+    lifted,
+    peak_of,
+    shading_notes,
+    text_with_legend,
+)
 from .svg import encode_svg
 
 FIGURE_WORDS = {
     **FOOTER_WORDS,
+    **SHADING_WORDS,
     "image": "原始图像",
     "heatmap": "{}热力图",
     "text-free": "（不看文本）",
@@ -83,10 +94,11 @@ def draw_figure(result, heatmap: np.ndarray, overlay: np.ndarray, lang: str = "z
     result = result._replace(flaws=[in_language(flaw, lang) for flaw in result.flaws])
     (height, width), (tested,) = result.pixels.shape[:2], result.tested
     panel_height = round(float(np.clip(PANEL_WIDTH * height / width, 408, 768)))
+    text, shaded = _shaded_text(result, words) if result.words else ([], None)
     rows = [
         [
             _image_panel(MARGIN, panel_height, result.pixels, words["image"], result.outlines),
-            _heatmap_panel(RIGHT, panel_height, result, heatmap, words, has_marks),
+            _heatmap_panel(RIGHT, panel_height, result, heatmap, words, has_marks, text),
         ],
         [
             _image_panel(MARGIN, panel_height, overlay, words["overlay"], result.outlines),
@@ -99,6 +111,7 @@ def draw_figure(result, heatmap: np.ndarray, overlay: np.ndarray, lang: str = "z
     panels = [panel.items for row in rows for panel in row]
     items = [item for panel in panels for item in panel] + (parts.marks_of(rows) if has_marks else [])
     notes = parts.footer_notes([result], words) + parts.specificity_notes([result], words)
+    notes += shading_notes([shaded], MOST_DESCRIPTIONS, words) if shaded else []
     return parts.with_footer(PAGE_WIDTH, items, notes, panels)
 
 
@@ -126,16 +139,32 @@ def _image_panel(left, panel_height, pixels, title, outlines) -> Panel:
     return Panel(left, [picture, *draw_outlines(outlines, picture, size), heading])
 
 
-def _heatmap_panel(left, panel_height, result, heatmap, words, has_mark) -> Panel:
-    """The heatmap with the target text as its title, and its colour bar: beside it, or below one wider than 2:1."""
+def _shaded_text(result, words) -> tuple[list, Shaded]:
+    """The target text as shaded words, and what they mean: around x = 0 and below y = 0."""
+    return text_with_legend(result.texts[result.target], result.words[0], TITLE_ROOM, peak_of(result.words), words)
+
+
+def _target_title(result, words, is_shaded: bool) -> str:
+    """What names the target text and, unless its words stand below it, says it."""
+    name, text = result.names[result.target], result.texts[result.target]
+    kind = "contrast" if result.question.contrast > 0 else "target"
+    if is_shaded and name == text:
+        return words[f"{kind} alone"]
+    return words[kind].format(drawable(name if is_shaded or name == text else name + parts.in_brackets([text], words)))
+
+
+def _heatmap_panel(left, panel_height, result, heatmap, words, has_mark, shaded_text) -> Panel:
+    """The heatmap with the target text as its title, and its colour bar: beside it, or below one wider than 2:1.
+
+    `shaded_text`: items that stand between the two.
+    """
     colormap = result.colours.colormap
     picture = _panel_picture(left, panel_height, heatmap, result.pixels.shape[:2], colormap)
-    target = parts.class_title(result, result.target, words)
-    target = words["contrast" if result.question.contrast > 0 else "target"].format(target)
     remarks = parts.in_brackets(result.details(words), words)
     remarks += "" if result.knows_text else words["text-free"]
     first_room = PANEL_WIDTH - 120 if has_mark else TITLE_ROOM  # a mark stands at the first line
     title = _heading(words["heatmap"].format(result.label), remarks, first_room)
+    target = _target_title(result, words, bool(shaded_text))
     title += wrap_text(target, TITLE_ROOM, 2, parts.measure(HEADING))
     centre, message = left + PANEL_WIDTH // 2, []
     upper, lower = picture.top, picture.bottom
@@ -149,7 +178,9 @@ def _heatmap_panel(left, panel_height, result, heatmap, words, has_mark) -> Pane
         bar = parts.bar_below(picture.left, lower + 18, width, label, colormap)
     else:
         bar = parts.bar_beside(picture, words["scale"], colormap)
-    return Panel(left, [picture, *bar, *parts.lines_up(title, centre, upper - TITLE_RAISE, HEADING), *message])
+    text = lifted(shaded_text, centre, upper - TITLE_RAISE + 4) if shaded_text else []
+    baseline = bounds(text)[1] - 14 if text else upper - TITLE_RAISE
+    return Panel(left, [picture, *bar, *parts.lines_up(title, centre, baseline, HEADING), *text, *message])
 
 
 def _heading(name: str, remarks: str, room: float) -> list[str]:

@@ -4,6 +4,8 @@ Like the figure it reads the result itself: Results of `models.results.result`.
 """
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -13,9 +15,22 @@ from . import parts
 from .outlines import draw_outlines
 from .page import ASCENT, DESCENT, Box, Drawing, Picture, Text, bounds, drawable, moved, text_length, wrap_text
 from .parts import BODY, FOOTER_WORDS, GREY, HEADING, MARGIN, PAGE_WIDTH, TITLE, WARNING
+from .shading import (
+    MOST_DESCRIPTIONS,
+    SHADING_WORDS,
+    Shaded,
+    legend,
+    peak_of,
+    shaded_leading,
+    shaded_lines,
+    shaded_text,
+    shading_notes,
+    text_with_legend,
+)
 
 GRID_WORDS = {
     **FOOTER_WORDS,
+    **SHADING_WORDS,
     "image": "原始图像",
     "heatmap": "各文本的 {}热力图",
     "methods": "各方法的热力图　目标文本：{}",
@@ -53,15 +68,20 @@ class Tiles(NamedTuple):
 
 GRID_HEIGHT, GRID_LEAST_WIDTH = 2400, 900  # of the page
 GRID_HEAD, GRID_FOOT, GAP = 84, 210, 24
+TO_TILES = 26  # from the page's title, or what stands below it, to the tiles
 MARK_ROOM = 44  # above each tile, for its letter
 LEAST_TILE = 268, 60  # width, height: room for a message
 LARGEST_PICTURE = 464, 768  # three in a row
+MOST_TILE_LINES = 8  # of a shaded description below a tile
 
 
-def arrange_tiles(count: int, image_width: int, image_height: int, details: int = 2) -> Tiles:
+def arrange_tiles(
+    count: int, image_width: int, image_height: int, details: int = 2, further: Callable[[int], int] = lambda width: 0
+) -> Tiles:
     """How to lay out `count` tiles with pictures as large as a page of PAGE_WIDTH x GRID_HEIGHT allows.
 
-    Below each picture there are a name, on at most two lines, and at most `details` lines.
+    Below each picture there are a name, on at most two lines, and at most `details` lines, and as many pixels as
+    `further` says of a tile of a width.
 
     Where so many tiles do not fit at a legible size, the page grows downwards.
     """
@@ -70,7 +90,7 @@ def arrange_tiles(count: int, image_width: int, image_height: int, details: int 
     for columns in range(1, min(count, room // (LEAST_TILE[0] + GAP)) + 1):
         rows, width = math.ceil(count / columns), room // columns - GAP
         large, small = _caption_sizes(width)
-        caption = 8 + 2 * parts.leading(large) + details * parts.leading(small)
+        caption = 8 + 2 * parts.leading(large) + details * parts.leading(small) + further(width)
         height = (GRID_HEIGHT - GRID_HEAD - GRID_FOOT) / rows - GAP - caption
         height = max(height, LEAST_TILE[1], LEAST_TILE[0] * min(1, image_height / image_width))
         box = min(width, LARGEST_PICTURE[0]), min(height, LARGEST_PICTURE[1])
@@ -90,15 +110,21 @@ def draw_grid(results, overlays: list[np.ndarray], lang: str = "zh", has_marks: 
     image_height, image_width = first.pixels.shape[:2]
     is_tested = any(tested is not None for result in results for tested in result.tested)
     details = 2 + max(len(_measured(pair, words)) + (2 if pair[0].also else 0) for pair in results.pairs())
-    tiles = arrange_tiles(1 + len(overlays), image_width, image_height, details)
+    shaded_of = partial(_shaded_tiles, results)
+    tiles = arrange_tiles(1 + len(overlays), image_width, image_height, details, lambda w: _height_of(shaded_of(w), w))
+    shaded, peak = shaded_of(tiles.width), peak_of(first.words or ())
     captions = [_original_caption(results, tiles.width, words)]
     captions += [_tile_caption(results, pair, tiles.width, words) for pair in results.pairs()]
+    if shaded:
+        captions[1:] = [_with_shaded(*tile, tiles.width, peak) for tile in zip(captions[1:], shaded)]
     page_width = max(GRID_LEAST_WIDTH, 2 * MARGIN + tiles.columns * (tiles.width + GAP) - GAP)
     left, room = (page_width - tiles.columns * (tiles.width + GAP) + GAP) // 2, page_width - 2 * MARGIN
     title = wrap_text(_grid_title(results, words), room, 2, parts.measure(TITLE))
     items = parts.lines_down(title, page_width // 2, 50, TITLE)
+    below_title, of_title = _shaded_title(results, room, peak, words)
+    items += moved(below_title, page_width // 2, bounds(items)[3] + 12)
     above = MARK_ROOM if has_marks else 0
-    head = GRID_HEAD + (len(title) - 1) * parts.leading(TITLE) + above
+    head = bounds(items)[3] + TO_TILES + above
     pitch = tiles.height + max(caption[-1].y for caption in captions) + GAP + above
     scale, colormap, panels = words["own scale" if _by_method(results) else "scale"], first.colours.colormap, []
     pairs = zip([None, *results.pairs()], [first.pixels, *overlays], captions)
@@ -109,9 +135,49 @@ def draw_grid(results, overlays: list[np.ndarray], lang: str = "zh", has_marks: 
         panel = _original_tile(first, picture) if pair is None else _tile(results, pair, picture, words)
         panel += moved(caption, corner[0] + tiles.width // 2, corner[1] + tiles.height)
         items += [*panel, parts.mark(number, corner[0], corner[1] - 16)] if has_marks else panel
-        panels.append(panel if pair is None else [*panel, *_bar_below(panel, corner[0], tiles.width, scale, colormap)])
+        if pair is not None:
+            panel = [*panel, *_bar_below(panel, corner[0], tiles.width, scale, colormap)]
+            panel += _legend_below(panel, corner[0] + tiles.width // 2, tiles.width, peak, words) if shaded else []
+        panels.append(panel)
     items += _bar_below(items, page_width // 2 - 300, 600, scale, colormap, room)
-    return parts.with_footer(page_width, items, _grid_notes(results, is_tested, words), panels)
+    items += _legend_below(items, page_width // 2, room, peak, words) if shaded else []
+    notes = _grid_notes(results, is_tested, words)
+    notes += shading_notes(shaded, 1, words) + shading_notes(of_title, MOST_DESCRIPTIONS, words)
+    return parts.with_footer(page_width, items, notes, panels)
+
+
+def _legend_below(items: list, centre: int, room: int, peak: float, words) -> list:
+    """What the shades of words mean, under what is drawn."""
+    return legend(centre, bounds(items)[3] + 10, room, peak, words)
+
+
+def _shaded_tiles(results, width: int) -> list[Shaded]:
+    """The explained texts as shaded words below tiles of this width; none where the methods' one text has its title."""
+    first = results[0]
+    if not first.words or _by_method(results):
+        return []
+    size, texts = _caption_sizes(width)[1], [first.texts[target] for target in first.targets]
+    return [shaded_text(*text, width, size, MOST_TILE_LINES, 1) for text in zip(texts, first.words)]
+
+
+def _height_of(shaded: list[Shaded], width: int) -> int:
+    """Pixels that the longest of the shaded texts takes below a tile of this width."""
+    return max((len(text.lines) for text in shaded), default=0) * shaded_leading(_caption_sizes(width)[1])
+
+
+def _with_shaded(caption: list, shaded: Shaded, width: int, peak: float) -> list:
+    """A caption with the words of its text below it."""
+    size = _caption_sizes(width)[1]
+    return [*caption, *shaded_lines(shaded, 0, caption[-1].y + shaded_leading(size), size, peak)]
+
+
+def _shaded_title(results, room: int, peak: float, words) -> tuple[list, list[Shaded]]:
+    """The one text of several methods as shaded words with their legend, around x = 0 and below y = 0."""
+    first = results[0]
+    if not first.words or not _by_method(results):
+        return [], []
+    items, shaded = text_with_legend(first.texts[first.target], first.words[0], room, peak, words)
+    return items, [shaded]
 
 
 def _bar_below(items: list, left: int, width: int, label: str, colormap: str, room: int | None = None) -> list:
@@ -128,7 +194,12 @@ def _by_method(results) -> bool:
 def _grid_title(results, words) -> str:
     first = results[0]
     if _by_method(results):
-        title = words["methods"].format(parts.class_title(first, first.target, words))
+        name, text = first.names[first.target], first.texts[first.target]
+        if first.words:  # they stand below
+            target = "" if name == text else name
+        else:
+            target = text if name == text else name + parts.in_brackets([text], words)
+        title = words["methods"].format(drawable(target))
     else:
         title = words["heatmap"].format(first.label) + parts.in_brackets(first.details(words), words)
     return title + (words["contrast"] if first.question.contrast > 0 else "")
