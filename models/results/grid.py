@@ -162,7 +162,8 @@ def _shaded_tiles(results, width: int) -> list[Shaded]:
 
 def _height_of(shaded: list[Shaded], width: int) -> int:
     """Pixels that the longest of the shaded texts takes below a tile of this width."""
-    return max((len(text.lines) for text in shaded), default=0) * shaded_leading(_caption_sizes(width)[1])
+    lines = max((len(of_description) for text in shaded for of_description in text.descriptions), default=0)
+    return lines * shaded_leading(_caption_sizes(width)[1])
 
 
 def _with_shaded(caption: list, shaded: Shaded, width: int, peak: float) -> list:

@@ -7,7 +7,7 @@ green; what speaks against a text is underlined too, which tells them apart in g
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
@@ -25,7 +25,7 @@ SHADING_WORDS = {
     "for": "支持",
     "against": "反对",
     "cut": "描述太长，… 处省去了贡献小的词语",
-    "descriptions": "词语的描述：每个类别只显示合计贡献最大的 {} 条",
+    "descriptions": "词语：每个类别只显示合计贡献最大的描述，至多 {} 条",
 }
 SUPPORT, AGAINST, LINE = (92, 184, 172), (214, 174, 110), (140, 81, 10)  # RGB at full strength; LINE is drawn below
 WHITE = 255
@@ -111,12 +111,13 @@ def _with_number(word: Word) -> str:
 # -- as lines of a page ---------------------------------------------------------------------------
 
 Span = tuple[int, int, float]  # the letters of a line from one to before the other, and their contribution
+Lines = list[tuple[str, list[Span]]]
 
 
 class Shaded(NamedTuple):
-    """The lines of a text's descriptions."""
+    """A text's descriptions in lines."""
 
-    lines: list[tuple[str, list[Span]]]
+    descriptions: list[Lines]
     is_cut: bool  # whether words are left out
     is_part: bool  # whether whole descriptions are
 
@@ -125,34 +126,58 @@ def shaded_text(text, words: Sequence[Word], room: float, size: int, most: int, 
     """A text in lines of `room` pixels, at most `most` for each of its `descriptions` strongest descriptions."""
     shown = strongest_descriptions(text, words, descriptions)
     wrapped = [_wrapped(pieces_of(*one), room, size, most) for one in shown]
-    lines = [line for of_description, _ in wrapped for line in of_description]
-    is_part = len(shown) < len(descriptions_of(text))
-    return Shaded(lines, any(is_cut for _, is_cut in wrapped), is_part)
+    is_cut, is_part = any(is_cut for _, is_cut in wrapped), len(shown) < len(descriptions_of(text))
+    return Shaded([lines for lines, _ in wrapped], is_cut, is_part)
 
 
-def _wrapped(pieces, room: float, size: int, most: int) -> tuple[list[tuple[str, list[Span]]], bool]:
-    """At most so many lines, and whether words were left out for that: those that add and take least, for a "…"."""
+def _wrapped(pieces, room: float, size: int, most: int) -> tuple[Lines, bool]:
+    """At most so many lines, and whether words were left out for that, with a "…" where they stood.
+
+    Left out are the clauses whose words add and take least; of a clause that is too long itself, such words.
+    """
     words = [place for place, (_, contribution) in enumerate(pieces) if contribution is not None]
-    words.sort(key=lambda place: -abs(pieces[place][1]))
-
-    def lines_with(count: int):
-        return _lines(_joined(pieces, {*words[:count]}), room, size)
-
-    lines = lines_with(len(words))
+    lines = _lines(_joined(pieces, words), room, size)
     if len(lines) <= most:
         return lines, False
     if not words:
-        return [(line, []) for line in wrap_text(_joined(pieces, set())[0], room, most, parts.measure(size))], True
-    fewest, too_many = 0, len(words)
+        return [(line, []) for line in wrap_text(_joined(pieces, [])[0], room, most, parts.measure(size))], True
+    for units in (_clauses(pieces), [[place] for place in words]):
+        units = sorted(units, key=lambda unit: -max(abs(pieces[place][1]) for place in unit))
+        if lines := _most_that_fit(units, most, lambda kept: _lines(_joined(pieces, kept), room, size)):
+            break
+    return lines, True
+
+
+def _most_that_fit(units: Sequence[Sequence[int]], most: int, lines_of: Callable) -> Lines:
+    """The lines of as many of the first units as fit into so many of them; none where not even one does."""
+    best, fewest, too_many = [], 0, len(units) + 1
     while too_many - fewest > 1:
         count = (fewest + too_many) // 2
-        fewest, too_many = (count, too_many) if len(lines_with(count)) <= most else (fewest, count)
-    return lines_with(fewest), True
+        lines = lines_of([place for unit in units[:count] for place in unit])
+        if len(lines) <= most:
+            best, fewest = lines, count
+        else:
+            too_many = count
+    return best
 
 
-def _joined(pieces, kept: set[int]) -> tuple[str, list[Span]]:
+_END_OF_CLAUSE = re.compile("[，。；！？\n]|[,.;!?](?!\\S)")
+
+
+def _clauses(pieces) -> list[list[int]]:
+    """The places of the words of each clause."""
+    clauses = [[]]
+    for place, (letters, contribution) in enumerate(pieces):
+        if contribution is not None:
+            clauses[-1].append(place)
+        elif _END_OF_CLAUSE.search(letters):
+            clauses.append([])
+    return [clause for clause in clauses if clause]
+
+
+def _joined(pieces, kept: Sequence[int]) -> tuple[str, list[Span]]:
     """The drawable letters of the words of these places and of what stands between two of them, "…" for the rest."""
-    letters, spans = "", []
+    letters, spans, kept = "", [], set(kept)
     is_word = [contribution is not None for _, contribution in pieces]
     shown = [
         place in kept if is_word[place] else all(beside in kept for beside in _words_beside(is_word, place))
@@ -174,7 +199,7 @@ def _words_beside(is_word: Sequence[bool], place: int) -> list[int]:
     return [beside for beside in (place - 1, place + 1) if 0 <= beside < len(is_word) and is_word[beside]]
 
 
-def _lines(joined: tuple[str, list[Span]], room: float, size: int) -> list[tuple[str, list[Span]]]:
+def _lines(joined: tuple[str, list[Span]], room: float, size: int) -> Lines:
     letters, spans = joined
     lines, place = [], 0
     for line in wrap_text(letters, room, len(letters) + 1, parts.measure(size)):
@@ -186,6 +211,7 @@ def _lines(joined: tuple[str, list[Span]], room: float, size: int) -> list[tuple
 
 
 ABOVE, BELOW, LINE_WIDTH = 0.95, 0.32, 3  # how far a shade reaches from the baseline, in sizes; pixels of the line
+BETWEEN = 12  # pixels more between two descriptions
 
 
 def shaded_leading(size: int) -> int:
@@ -196,8 +222,10 @@ def shaded_leading(size: int) -> int:
 def shaded_lines(shaded: Shaded, x: int, baseline: int, size: int, peak: float) -> list:
     """Lines one below the other around `x`, the first on `baseline`: shades, and the letters on top of them."""
     items = []
-    for row, (line, spans) in enumerate(shaded.lines):
-        y, left = baseline + row * shaded_leading(size), x - round(text_length(line, size) / 2)
+    rows = [(number, line) for number, lines in enumerate(shaded.descriptions) for line in lines]
+    for row, (number, (line, spans)) in enumerate(rows):
+        y = baseline + row * shaded_leading(size) + number * BETWEEN
+        left = x - round(text_length(line, size) / 2)
         for start, end, contribution in spans:
             edges = (left + round(text_length(line[:place], size)) for place in (start, end))
             items += _shade_boxes(*edges, y, size, contribution, peak)
@@ -266,12 +294,13 @@ def _steps(left: int, baseline: int, peak: float) -> list[Box]:
 
 # -- for a figure's title, and a footer -----------------------------------------------------------
 
-MOST_LINES, MOST_DESCRIPTIONS = 8, 2  # of a figure's text: lines of a description, and descriptions
+MOST_DESCRIPTIONS = 2  # of a figure's text
+MOST_LINES = {1: 8, MOST_DESCRIPTIONS: 5}  # of each description, by how many there are
 
 
 def text_with_legend(text, words: Sequence[Word], room: int, peak: float, lang_words: dict) -> tuple[list, Shaded]:
     """A text's lines around x = 0 and below y = 0, the legend below them."""
-    most = MOST_LINES // min(MOST_DESCRIPTIONS, len(descriptions_of(text)))
+    most = MOST_LINES[min(MOST_DESCRIPTIONS, len(descriptions_of(text)))]
     shaded = shaded_text(text, words, room, HEADING - 2, most, MOST_DESCRIPTIONS)
     items = shaded_lines(shaded, 0, round(ABOVE * (HEADING - 2)), HEADING - 2, peak)
     return [*items, *legend(0, bounds(items)[3] + 2, room, peak, lang_words)], shaded
