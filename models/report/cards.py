@@ -7,7 +7,9 @@
 "maps": [{"row", "grid": [rows, columns], "levels": base64 of uint8, row by row, "own", "peak"}], one for each explained
 text and method: level / 255 * peak, resized as `resize_map` does and at most 1, is the heatmap on the scale that the
 image's texts share, and level / 255 * own that on its own,
-"outlines": [{"text": index, "contours": [[x, y, x, y, ...], ...] in shares of the image, closed}]}
+"outlines": [{"text": index, "contours": [[x, y, x, y, ...], ...] in shares of the image, closed}],
+"words": [{"text": index, "descriptions": [[[letters, what they add to the similarity], ...], ...]}], one for each
+explained text whose words were weighed; null for letters between words}
 """
 
 from __future__ import annotations
@@ -21,14 +23,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ..class_texts import LONGEST_TEXT, MOST_TEXTS
 from ..errors import InputError
 from ..explain.heatmap import is_flat
+from ..explain.words import Word
 from ..heavy import cv2
 from ..images.preprocessing import Region
 from ..inputs import finite_number
 from ..results.formats import encode_image
 from ..results.outlines import Outline
 from ..results.result import ImageResult, Results
+from ..results.shading import by_description, pieces_of
 
 SIDE = 900  # pixels of the picture's longer side
 QUALITY = 82  # of its JPEG: about 40 KB of a radiograph
@@ -38,6 +43,7 @@ LONGEST_CARD = 1 << 25  # bytes
 LARGEST_SHARE = 100.0  # how far beyond the image, in its sides, a region may reach
 LARGEST_PEAK = 1e6
 MOST_SEGMENTS = 50  # of a JPEG before its frame
+LARGEST_CONTRIBUTION = 1e6
 
 
 def encode_card(results: Results, outlines: Sequence[Outline]) -> bytes:
@@ -52,6 +58,7 @@ def encode_card(results: Results, outlines: Sequence[Outline]) -> bytes:
         "region": [round(edge / side, 6) for edge, side in zip(first.geometry, (width, height) * 2)],
         "maps": [{"row": row, **encoded_map} for row, encoded_map in enumerate(maps)],
         "outlines": [_encode_outline(outline, (width, height)) for outline in outlines],
+        "words": [_encode_words(first, *of_text) for of_text in zip(first.targets, first.words or ())],
     }
     return _json(card).encode("ascii")
 
@@ -119,6 +126,12 @@ def _encode_outline(outline: Outline, size: tuple[int, int]) -> dict:
     return {"text": outline.text, "contours": [contour.ravel().tolist() for contour in contours]}
 
 
+def _encode_words(result: ImageResult, target: int, words: Sequence[Word]) -> dict:
+    descriptions = [pieces_of(*one) for one in by_description(result.texts[target], words)]
+    rounded = [[[letters, value and round(value, 6)] for letters, value in pieces] for pieces in descriptions]
+    return {"text": target, "descriptions": rounded}
+
+
 def _base64(data: bytes) -> str:
     return base64.b64encode(data).decode("ascii")
 
@@ -142,6 +155,7 @@ def read_card(data: bytes, texts: int, rows: int) -> str:
             "region": _region(card["region"]),
             "maps": [_map(of_row, rows) for of_row in _list(card["maps"], rows)],
             "outlines": [_outline(of_text, texts) for of_text in _list(card["outlines"], texts)],
+            "words": [_words(of_text, texts) for of_text in _list(card.get("words", []), texts)],
         }
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise InputError("不是本工具写的卡片，或已损坏") from error
@@ -216,3 +230,19 @@ def _outline(of_text, texts: int) -> dict:
     _check(sum(len(_list(contour, 2 * MOST_POINTS)) for contour in contours) <= 2 * MOST_POINTS)
     _check(all(len(_numbers(contour, -1, 2)) % 2 == 0 for contour in contours))
     return {"text": text, "contours": contours}
+
+
+def _words(of_text, texts: int) -> dict:
+    text, descriptions = _whole(of_text["text"], 0, texts - 1), _list(of_text["descriptions"], MOST_TEXTS)
+    return {
+        "text": text,
+        "descriptions": [[_piece(piece) for piece in _list(one, LONGEST_TEXT)] for one in descriptions],
+    }
+
+
+def _piece(piece) -> list:
+    letters, contribution = _list(piece, 2)
+    _check(isinstance(letters, str) and len(letters) <= LONGEST_TEXT)
+    if contribution is not None:
+        _numbers([contribution], -LARGEST_CONTRIBUTION, LARGEST_CONTRIBUTION)
+    return [letters, contribution]

@@ -1,4 +1,4 @@
-"""The colours that a page draws heatmaps with, as tables of a heatmap's 256 levels."""
+"""The colours that a page draws heatmaps with, as tables of a heatmap's 256 levels, and those of words."""
 
 import base64
 from collections.abc import Mapping
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from ..errors import InputError
 from ..explain.heatmap import colour_table
 from ..results.colours import BLENDS, COLORMAPS, DEFAULT_COLOURS, choose_colours
+from ..results.shading import AGAINST, LINE, SUPPORT
 
 
 def colour_tables() -> dict:
@@ -15,6 +16,11 @@ def colour_tables() -> dict:
         "colormaps": {name: base64.b64encode(table).decode("ascii") for name, table in triples.items()},
         "opacity": {name: blend.opacity.tolist() for name, blend in BLENDS.items()},
     }
+
+
+def word_colours() -> dict:
+    """{"support", "against", "line"}: [R, G, B] of the words that add and that take most, and of the line below."""
+    return {"support": SUPPORT, "against": AGAINST, "line": LINE}
 
 
 def colour_choice(settings: Mapping) -> dict:

@@ -25,7 +25,7 @@ CARDS_PER_FILE = 200
 WEB = Path(__file__).parent / "web"
 SCRIPTS = (  # in the order in which they are joined; main.js starts the page
     *("words.js", "images.js", "state.js", "store.js", "drawing.js", "marks.js", "filter.js", "summary.js"),
-    *("controls.js", "gallery.js", "opened.js", "printing.js", "keys.js", "main.js"),
+    *("controls.js", "gallery.js", "shading.js", "opened.js", "printing.js", "keys.js", "main.js"),
 )
 _UNSAFE = re.compile("[<>&\u2028\u2029\ud800-\udfff]")  # what HTML or a script reads as its own, and what is no UTF-8
 

@@ -7,6 +7,7 @@ from ..class_texts import descriptions_of
 from ..errors import escape_unprintable, shortened
 from ..messages import Joined, Message
 from .parts import percent
+from .shading import strongest_word, strongest_words
 
 MOST_LINES, MOST_WARNINGS = 10, 3
 LONGEST_NAME, LONGEST_LAYER, LONGEST_LINE = 40, 100, 500  # characters
@@ -31,10 +32,15 @@ def brief(results, kind: str) -> str:
 
 
 def _of_one(result, room: int) -> list[Message]:
-    """The method, each explained text, and the layer, in so many lines."""
-    pairs = enumerate(result.targets)
-    texts = [_text(result, target, measured(result, index)) for index, target in pairs]
+    """The method, each explained text, the words that matter most, and the layer, in so many lines."""
     heatmap = Message("热力图：{}", result.full_label(result.lang))
+    if len(result.targets) == 1:
+        words = words_line(result, 0)
+        return [heatmap, _text(result, result.target, measured(result, 0)), *words, _source(result)]
+    numbers = (
+        Joined("", [measured(result, index), *_best_word(result, index)]) for index in range(len(result.targets))
+    )
+    texts = [_text(result, *of_text) for of_text in zip(result.targets, numbers)]
     return [heatmap, *_few(texts, room - 2, "另有 {} 个目标文本"), _source(result)]
 
 
@@ -46,7 +52,20 @@ def _of_several(results, room: int) -> list[Message]:
     layers = [
         Message("{}：{}", _source(members[0]), Joined("；", map(_method, members))) for members in by_source.values()
     ]
-    return [_text(results[0], results[0].target), *_few(layers, room - 1, "另有 {} 个目标层")]
+    words = words_line(results[0], 0)
+    return [_text(results[0], results[0].target), *words, *_few(layers, room - 1 - len(words), "另有 {} 个目标层")]
+
+
+def _best_word(result, index: int) -> list[Message]:
+    """The word that adds most to an explained text, to follow what was measured of its map."""
+    words = result.words[index] if result.words else []
+    return [Message("，最支持的词语 {}", strongest_word(words))] if words else []
+
+
+def words_line(result, index: int) -> list[Message]:
+    """A line with the words that matter most of an explained text; none where they were not weighed."""
+    words = result.words[index] if result.words else []
+    return [Message("词语：{}", strongest_words(words))] if words else []
 
 
 def _text(result, target: int, numbers="") -> Message:

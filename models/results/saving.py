@@ -14,7 +14,7 @@ import numpy as np
 from ..errors import InputError, check_at_least, check_at_most, closest_hint
 from ..messages import LANGUAGES, Joined, Message, current_language, speaking
 from ..writing import write_files
-from .brief import measured
+from .brief import measured, words_line
 from .drawing import TILE_SIDE, draw_results, file_marks, for_figure
 from .figure import encode_figure
 from .formats import (
@@ -149,6 +149,8 @@ def summary(results, files: OutputFiles) -> list[str]:
             similarity = Message("余弦相似度 {:.3f}{}", result.similarities[target], measured(result, index))
             shown = "" if len(results) == 1 else label
             lines.append(Message("{}目标文本：[{}] {}（{}）", shown, target, names[target], similarity))
+            lines += words_line(result, index) if len(results) == 1 else []
+    lines += words_line(first, 0) if len(results) > 1 else []  # of all methods the same
     for source in dict.fromkeys(result.source for result in results):
         lines.append(Message("图像编码器：{}，目标层：{}（{}×{}）", *source))
     if first.region is not None:

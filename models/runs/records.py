@@ -3,6 +3,7 @@
 What is no such line is passed over: its image is done again.
 """
 
+import itertools
 import json
 import os
 import re
@@ -124,15 +125,35 @@ def _is_row(row, image: str, texts: int) -> bool:
     """Whether something is a row of the tables: texts and numbers in their columns, a probability for each text."""
     if not isinstance(row, dict) or row.get("image") != image:
         return False
-    columns = {name: value for name, value in row.items() if name != "probabilities"}
+    columns = {name: value for name, value in row.items() if name not in ("probabilities", "words")}
     probabilities = row.get("probabilities", [None] * texts)
     return (
         all(name in _COLUMNS and _is_value(value, name in _TEXTS) for name, value in columns.items())
         and isinstance(probabilities, list)
         and len(probabilities) == texts
         and all(_is_value(value) for value in probabilities)
+        and _are_words(row.get("words"))
         and (row.get("annotated") is None or are_indices([row["annotated"]], texts))
     )
+
+
+def _are_words(values) -> bool:
+    """Whether something is what a row says of its text's words: [word, number] each, or a list of these for each text.
+
+    None where it says nothing.
+    """
+    if values is None:
+        return True
+    if not isinstance(values, list):
+        return False
+    lists = (
+        values if all(isinstance(one, list) and all(isinstance(w, list) for w in one) for one in values) else [values]
+    )
+    return all(map(_is_word, itertools.chain.from_iterable(lists)))
+
+
+def _is_word(word) -> bool:
+    return isinstance(word, list) and len(word) == 2 and isinstance(word[0], str) and _is_value(word[1])
 
 
 def _is_value(value, is_text: bool = False) -> bool:

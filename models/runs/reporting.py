@@ -12,7 +12,7 @@ from typing import NamedTuple
 from ..errors import InputError, InputWarning
 from ..messages import LANGUAGES, Joined, Message
 from ..report.cards import LONGEST_CARD, read_card
-from ..report.colours import colour_choice, colour_tables
+from ..report.colours import colour_choice, colour_tables, word_colours
 from ..report.page import CARDS_PER_FILE, IMAGES_INLINE, card_file, page_parts
 from ..results.parts import label_in_language
 from ..writing import open_own, write_files
@@ -142,6 +142,7 @@ def _document(state: RunState, totals: Totals, naming: Naming, tolerance: float)
         "tells_presence": settings.get("tells_presence") is True,
         "tolerance": tolerance if has_annotations else None,
         **colour_tables(),
+        "word_colours": word_colours(),
         "choice": colour_choice(settings),
         "images": images,
     }

@@ -19,11 +19,13 @@ import numpy as np
 from ..errors import escape_unprintable
 from ..evaluation.summary import CASES
 from ..explain.heatmap import flatness, is_flat, resize_map
+from ..explain.words import Word
 from ..images.preprocessing import Region
 from ..messages import Joined, Message
 from ..results.parts import label_in_language
 from ..results.result import ImageResult, Results
 from ..results.saving import OutputFiles
+from ..results.shading import by_description
 from .measuring import Truth
 
 
@@ -88,7 +90,17 @@ def _row_of_text(result: ImageResult, index: int, truth: Truth | None) -> dict:
         "text_specificity": None if specificity is None else rounded(specificity),
         **in_both_languages("warning", Joined("；", filter(None, notes)) or None),
         **{name: None if tested is None else rounded(getattr(tested, name)) for name in FAITHFULNESS_COLUMNS},
+        "words": None if result.words is None else words_in_order(result.texts[target], result.words[index]),
     }
+
+
+def words_in_order(text: str | Sequence[str], words: Sequence[Word]) -> list:
+    """[[word, contribution], ...] in the text's order; of a text of several descriptions a list of these for each."""
+    lists = [
+        [[word.text, rounded(word.contribution)] for word in of_description]
+        for _, of_description in by_description(text, words)
+    ]
+    return lists if len(lists) > 1 else lists[0]
 
 
 SENTENCES = ("warning", "error")  # columns of these
@@ -224,6 +236,7 @@ COLUMNS = (  # in the order in which a reader needs them; a list's own columns f
     "insertion",  # the same as they are put in; higher is better
     "deletion_margin",  # a random map's area minus deletion, positive is better than chance
     "insertion_margin",  # insertion minus a random map's area
+    "words",  # JSON: what each word of the explained text adds to the similarity, see `words_in_order`
     "method",
     "setting",  # the heatmap's name, as figures have it: the method, layers, what is explained and taken off
     "explained",  # cosine or dot
@@ -283,7 +296,9 @@ _FORMULA = re.compile(r"""[\s\x00-\x1f'"‘’“”＇＂]*[=+\-@＝＋－＠�
 
 
 def csv_cell(value):
-    """A value as a CSV cell: empty for None; a text on one line that no spreadsheet would take for a formula."""
+    """A value as a CSV cell: empty for None, JSON for a list; a text on one line that is no spreadsheet's formula."""
+    if isinstance(value, list):
+        return json_line(value, ensure_ascii=False).rstrip("\n")
     if isinstance(value, str):
         return ("'" if _FORMULA.match(value) else "") + escape_unprintable(value)
     return "" if value is None else value

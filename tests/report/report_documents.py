@@ -7,6 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from models.report.colours import word_colours
 from models.report.page import CARDS_PER_FILE, IMAGES_INLINE, card_file, page_parts
 
 NAMES = ("正常假体", "股骨柄松动", "髋臼杯松动", "假体周围骨折")
@@ -100,6 +101,7 @@ def make_document(count, targets=None, lang="zh", failed=(), texts=NAMES):
         **{"columns": ["age", "hospital"], "has_list": True, "has_annotations": True, "tested": False},
         **{"tells_presence": True, "tolerance": 15.0, "card_files": None, "evaluation": None},
         "colormaps": {name: base64.b64encode(table.tobytes()).decode() for name, table in colour_tables().items()},
+        "word_colours": word_colours(),
         **{"opacity": OPACITY, "choice": {"colormap": "jet", "blend": "heat", "alpha": 0.6}},
     }
     return document, [card and json.dumps(card) for card in cards]

@@ -219,7 +219,7 @@ function dialogOnTop() {
 
 // The Tab key stays within a dialog.
 function keepWithin(dialog, event) {
-  const stops = [...dialog.querySelectorAll("button:not([disabled]), a[href], textarea")];
+  const stops = [...dialog.querySelectorAll("button:not([disabled]), a[href], textarea, .word[tabindex='0']")];
   const first = event.shiftKey ? stops[stops.length - 1] : stops[0];
   const last = event.shiftKey ? stops[0] : stops[stops.length - 1];
   if (document.activeElement === last || !stops.includes(document.activeElement)) {

@@ -311,6 +311,7 @@ function facts(image) {
   return [
     bars.length > 0 && element("h3", {}, t("概率")),
     bars.length > 0 && element("div", { class: "bars", role: "group", "aria-label": t("概率") }, ...bars),
+    shadedText(opened.card, image),
     names !== "" && element("p", { class: "quiet" }, t("轮廓：{} 的标注", names)),
     element("h3", {}, t("数值")),
     element("dl", {}, ...table),

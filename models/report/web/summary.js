@@ -270,7 +270,7 @@ function showSummary() {
 
 // Put new elements into a place and leave the focus on what stands where the focused one stood.
 function keepingFocus(place, refill) {
-  const focusables = () => [...place.querySelectorAll("button, select, input, a, textarea")];
+  const focusables = () => [...place.querySelectorAll("button, select, input, a, textarea, .word")];
   const before = focusables().indexOf(document.activeElement);
   refill();
   const after = before >= 0 && focusables()[before];
