@@ -40,6 +40,7 @@ class Text(NamedTuple):
     anchor: str = "l"
     colour: str = BLACK
     vertical: bool = False  # reads from bottom to top
+    even: bool = False  # each letter is an em wide at any density, where fonts round to whole pixels
 
 
 class Box(NamedTuple):
@@ -319,6 +320,11 @@ def draw_pixels(drawing: Drawing, dpi: int = FIGURE_DPI) -> np.ndarray:
 
 def _write_pixels(page, pen, text):
     left, top, right, bottom = (round(edge) for edge in text_box(text))
+    if text.even:
+        for place, letter in enumerate(text.string):
+            font = _font(_font_of(letter) or 0, text.size)
+            pen.text((left + round(place * text.size), text.y), letter, text.colour, font, anchor="ls")
+        return
     if not text.vertical:
         for index, run, offset in runs(text):
             pen.text((left + round(offset), text.y), run, text.colour, _font(index, text.size), anchor="ls")

@@ -240,16 +240,18 @@ def _shade_boxes(left, right, baseline, size, contribution, peak) -> list[Box]:
     return boxes + ([Box(left + 1, bottom - LINE_WIDTH, right - 1, bottom, line)] if line else [])
 
 
-_STRETCH = re.compile(r"[\u2e80-\u9fff\uf900-\ufaff\uff01-\uff60]+|[^\u2e80-\u9fff\uf900-\ufaff\uff01-\uff60 ]+ *|[ ]+")
+_STRETCH = re.compile(
+    "(?P<chinese>[\u3001-\u3011\u4e00-\u9fff\uff01-\uff5e]+)|[^ \u3001-\u3011\u4e00-\u9fff\uff01-\uff5e]+ *"
+)
 
 
 def _letters(line: str, left: int, baseline: int, size: int) -> list[Text]:
     """Chinese in one piece, Latin word by word: its letters grow unevenly, and must not leave their shades."""
-    return [
-        Text(left + round(text_length(line[: stretch.start()], size)), baseline, stretch[0], size)
-        for stretch in _STRETCH.finditer(line)
-        if stretch[0].strip()
-    ]
+    texts = []
+    for stretch in _STRETCH.finditer(line):
+        x, is_even = left + round(text_length(line[: stretch.start()], size)), stretch.lastgroup == "chinese"
+        texts.append(Text(x, baseline, stretch[0], size, even=is_even))
+    return texts
 
 
 # -- the legend -----------------------------------------------------------------------------------
