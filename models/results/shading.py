@@ -240,9 +240,8 @@ def _shade_boxes(left, right, baseline, size, contribution, peak) -> list[Box]:
     return boxes + ([Box(left + 1, bottom - LINE_WIDTH, right - 1, bottom, line)] if line else [])
 
 
-_STRETCH = re.compile(
-    "(?P<chinese>[\u3001-\u3011\u4e00-\u9fff\uff01-\uff5e]+)|[^ \u3001-\u3011\u4e00-\u9fff\uff01-\uff5e]+ *"
-)
+_CHINESE = r"\u3001-\u3011\u4e00-\u9fff\uff01-\uff5e"  # letters that are an em wide in the project's font
+_STRETCH = re.compile(f"(?P<chinese>[{_CHINESE}]+)|[^ {_CHINESE}]+ *")
 
 
 def _letters(line: str, left: int, baseline: int, size: int) -> list[Text]:

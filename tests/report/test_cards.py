@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from tiny import tiny_result
 
+from models.class_texts import LONGEST_TEXT, MOST_TEXTS
 from models.errors import InputError
 from models.explain.heatmap import resize_map
+from models.explain.words import Word
 from models.images.preprocessing import Region
 from models.report.cards import LARGEST_SHARE, MOST_CELLS, MOST_POINTS, SIDE, encode_card, largest_resized, read_card
 from models.results.outlines import Outline, outline_of
@@ -136,6 +138,28 @@ def test_an_outline_of_few_points_is_where_that_of_many_is():
         np.testing.assert_allclose(*edges, atol=10)
 
 
+# -- words ------------------------------------------------------------------------------------
+
+
+def test_a_card_has_all_letters_of_the_descriptions_with_what_the_words_add():
+    result = tiny_result(targets=(2, 0))
+    weighed = [Word("裂", -0.5, 2, 3, 1), Word("骨折", 0.1234567, 1, 3, 0)], [Word("松", 0.25, 0, 1)]
+    texts = ["松动，</script>", "b", ("有骨折。", "见：裂")]
+    result = result._replace(question=result.question._replace(texts=texts), words=list(weighed))
+    several = [[["有", None], ["骨折", 0.123457], ["。", None]], [["见：", None], ["裂", -0.5]]]
+    one = [[["松", 0.25], ["动，</script>", None]]]
+    expected = [{"text": 2, "descriptions": several}, {"text": 0, "descriptions": one}]
+    assert card_of(result)["words"] == expected
+    assert card_of(result, result)["words"] == expected  # of several methods the same
+    assert card_of(result._replace(words=None))["words"] == []
+
+
+def test_a_card_of_before_there_were_words_is_read(card):
+    expected = read(card)
+    del card["words"]
+    assert read(card) != expected and json.loads(read(card))["words"] == []
+
+
 # -- read again -------------------------------------------------------------------------------
 
 OUTLINES = [Outline(0, [np.array([[1.0, 2.0], [30.5, 2.0], [30.5, 40.0]])]), Outline(2, [])]
@@ -143,7 +167,11 @@ OUTLINES = [Outline(0, [np.array([[1.0, 2.0], [30.5, 2.0], [30.5, 40.0]])]), Out
 
 @pytest.fixture
 def card():
-    return card_of(tiny_result(targets=(0, 1)), outlines=OUTLINES)
+    return card_of(weighed_result(), outlines=OUTLINES)
+
+
+def weighed_result():
+    return tiny_result(targets=(0, 1))._replace(words=[[Word("正", 0.1, 0, 1), Word("常", -0.2, 1, 2)], []])
 
 
 def read(card, texts=3, rows=2):
@@ -151,18 +179,22 @@ def read(card, texts=3, rows=2):
 
 
 def test_a_card_is_read_as_it_was_written(card):
-    data = encode_card(Results([tiny_result(targets=(0, 1))]), OUTLINES)
+    data = encode_card(Results([weighed_result()]), OUTLINES)
     assert read_card(data, 3, 2) == data.decode("ascii") == read(card)
 
 
 def test_nothing_else_of_a_card_is_taken_over(card):
     expected = read(card)
-    card["maps"][0]["x"] = card["outlines"][0]["x"] = card["</script>"] = "<img src=x>"
+    card["maps"][0]["x"] = card["outlines"][0]["x"] = card["words"][0]["x"] = card["</script>"] = "<img src=x>"
     assert read(card) == expected
 
 
 def jpeg(width, height):
     return base64.b64encode(cv2.imencode(".jpg", np.zeros((height, width, 3), np.uint8))[1].tobytes()).decode()
+
+
+def piece_of(card):
+    return card["words"][0]["descriptions"][0][0]
 
 
 HOSTILE = {
@@ -195,6 +227,20 @@ HOSTILE = {
     "a point that is none": lambda card: card["outlines"][0]["contours"][0].extend([0.5, "</script>"]),
     "very many points": lambda card: card["outlines"][0]["contours"].append([0.5] * (2 * MOST_POINTS)),
     "very many contours": lambda card: card["outlines"][0].update(contours=[[]] * (MOST_POINTS + 1)),
+    "words of no text": lambda card: card["words"][0].update(text=3),
+    "words of more texts than there are": lambda card: card.update(words=card["words"] * 2),
+    "words without text": lambda card: card["words"][0].pop("text"),
+    "no descriptions": lambda card: card["words"][0].update(descriptions=None),
+    "very many descriptions": lambda card: card["words"][0].update(descriptions=[[]] * (MOST_TEXTS + 1)),
+    "very many words": lambda card: card["words"][0].update(descriptions=[[["", 0]] * (LONGEST_TEXT + 1)]),
+    "a very long word": lambda card: piece_of(card).__setitem__(0, "长" * (LONGEST_TEXT + 1)),
+    "a word that is none": lambda card: piece_of(card).__setitem__(0, ["<b>"]),
+    "a word alone": lambda card: piece_of(card).pop(),
+    "three of a word": lambda card: piece_of(card).append(0),
+    "a contribution that is none": lambda card: piece_of(card).__setitem__(1, "0.1"),
+    "a contribution that is true": lambda card: piece_of(card).__setitem__(1, True),
+    "a contribution far out": lambda card: piece_of(card).__setitem__(1, 1e7),
+    "a contribution of thousands of digits": lambda card: piece_of(card).__setitem__(1, -(10**4000)),
     "maps that are none": lambda card: card.update(maps={"0": 1}),
     "maps of lists": lambda card: card.update(maps=[[]]),
 }

@@ -25,6 +25,7 @@ from report_documents import (
 from models.explain.heatmap import show_cam_on_image, to_heatmap
 from models.images.preprocessing import Region
 from models.report.page import card_file, page_parts, page_words
+from models.results.shading import line_shade, shade
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 CHINESE = re.compile("[\u3000-\u303f\u3400-\u9fff\uff00-\uffef]")
@@ -379,6 +380,102 @@ def test_methods_and_groups_of_the_evaluation_are_chosen(open_report):
     report.press("ArrowRight")
     report.open("#setting=1&open=id0")
     assert "1.25" in report.page.inner_text("#facts dl")
+
+
+# -- the words of the explained text
+
+DESCRIPTIONS = [[["股骨", 0.05], ["，", None], ["未见", -0.1], ["骨折", 0.0]], [["<b>", 0.0123], ["\u202e&", -0.002]]]
+OTHER_TEXT = [[["正常", 0.2]]]
+
+
+def with_words(document, cards, *words):
+    """The cards with the words of text 0, 1, ..., each a list of descriptions."""
+    of_texts = [{"text": text, "descriptions": descriptions} for text, descriptions in enumerate(words)]
+    return document, [card and json.dumps({**json.loads(card), "words": of_texts}) for card in cards]
+
+
+def colours_of(locator):
+    """(background, line below) of each element, #rrggbb; None where there is no line."""
+    script = "nodes => nodes.map(getComputedStyle).map(style => [style.backgroundColor, style.borderBottomColor])"
+    pairs = locator.evaluate_all(script)
+    return [tuple(None if "rgba" in colour else as_hexadecimal(colour) for colour in pair) for pair in pairs]
+
+
+def as_hexadecimal(colour):
+    return "#" + bytes(map(int, re.findall(r"\d+", colour))).hex()
+
+
+def test_the_words_of_the_shown_text_have_the_colours_of_pythons_figures(open_report):
+    report = open_report(*with_words(*make_document(1, targets=[0, 1]), DESCRIPTIONS, OTHER_TEXT), "#open=id0&text=0")
+    report.page.locator("#facts .word").first.wait_for()
+    paragraphs = report.page.locator(".shaded p").all_inner_texts()
+    assert paragraphs == ["股骨，未见骨折", "<b>\\u202e&"]
+    values = [value for description in DESCRIPTIONS for _, value in description if value is not None]
+    expected = [(shade(value, 0.2), line_shade(value, 0.2)) for value in values]  # the texts of an image share a scale
+    assert colours_of(report.page.locator("#facts .word")) == expected
+    steps = [(step - 6) / 6 for step in range(13)]
+    legend = [(shade(share, 1.0), line_shade(share, 1.0)) for share in steps]
+    assert colours_of(report.page.locator("#facts .shades > span")) == legend
+    assert report.page.inner_text("#facts section .legend").split() == ["反对", "-0.2", "+0.2", "支持"]
+    report.press("2")
+    assert report.page.locator(".shaded p").all_inner_texts() == ["正常"]
+    report.press("z")
+    report.page.locator("#facts .word").first.wait_for()
+    assert report.page.inner_text("#facts section .legend").split() == ["against", "-0.2", "+0.2", "for"]
+
+
+def test_a_word_that_is_pointed_at_shows_its_number_and_rank(open_report):
+    report = open_report(*with_words(*make_document(2, targets=[0, 1]), DESCRIPTIONS, OTHER_TEXT), "#open=id0&text=0")
+    report.page.locator("#facts .word").first.wait_for()
+    pointed = lambda: report.page.inner_text(".pointed")  # noqa: E731
+    rest = pointed()
+    for word, sentence in (
+        ("未见", "未见：贡献 -0.1，名次 5 / 5（1 最支持）"), ("<b>", "<b>：贡献 +0.012，名次 2 / 5（1 最支持）"),
+        ("骨折", "骨折：贡献 +0，名次 3 / 5（1 最支持）"),
+    ):  # fmt: skip
+        report.page.hover(f"#facts .word >> text='{word}'")
+        assert pointed() == sentence
+    report.page.mouse.move(5, 5)
+    assert pointed() == rest
+    report.page.focus("#facts .bars button >> nth=-1")
+    report.press("Tab")
+    assert pointed().startswith("股骨：贡献 +0.05，名次 1 / 5")
+    report.press("ArrowRight", "ArrowRight", "ArrowRight", "ArrowRight", "ArrowRight", "ArrowLeft")
+    assert pointed().startswith("<b>：") and report.page.inner_text("#opened-name") == "0000.png"
+    report.press("h")  # the facts are made anew
+    assert pointed().startswith("<b>：")
+    report.press("Tab", "Shift+Tab")
+    assert pointed().startswith("<b>：")  # one stop, where one was
+    report.press("Tab")
+    assert pointed() == rest
+
+
+def test_words_are_printed_and_what_has_none_shows_none(open_report):
+    document, cards = with_words(*make_document(2, targets=[0, 1]), DESCRIPTIONS, OTHER_TEXT)
+    plain = json.dumps({**json.loads(cards[1]), "words": []})
+    report = open_report(document, [cards[0], plain], "#open=id0&text=0")
+    report.page.locator("#facts .word").first.wait_for()
+    report.press("p")
+    report.page.locator("#print .item").first.wait_for(state="attached")
+    assert report.page.locator("#print .word").count() == 5
+    report.page.emulate_media(media="print")
+    shown = report.page.inner_text("#print section")
+    assert "未见" in shown and "+0.2 支持" in shown and "指着" not in shown
+    report.page.emulate_media(media="screen")
+    report.open("#open=id1&text=0")
+    report.drawn("#opened canvas")
+    assert report.page.locator(".word, .shades, .pointed").count() == 0
+    report.open("#open=id0&text=3")  # a text that was not explained
+    report.drawn("#opened canvas")
+    assert report.page.locator(".word, .shades, .pointed").count() == 0
+
+
+def test_of_many_descriptions_those_are_shown_whose_words_add_most(open_report):
+    many = [[[f"词{number}", 0.01 * number]] for number in range(12)]
+    report = open_report(*with_words(*make_document(1, targets=[0]), many), "#open=id0&text=0")
+    report.page.locator("#facts .word").first.wait_for()
+    assert report.page.locator(".shaded p").all_inner_texts() == [f"词{number}" for number in range(2, 12)]
+    assert "至多 10 条" in report.page.inner_text("#facts section")
 
 
 # -- the opened image, keyboard, marks

@@ -26,6 +26,7 @@ from clip_gradcam_visualization import explain, main
 from models.explain import defaults
 from models.explain.methods import METHODS, reads_attention
 from models.explain.question import Setting
+from models.explain.words import Word
 from models.results.drawing import draw_results, each_once, for_figure
 from models.results.figure import draw_figure
 from models.results.page import Picture
@@ -258,6 +259,16 @@ def test_the_table_has_the_rank_and_the_share_that_is_taken_off():
     assert {row["subtracted"] for row in rows_of(of_setting(result, subtract=True))} == {0.3}
     assert COLUMNS.index("rank") == COLUMNS.index("target") + 1
     assert COLUMNS.index("subtracted") == COLUMNS.index("contrast") + 1
+
+
+def test_the_table_has_each_texts_words_in_their_order():
+    """Six decimals; a list for each of several descriptions; nothing where they were not weighed."""
+    result = tiny_result([2, 0])
+    assert [row["words"] for row in rows_of(result)] == [None, None]
+    weighed = [Word("折", -0.5, 3, 4), Word("骨", 0.12345678, 0, 1)], [Word("裂", 0.25, 0, 1, 1)]
+    question = result.question._replace(texts=[("甲", "裂"), "乙", "骨见折"])
+    rows = rows_of(result._replace(words=list(weighed), question=question))
+    assert [row["words"] for row in rows] == [[["骨", 0.123457], ["折", -0.5]], [[], [["裂", 0.25]]]]
 
 
 def test_each_row_measures_its_own_texts_map():

@@ -202,6 +202,19 @@ def test_no_text_becomes_a_formula(text):
     assert csv_line([text, -0.5, None]).rstrip("\r\n").endswith(",-0.5,")
 
 
+WORDS = [['=1+1"', 0.031], ["\u202e折", -0.2], ["\n", None]]
+
+
+def test_words_stand_in_the_tables_as_json(run):
+    """Of no word a spreadsheet's formula; a record of before there were words has none."""
+    write_part(run, 0, record(run, 0, words=WORDS), record(run, 1, words=[WORDS, []]), record(run, 2), record(run, 3))
+    table, rows, _ = tables_of(run)
+    cells = [line[COLUMNS.index("words")] for line in table[1:]]
+    assert cells[0].startswith("[[") and "折" in cells[0] and cells[0].isprintable()
+    assert [json.loads(cell) for cell in cells[:2]] == [WORDS, [WORDS, []]] and cells[2:] == ["", ""]
+    assert rows[0]["words"] == WORDS and "words" not in rows[2]
+
+
 def test_paths_that_are_no_unicode_go_through(run):
     path = "a\udcff.png"
     run.begin(SETTINGS, [planned(path, "clip_gradcam_a")], resume=False)

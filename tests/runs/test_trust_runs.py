@@ -254,6 +254,8 @@ ODD_RECORDS = [
     *(with_case(**{name: None}) for name in ("predicted", "method", "setting", "target_text_idx", "probabilities")),
     *(with_case(**odd) for odd in ({"target_text_idx": 2}, {"annotated": 1}, {"annotated": 2, "distance": 0.0})),
     *(with_row(**{name: 1}) for name in ("unknown", "", "p0 x")),
+    *(with_row(words=odd) for odd in (3, "骨", {}, ["骨"], [["骨"]], [["骨", "0.1"]], [[3, 0.1]], [["骨", 0.1, 0.1]])),
+    *(with_row(words=odd) for odd in ([["骨", 1e40]], [["骨", []]], [[["骨", 0.1]], 3], [[["骨", 0.1]], ["折", 0.1]])),
 ]
 
 
@@ -263,8 +265,10 @@ def test_a_line_that_is_no_record_is_none(record):
 
 
 def test_a_line_that_is_a_record():
+    words = [], [["骨", 0.1], ["折", None]], [[["骨", 0.1]], []], [[]], None
+    with_words = [with_row(words=of_row) for of_row in words]
     of_case = with_case(annotated=1, distance=None), FAILED | {"case": "d"}
-    for record in (GOOD, FAILED, with_row(warning=None, contrast=0.0, width=10**30), *of_case):
+    for record in (GOOD, FAILED, with_row(warning=None, contrast=0.0, width=10**30), *of_case, *with_words):
         assert record_of(json_line(record).encode(), texts=2) == record
     assert record_of(json_line(GOOD).encode(), texts=3) is None
     for line in (*ODD_JSON, "[1", "\x80", '{"image": NaN}', json.dumps(GOOD).replace("0.5", "Infinity")):
