@@ -8,8 +8,9 @@
 text and method: level / 255 * peak, resized as `resize_map` does and at most 1, is the heatmap on the scale that the
 image's texts share, and level / 255 * own that on its own,
 "outlines": [{"text": index, "contours": [[x, y, x, y, ...], ...] in shares of the image, closed}],
-"words": [{"text": index, "descriptions": [[[letters, what they add to the similarity], ...], ...]}], one for each
-explained text whose words were weighed; null for letters between words}
+"words": null where they were not weighed, else {"peak": of the largest contribution, "texts": [{"text": index,
+"of": how many descriptions it has, "descriptions": those of MOST_DESCRIPTIONS that add most, [[letters, what they add
+to the similarity, null for letters between words], ...] each}], one for each explained text}}
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..class_texts import LONGEST_TEXT, MOST_TEXTS
+from ..class_texts import LONGEST_TEXT
 from ..errors import InputError
 from ..explain.heatmap import is_flat
 from ..explain.words import Word
@@ -33,7 +34,7 @@ from ..inputs import finite_number
 from ..results.formats import encode_image
 from ..results.outlines import Outline
 from ..results.result import ImageResult, Results
-from ..results.shading import by_description, pieces_of
+from ..results.shading import descriptions_of, peak_of, pieces_of, strongest_descriptions
 
 SIDE = 900  # pixels of the picture's longer side
 QUALITY = 82  # of its JPEG: about 40 KB of a radiograph
@@ -44,6 +45,8 @@ LARGEST_SHARE = 100.0  # how far beyond the image, in its sides, a region may re
 LARGEST_PEAK = 1e6
 MOST_SEGMENTS = 50  # of a JPEG before its frame
 LARGEST_CONTRIBUTION = 1e6
+MOST_DESCRIPTIONS = 10  # of a text, with their words
+LARGEST_COUNT = 1_000_000
 
 
 def encode_card(results: Results, outlines: Sequence[Outline]) -> bytes:
@@ -58,7 +61,7 @@ def encode_card(results: Results, outlines: Sequence[Outline]) -> bytes:
         "region": [round(edge / side, 6) for edge, side in zip(first.geometry, (width, height) * 2)],
         "maps": [{"row": row, **encoded_map} for row, encoded_map in enumerate(maps)],
         "outlines": [_encode_outline(outline, (width, height)) for outline in outlines],
-        "words": [_encode_words(first, *of_text) for of_text in zip(first.targets, first.words or ())],
+        "words": None if first.words is None else _encode_words(first),
     }
     return _json(card).encode("ascii")
 
@@ -126,10 +129,15 @@ def _encode_outline(outline: Outline, size: tuple[int, int]) -> dict:
     return {"text": outline.text, "contours": [contour.ravel().tolist() for contour in contours]}
 
 
-def _encode_words(result: ImageResult, target: int, words: Sequence[Word]) -> dict:
-    descriptions = [pieces_of(*one) for one in by_description(result.texts[target], words)]
-    rounded = [[[letters, value and round(value, 6)] for letters, value in pieces] for pieces in descriptions]
-    return {"text": target, "descriptions": rounded}
+def _encode_words(result: ImageResult) -> dict:
+    texts = [_encode_text(target, result.texts[target], words) for target, words in zip(result.targets, result.words)]
+    return {"peak": round(peak_of(result.words), 6), "texts": texts}
+
+
+def _encode_text(target: int, text: str | Sequence[str], words: Sequence[Word]) -> dict:
+    shown = [pieces_of(*one) for one in strongest_descriptions(text, words, MOST_DESCRIPTIONS)]
+    rounded = [[[letters, value and round(value, 6)] for letters, value in pieces] for pieces in shown]
+    return {"text": target, "of": len(descriptions_of(text)), "descriptions": rounded}
 
 
 def _base64(data: bytes) -> str:
@@ -155,7 +163,7 @@ def read_card(data: bytes, texts: int, rows: int) -> str:
             "region": _region(card["region"]),
             "maps": [_map(of_row, rows) for of_row in _list(card["maps"], rows)],
             "outlines": [_outline(of_text, texts) for of_text in _list(card["outlines"], texts)],
-            "words": [_words(of_text, texts) for of_text in _list(card.get("words", []), texts)],
+            "words": None if card.get("words") is None else _words(card["words"], texts),
         }
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise InputError("不是本工具写的卡片，或已损坏") from error
@@ -232,12 +240,15 @@ def _outline(of_text, texts: int) -> dict:
     return {"text": text, "contours": contours}
 
 
-def _words(of_text, texts: int) -> dict:
-    text, descriptions = _whole(of_text["text"], 0, texts - 1), _list(of_text["descriptions"], MOST_TEXTS)
-    return {
-        "text": text,
-        "descriptions": [[_piece(piece) for piece in _list(one, LONGEST_TEXT)] for one in descriptions],
-    }
+def _words(words, texts: int) -> dict:
+    (peak,) = _numbers([words["peak"]], 0, LARGEST_CONTRIBUTION)
+    return {"peak": peak, "texts": [_text(of_text, texts) for of_text in _list(words["texts"], texts)]}
+
+
+def _text(of_text, texts: int) -> dict:
+    text, descriptions = _whole(of_text["text"], 0, texts - 1), _list(of_text["descriptions"], MOST_DESCRIPTIONS)
+    checked = [[_piece(piece) for piece in _list(one, LONGEST_TEXT)] for one in descriptions]
+    return {"text": text, "of": _whole(of_text["of"], 0, LARGEST_COUNT), "descriptions": checked}
 
 
 def _piece(piece) -> list:

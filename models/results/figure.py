@@ -32,9 +32,7 @@ from .parts import BODY, FOOTER_WORDS, HEADING, MARGIN, PAGE_WIDTH, RED, TICK, T
 from .shading import (
     MOST_DESCRIPTIONS,
     SHADING_WORDS,
-    Shaded,
     lifted,
-    peak_of,
     shading_notes,
     text_with_legend,
 )
@@ -94,7 +92,7 @@ def draw_figure(result, heatmap: np.ndarray, overlay: np.ndarray, lang: str = "z
     result = result._replace(flaws=[in_language(flaw, lang) for flaw in result.flaws])
     (height, width), (tested,) = result.pixels.shape[:2], result.tested
     panel_height = round(float(np.clip(PANEL_WIDTH * height / width, 408, 768)))
-    text, shaded = _shaded_text(result, words) if result.words else ([], None)
+    text, shaded = text_with_legend(result, TITLE_ROOM, words) if result.words else ([], None)
     rows = [
         [
             _image_panel(MARGIN, panel_height, result.pixels, words["image"], result.outlines),
@@ -137,11 +135,6 @@ def _image_panel(left, panel_height, pixels, title, outlines) -> Panel:
     picture = _panel_picture(left, panel_height, pixels, size)
     heading = Text(left + PANEL_WIDTH // 2, picture.top - TITLE_RAISE, title, TITLE, "m")
     return Panel(left, [picture, *draw_outlines(outlines, picture, size), heading])
-
-
-def _shaded_text(result, words) -> tuple[list, Shaded]:
-    """The target text as shaded words, and what they mean: around x = 0 and below y = 0."""
-    return text_with_legend(result.texts[result.target], result.words[0], TITLE_ROOM, peak_of(result.words), words)
 
 
 def _target_title(result, words, is_shaded: bool) -> str:

@@ -18,9 +18,9 @@ from .parts import BODY, FOOTER_WORDS, GREY, HEADING, MARGIN, PAGE_WIDTH, TITLE,
 from .shading import (
     MOST_DESCRIPTIONS,
     SHADING_WORDS,
+    Scale,
     Shaded,
     legend,
-    peak_of,
     shaded_leading,
     shaded_lines,
     shaded_text,
@@ -112,16 +112,16 @@ def draw_grid(results, overlays: list[np.ndarray], lang: str = "zh", has_marks: 
     details = 2 + max(len(_measured(pair, words)) + (2 if pair[0].also else 0) for pair in results.pairs())
     shaded_of = partial(_shaded_tiles, results)
     tiles = arrange_tiles(1 + len(overlays), image_width, image_height, details, lambda w: _height_of(shaded_of(w), w))
-    shaded, peak = shaded_of(tiles.width), peak_of(first.words or ())
+    shaded, of_words = shaded_of(tiles.width), Scale.of(first)
     captions = [_original_caption(results, tiles.width, words)]
     captions += [_tile_caption(results, pair, tiles.width, words) for pair in results.pairs()]
     if shaded:
-        captions[1:] = [_with_shaded(*tile, tiles.width, peak) for tile in zip(captions[1:], shaded)]
+        captions[1:] = [_with_shaded(*tile, tiles.width, of_words.peak) for tile in zip(captions[1:], shaded)]
     page_width = max(GRID_LEAST_WIDTH, 2 * MARGIN + tiles.columns * (tiles.width + GAP) - GAP)
     left, room = (page_width - tiles.columns * (tiles.width + GAP) + GAP) // 2, page_width - 2 * MARGIN
     title = wrap_text(_grid_title(results, words), room, 2, parts.measure(TITLE))
     items = parts.lines_down(title, page_width // 2, 50, TITLE)
-    below_title, of_title = _shaded_title(results, room, peak, words)
+    below_title, of_title = _shaded_title(results, room, words)
     items += moved(below_title, page_width // 2, bounds(items)[3] + 12)
     above = MARK_ROOM if has_marks else 0
     head = bounds(items)[3] + TO_TILES + above
@@ -137,18 +137,18 @@ def draw_grid(results, overlays: list[np.ndarray], lang: str = "zh", has_marks: 
         items += [*panel, parts.mark(number, corner[0], corner[1] - 16)] if has_marks else panel
         if pair is not None:
             panel = [*panel, *_bar_below(panel, corner[0], tiles.width, scale, colormap)]
-            panel += _legend_below(panel, corner[0] + tiles.width // 2, tiles.width, peak, words) if shaded else []
+            panel += _legend_below(panel, corner[0] + tiles.width // 2, tiles.width, of_words, words) if shaded else []
         panels.append(panel)
     items += _bar_below(items, page_width // 2 - 300, 600, scale, colormap, room)
-    items += _legend_below(items, page_width // 2, room, peak, words) if shaded else []
+    items += _legend_below(items, page_width // 2, room, of_words, words) if shaded else []
     notes = _grid_notes(results, is_tested, words)
     notes += shading_notes(shaded, 1, words) + shading_notes(of_title, MOST_DESCRIPTIONS, words)
     return parts.with_footer(page_width, items, notes, panels)
 
 
-def _legend_below(items: list, centre: int, room: int, peak: float, words) -> list:
+def _legend_below(items: list, centre: int, room: int, of_words: Scale, words) -> list:
     """What the shades of words mean, under what is drawn."""
-    return legend(centre, bounds(items)[3] + 10, room, peak, words)
+    return legend(centre, bounds(items)[3] + 10, room, of_words, words)
 
 
 def _shaded_tiles(results, width: int) -> list[Shaded]:
@@ -172,12 +172,12 @@ def _with_shaded(caption: list, shaded: Shaded, width: int, peak: float) -> list
     return [*caption, *shaded_lines(shaded, 0, caption[-1].y + shaded_leading(size), size, peak)]
 
 
-def _shaded_title(results, room: int, peak: float, words) -> tuple[list, list[Shaded]]:
+def _shaded_title(results, room: int, words) -> tuple[list, list[Shaded]]:
     """The one text of several methods as shaded words with their legend, around x = 0 and below y = 0."""
     first = results[0]
     if not first.words or not _by_method(results):
         return [], []
-    items, shaded = text_with_legend(first.texts[first.target], first.words[0], room, peak, words)
+    items, shaded = text_with_legend(first, room, words)
     return items, [shaded]
 
 

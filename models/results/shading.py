@@ -5,6 +5,8 @@ it, over white. Teal and brown are in none of the default heatmap's colours and 
 green; what speaks against a text is underlined too, which tells them apart in grey print.
 """
 
+from __future__ import annotations
+
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -22,10 +24,11 @@ SHADING_WORDS = {
     "target alone": "目标文本：",
     "contrast alone": "对比目标文本：",
     "contribution": "词语对相似度的贡献",
+    "contrast contribution": "词语对“不同于其他文本”的贡献",
     "for": "支持",
     "against": "反对",
     "cut": "描述太长，… 处省去了贡献小的词语",
-    "descriptions": "词语：每个类别只显示合计贡献最大的描述，至多 {} 条",
+    "strongest descriptions": "词语：每个类别只显示合计贡献最大的描述，至多 {} 段",
 }
 SUPPORT, AGAINST, LINE = (92, 184, 172), (214, 174, 110), (140, 81, 10)  # RGB at full strength; LINE is drawn below
 WHITE = 255
@@ -55,9 +58,9 @@ def signed(contribution: float) -> str:
     return f"{contribution:+.2g}"
 
 
-def peak_of(words: Sequence[Sequence[Word]]) -> float:
-    """The largest contribution of several texts' words, of either sign; 0 without words."""
-    return max((abs(word.contribution) for of_text in words for word in of_text), default=0.0)
+def peak_of(words: Sequence[Sequence[Word]] | None) -> float:
+    """The largest contribution of several texts' words, of either sign, of all their descriptions; 0 without words."""
+    return max((abs(word.contribution) for of_text in words or () for word in of_text), default=0.0)
 
 
 def descriptions_of(text: str | Sequence[str]) -> Sequence[str]:
@@ -67,10 +70,10 @@ def descriptions_of(text: str | Sequence[str]) -> Sequence[str]:
 
 def by_description(text: str | Sequence[str], words: Sequence[Word]) -> list[tuple[str, list[Word]]]:
     """(description, its words in their order) of each description of a text."""
-    return [
-        (description, sorted((word for word in words if word.description == number), key=lambda word: word.start))
-        for number, description in enumerate(descriptions_of(text))
-    ]
+    described = [(description, []) for description in descriptions_of(text)]
+    for word in sorted(words, key=lambda word: word.start):
+        described[word.description][1].append(word)
+    return described
 
 
 def strongest_descriptions(text, words: Sequence[Word], most: int) -> list[tuple[str, list[Word]]]:
@@ -258,10 +261,23 @@ def _letters(line: str, left: int, baseline: int, size: int) -> list[Text]:
 STEPS, STEP = 13, 14  # how many shades the legend shows, from one end to the other, and pixels of each
 
 
-def legend(centre: int, top: int, room: int, peak: float, words: dict) -> list:
+class Scale(NamedTuple):
+    """What shades mean."""
+
+    peak: float  # the contribution that has the full colour
+    label: str  # what the contributions are part of, a key of SHADING_WORDS
+
+    @classmethod
+    def of(cls, result) -> Scale:
+        """That of an ImageResult's texts: one for all."""
+        return cls(peak_of(result.words), "contrast contribution" if result.question.contrast > 0 else "contribution")
+
+
+def legend(centre: int, top: int, room: int, of_words: Scale, words: dict) -> list:
     """What the shades mean, around `centre` and below `top`: on one line of `room` pixels, else on several."""
+    peak = of_words.peak
     low, high = f"{words['against']} {signed(-peak)}", f"{signed(peak)} {words['for']}"
-    label, bar = words["contribution"], STEPS * STEP
+    label, bar = words[of_words.label], STEPS * STEP
     baseline = top + parts.leading(BODY)
     scale = sum(text_length(end, BODY) for end in (low, high)) + bar + 20
     if (length := text_length(label, BODY)) + 2 * BODY + scale <= room:
@@ -299,12 +315,13 @@ MOST_DESCRIPTIONS = 2  # of a figure's text
 MOST_LINES = {1: 8, MOST_DESCRIPTIONS: 5}  # of each description, by how many there are
 
 
-def text_with_legend(text, words: Sequence[Word], room: int, peak: float, lang_words: dict) -> tuple[list, Shaded]:
-    """A text's lines around x = 0 and below y = 0, the legend below them."""
+def text_with_legend(result, room: int, words: dict) -> tuple[list, Shaded]:
+    """The first explained text of an ImageResult in lines around x = 0 and below y = 0, the legend below them."""
+    text, scale = result.texts[result.target], Scale.of(result)
     most = MOST_LINES[min(MOST_DESCRIPTIONS, len(descriptions_of(text)))]
-    shaded = shaded_text(text, words, room, HEADING - 2, most, MOST_DESCRIPTIONS)
-    items = shaded_lines(shaded, 0, round(ABOVE * (HEADING - 2)), HEADING - 2, peak)
-    return [*items, *legend(0, bounds(items)[3] + 2, room, peak, lang_words)], shaded
+    shaded = shaded_text(text, result.words[0], room, HEADING - 2, most, MOST_DESCRIPTIONS)
+    items = shaded_lines(shaded, 0, round(ABOVE * (HEADING - 2)), HEADING - 2, scale.peak)
+    return [*items, *legend(0, bounds(items)[3] + 2, room, scale, words)], shaded
 
 
 def lifted(items: list, x: int, bottom: int) -> list:
@@ -315,5 +332,5 @@ def lifted(items: list, x: int, bottom: int) -> list:
 def shading_notes(shown: Sequence[Shaded], descriptions: int, words: dict) -> list[Note]:
     """What the footer says of the shaded texts: that words or descriptions are left out."""
     notes = [words["cut"]] if any(shaded.is_cut for shaded in shown) else []
-    notes += [words["descriptions"].format(descriptions)] if any(shaded.is_part for shaded in shown) else []
+    notes += [words["strongest descriptions"].format(descriptions)] if any(shaded.is_part for shaded in shown) else []
     return [(note, GREY) for note in notes]

@@ -143,6 +143,7 @@ def _document(state: RunState, totals: Totals, naming: Naming, tolerance: float)
         "tolerance": tolerance if has_annotations else None,
         **colour_tables(),
         "word_colours": word_colours(),
+        "contrast": bool(settings.get("contrast")),
         "choice": colour_choice(settings),
         "images": images,
     }

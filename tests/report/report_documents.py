@@ -101,7 +101,7 @@ def make_document(count, targets=None, lang="zh", failed=(), texts=NAMES):
         **{"columns": ["age", "hospital"], "has_list": True, "has_annotations": True, "tested": False},
         **{"tells_presence": True, "tolerance": 15.0, "card_files": None, "evaluation": None},
         "colormaps": {name: base64.b64encode(table.tobytes()).decode() for name, table in colour_tables().items()},
-        "word_colours": word_colours(),
+        **{"word_colours": word_colours(), "contrast": False},
         **{"opacity": OPACITY, "choice": {"colormap": "jet", "blend": "heat", "alpha": 0.6}},
     }
     return document, [card and json.dumps(card) for card in cards]

@@ -8,12 +8,21 @@ import numpy as np
 import pytest
 from tiny import tiny_result
 
-from models.class_texts import LONGEST_TEXT, MOST_TEXTS
+from models.class_texts import LONGEST_TEXT
 from models.errors import InputError
 from models.explain.heatmap import resize_map
 from models.explain.words import Word
 from models.images.preprocessing import Region
-from models.report.cards import LARGEST_SHARE, MOST_CELLS, MOST_POINTS, SIDE, encode_card, largest_resized, read_card
+from models.report.cards import (
+    LARGEST_SHARE,
+    MOST_CELLS,
+    MOST_DESCRIPTIONS,
+    MOST_POINTS,
+    SIDE,
+    encode_card,
+    largest_resized,
+    read_card,
+)
 from models.results.outlines import Outline, outline_of
 from models.results.result import Results
 
@@ -148,16 +157,27 @@ def test_a_card_has_all_letters_of_the_descriptions_with_what_the_words_add():
     result = result._replace(question=result.question._replace(texts=texts), words=list(weighed))
     several = [[["有", None], ["骨折", 0.123457], ["。", None]], [["见：", None], ["裂", -0.5]]]
     one = [[["松", 0.25], ["动，</script>", None]]]
-    expected = [{"text": 2, "descriptions": several}, {"text": 0, "descriptions": one}]
+    texts = [{"text": 2, "of": 2, "descriptions": several}, {"text": 0, "of": 1, "descriptions": one}]
+    expected = {"peak": 0.5, "texts": texts}
     assert card_of(result)["words"] == expected
     assert card_of(result, result)["words"] == expected  # of several methods the same
-    assert card_of(result._replace(words=None))["words"] == []
+    assert card_of(result._replace(words=None))["words"] is None
+
+
+def test_a_card_has_the_descriptions_whose_words_add_most():
+    texts = [tuple(f"词{number}" for number in range(MOST_DESCRIPTIONS + 2)), "b", "c"]
+    weighed = [Word("词", 0.01 * number - 0.5 * (number == 0), 0, 1, number) for number in range(len(texts[0]))]
+    result = tiny_result(targets=(0,))
+    words = card_of(result._replace(question=result.question._replace(texts=texts), words=[weighed]))["words"]
+    (of_text,) = words["texts"]
+    assert [one[1][0] for one in of_text["descriptions"]] == [str(number) for number in range(2, len(weighed))]
+    assert of_text["of"] == len(weighed) and words["peak"] == 0.5  # of all of them, as in the figure
 
 
 def test_a_card_of_before_there_were_words_is_read(card):
     expected = read(card)
     del card["words"]
-    assert read(card) != expected and json.loads(read(card))["words"] == []
+    assert read(card) != expected and json.loads(read(card))["words"] is None
 
 
 # -- read again -------------------------------------------------------------------------------
@@ -185,7 +205,9 @@ def test_a_card_is_read_as_it_was_written(card):
 
 def test_nothing_else_of_a_card_is_taken_over(card):
     expected = read(card)
-    card["maps"][0]["x"] = card["outlines"][0]["x"] = card["words"][0]["x"] = card["</script>"] = "<img src=x>"
+    card["maps"][0]["x"] = card["outlines"][0]["x"] = card["words"]["x"] = card["words"]["texts"][0]["x"] = card[
+        "</script>"
+    ] = "<img src=x>"
     assert read(card) == expected
 
 
@@ -193,8 +215,12 @@ def jpeg(width, height):
     return base64.b64encode(cv2.imencode(".jpg", np.zeros((height, width, 3), np.uint8))[1].tobytes()).decode()
 
 
+def text_of(card):
+    return card["words"]["texts"][0]
+
+
 def piece_of(card):
-    return card["words"][0]["descriptions"][0][0]
+    return text_of(card)["descriptions"][0][0]
 
 
 HOSTILE = {
@@ -227,12 +253,16 @@ HOSTILE = {
     "a point that is none": lambda card: card["outlines"][0]["contours"][0].extend([0.5, "</script>"]),
     "very many points": lambda card: card["outlines"][0]["contours"].append([0.5] * (2 * MOST_POINTS)),
     "very many contours": lambda card: card["outlines"][0].update(contours=[[]] * (MOST_POINTS + 1)),
-    "words of no text": lambda card: card["words"][0].update(text=3),
-    "words of more texts than there are": lambda card: card.update(words=card["words"] * 2),
-    "words without text": lambda card: card["words"][0].pop("text"),
-    "no descriptions": lambda card: card["words"][0].update(descriptions=None),
-    "very many descriptions": lambda card: card["words"][0].update(descriptions=[[]] * (MOST_TEXTS + 1)),
-    "very many words": lambda card: card["words"][0].update(descriptions=[[["", 0]] * (LONGEST_TEXT + 1)]),
+    "words of no text": lambda card: text_of(card).update(text=3),
+    "words of more texts than there are": lambda card: card["words"].update(texts=card["words"]["texts"] * 2),
+    "words without text": lambda card: text_of(card).pop("text"),
+    "words without a peak": lambda card: card["words"].pop("peak"),
+    "a peak of words below 0": lambda card: card["words"].update(peak=-0.1),
+    "words of a list": lambda card: card.update(words=[card["words"]]),
+    "descriptions beyond counting": lambda card: text_of(card).update(of=10**9),
+    "no descriptions": lambda card: text_of(card).update(descriptions=None),
+    "very many descriptions": lambda card: text_of(card).update(descriptions=[[]] * (MOST_DESCRIPTIONS + 1)),
+    "very many words": lambda card: text_of(card).update(descriptions=[[["", 0]] * (LONGEST_TEXT + 1)]),
     "a very long word": lambda card: piece_of(card).__setitem__(0, "长" * (LONGEST_TEXT + 1)),
     "a word that is none": lambda card: piece_of(card).__setitem__(0, ["<b>"]),
     "a word alone": lambda card: piece_of(card).pop(),

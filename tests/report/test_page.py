@@ -389,9 +389,10 @@ OTHER_TEXT = [[["正常", 0.2]]]
 
 
 def with_words(document, cards, *words):
-    """The cards with the words of text 0, 1, ..., each a list of descriptions."""
-    of_texts = [{"text": text, "descriptions": descriptions} for text, descriptions in enumerate(words)]
-    return document, [card and json.dumps({**json.loads(card), "words": of_texts}) for card in cards]
+    """The cards with the words of text 0, 1, ..., each a list of descriptions; 0.2 has the full colour."""
+    of_texts = [{"text": text, "of": len(of_text), "descriptions": of_text} for text, of_text in enumerate(words)]
+    words = {"peak": 0.2, "texts": of_texts}
+    return document, [card and json.dumps({**json.loads(card), "words": words}) for card in cards]
 
 
 def colours_of(locator):
@@ -452,7 +453,7 @@ def test_a_word_that_is_pointed_at_shows_its_number_and_rank(open_report):
 
 def test_words_are_printed_and_what_has_none_shows_none(open_report):
     document, cards = with_words(*make_document(2, targets=[0, 1]), DESCRIPTIONS, OTHER_TEXT)
-    plain = json.dumps({**json.loads(cards[1]), "words": []})
+    plain = json.dumps({**json.loads(cards[1]), "words": None})
     report = open_report(document, [cards[0], plain], "#open=id0&text=0")
     report.page.locator("#facts .word").first.wait_for()
     report.press("p")
@@ -470,12 +471,14 @@ def test_words_are_printed_and_what_has_none_shows_none(open_report):
     assert report.page.locator(".word, .shades, .pointed").count() == 0
 
 
-def test_of_many_descriptions_those_are_shown_whose_words_add_most(open_report):
-    many = [[[f"词{number}", 0.01 * number]] for number in range(12)]
-    report = open_report(*with_words(*make_document(1, targets=[0]), many), "#open=id0&text=0")
+def test_the_page_says_that_descriptions_are_left_out_and_what_a_contrast_is(open_report):
+    document, cards = with_words(*make_document(1, targets=[0]), DESCRIPTIONS)
+    card = json.loads(cards[0])
+    card["words"]["texts"][0]["of"] = 12
+    report = open_report({**document, "contrast": True}, [json.dumps(card)], "#open=id0&text=0")
     report.page.locator("#facts .word").first.wait_for()
-    assert report.page.locator(".shaded p").all_inner_texts() == [f"词{number}" for number in range(2, 12)]
-    assert "至多 10 条" in report.page.inner_text("#facts section")
+    said = report.page.inner_text("#facts section")
+    assert "合计贡献最大的描述，至多 2 段" in said and said.startswith("词语对“不同于其他文本”的贡献")
 
 
 # -- the opened image, keyboard, marks

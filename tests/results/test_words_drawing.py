@@ -223,7 +223,7 @@ def test_of_several_descriptions_those_are_shown_whose_words_add_most():
     assert [text for text, _ in strongest_descriptions(SEVERAL, OF_SEVERAL, 1)] == ["三裂"]
     drawing = figure(texts=[SEVERAL, "乙", "丙"], words=[OF_SEVERAL])
     assert "一骨" in words(drawing) and "三裂" in words(drawing) and "二折" not in words(drawing)
-    assert "只显示合计贡献最大的描述，至多 2 条" in words(drawing)
+    assert "只显示合计贡献最大的描述，至多 2 段" in words(drawing)
     assert "合计" not in words(figure(texts=[SEVERAL[:2], "乙", "丙"], words=[OF_SEVERAL[:2]]))
 
 
@@ -265,6 +265,7 @@ def test_the_title_names_the_text_once(name, text, contrast, title):
     drawing = figure(names=[name, "b"], texts=[text, "b"], words=[words_of(text)], contrast=contrast)
     assert title in [line.string for line in texts_of(drawing)]
     assert "（全髋" not in words(drawing)
+    assert ("词语对“不同于其他文本”的贡献" in words(drawing)) == (contrast > 0)
 
 
 def test_a_chinese_line_is_one_text_of_an_svg():

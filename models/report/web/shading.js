@@ -1,7 +1,5 @@
 // The explained text as shaded words: what each adds to the similarity, in the same colours as Python's figures.
 
-const MOST_DESCRIPTIONS = 10; // of a class, those that add most
-
 function mixed(colour, strength) {
   return `rgb(${colour.map((level) => Math.floor(255 + (level - 255) * strength + 0.5)).join(", ")})`;
 }
@@ -24,38 +22,27 @@ function contributionsOf(ofText) {
   return ofText.descriptions.flat().flatMap(([, contribution]) => (contribution === null ? [] : [contribution]));
 }
 
-function sumOf(numbers) {
-  return numbers.reduce((sum, number) => sum + number, 0);
-}
-
-// The descriptions whose words add most together, in their order.
-function strongestDescriptions(ofText) {
-  const sums = ofText.descriptions.map((pieces) => sumOf(pieces.map(([, contribution]) => contribution || 0)));
-  const order = sums.map((_, place) => place).sort((one, other) => sums[other] - sums[one]);
-  const shown = new Set(order.slice(0, MOST_DESCRIPTIONS));
-  return ofText.descriptions.filter((_, place) => shown.has(place));
-}
-
 // The shown text's words with what they mean; null where they were not weighed.
 function shadedText(card, image) {
-  const ofText = card && card.words && card.words.find(({ text }) => text === shownText(image));
+  const ofText = card && card.words && card.words.texts.find(({ text }) => text === shownText(image));
   if (!ofText || !shownRow(image)) return null;
-  const peak = card.words.flatMap(contributionsOf).reduce((most, one) => Math.max(most, Math.abs(one)), 0);
+  const { peak } = card.words;
   const all = contributionsOf(ofText);
   const note = element("p", { class: "quiet pointed", role: "status" });
-  const shown = strongestDescriptions(ofText);
-  const paragraphs = shown.map((pieces) =>
+  const { descriptions } = ofText;
+  const title = t(report.contrast ? "词语对“不同于其他文本”的贡献" : "词语对相似度的贡献");
+  const paragraphs = descriptions.map((pieces) =>
     element("p", {}, ...pieces.map(([letters, contribution]) => shadedWord(letters, contribution, peak, all))),
   );
-  const group = element("div", { class: "shaded", role: "group", "aria-label": t("词语对相似度的贡献") }, ...paragraphs);
+  const group = element("div", { class: "shaded", role: "group", "aria-label": title }, ...paragraphs);
   listenToWords(group, note);
-  const isPart = shown.length < ofText.descriptions.length;
   return element(
     "section",
     {},
-    element("h3", {}, t("词语对相似度的贡献")),
+    element("h3", {}, title),
     group,
-    isPart && element("p", { class: "quiet" }, t("词语：每个类别只显示合计贡献最大的描述，至多 {} 条", MOST_DESCRIPTIONS)),
+    descriptions.length < ofText.of &&
+      element("p", { class: "quiet" }, t("词语：每个类别只显示合计贡献最大的描述，至多 {} 段", descriptions.length)),
     shadeLegend(peak),
     note,
   );
