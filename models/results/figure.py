@@ -137,15 +137,6 @@ def _image_panel(left, panel_height, pixels, title, outlines) -> Panel:
     return Panel(left, [picture, *draw_outlines(outlines, picture, size), heading])
 
 
-def _target_title(result, words, is_shaded: bool) -> str:
-    """What names the target text and, unless its words stand below it, says it."""
-    name, text = result.names[result.target], result.texts[result.target]
-    kind = "contrast" if result.question.contrast > 0 else "target"
-    if is_shaded and name == text:
-        return words[f"{kind} alone"]
-    return words[kind].format(drawable(name if is_shaded or name == text else name + parts.in_brackets([text], words)))
-
-
 def _heatmap_panel(left, panel_height, result, heatmap, words, has_mark, shaded_text) -> Panel:
     """The heatmap with the target text as its title, and its colour bar: beside it, or below one wider than 2:1.
 
@@ -153,11 +144,12 @@ def _heatmap_panel(left, panel_height, result, heatmap, words, has_mark, shaded_
     """
     colormap = result.colours.colormap
     picture = _panel_picture(left, panel_height, heatmap, result.pixels.shape[:2], colormap)
+    target = parts.class_title(result, result.target, words)
+    target = words["contrast" if result.question.contrast > 0 else "target"].format(target)
     remarks = parts.in_brackets(result.details(words), words)
     remarks += "" if result.knows_text else words["text-free"]
     first_room = PANEL_WIDTH - 120 if has_mark else TITLE_ROOM  # a mark stands at the first line
     title = _heading(words["heatmap"].format(result.label), remarks, first_room)
-    target = _target_title(result, words, bool(shaded_text))
     title += wrap_text(target, TITLE_ROOM, 2, parts.measure(HEADING))
     centre, message = left + PANEL_WIDTH // 2, []
     upper, lower = picture.top, picture.bottom

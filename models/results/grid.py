@@ -195,12 +195,7 @@ def _by_method(results) -> bool:
 def _grid_title(results, words) -> str:
     first = results[0]
     if _by_method(results):
-        name, text = first.names[first.target], first.texts[first.target]
-        if first.words:  # they stand below
-            target = "" if name == text else name
-        else:
-            target = text if name == text else name + parts.in_brackets([text], words)
-        title = words["methods"].format(drawable(target))
+        title = words["methods"].format(parts.class_title(first, first.target, words))
     else:
         title = words["heatmap"].format(first.label) + parts.in_brackets(first.details(words), words)
     return title + (words["contrast"] if first.question.contrast > 0 else "")

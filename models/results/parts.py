@@ -197,11 +197,16 @@ def in_brackets(details: Sequence[str], words: dict) -> str:
 
 
 def class_title(result, index: int, words: dict) -> str:
-    """A class's name, and in brackets its description, or of how many it is the mean; `words`: with FOOTER_WORDS."""
+    """A class's name, and in brackets its description unless its words stand below, or of how many it is the mean.
+
+    `words`: with FOOTER_WORDS.
+    """
     name, text = result.names[index], result.texts[index]
-    if isinstance(text, str):
-        return drawable(name if name == text else name + in_brackets([text], words))
-    return drawable(name) + in_brackets([words["descriptions"].format(len(text))], words)
+    if not isinstance(text, str):
+        return drawable(name) + in_brackets([words["descriptions"].format(len(text))], words)
+    if result.words:
+        return "" if name == text else drawable(name)
+    return drawable(name if name == text else name + in_brackets([text], words))
 
 
 def shown_specificities(result) -> list[float | None]:

@@ -21,8 +21,6 @@ from .page import Box, Text, bounds, drawable, moved, text_length, wrap_text
 from .parts import BODY, GREY, HEADING, Note
 
 SHADING_WORDS = {
-    "target alone": "目标文本：",
-    "contrast alone": "对比目标文本：",
     "contribution": "词语对相似度的贡献",
     "contrast contribution": "词语对“不同于其他文本”的贡献",
     "for": "支持",
