@@ -13,7 +13,20 @@ import numpy as np
 from ..explain.faithfulness import Faithfulness
 from . import parts
 from .outlines import draw_outlines
-from .page import ASCENT, DESCENT, Box, Drawing, Picture, Text, bounds, drawable, moved, text_length, wrap_text
+from .page import (
+    ASCENT,
+    DESCENT,
+    Box,
+    Drawing,
+    Picture,
+    Text,
+    bounds,
+    columns_of,
+    drawable,
+    moved,
+    text_length,
+    wrap_text,
+)
 from .parts import BODY, FOOTER_WORDS, GREY, HEADING, MARGIN, PAGE_WIDTH, TITLE, WARNING
 from .shading import (
     MOST_DESCRIPTIONS,
@@ -25,6 +38,7 @@ from .shading import (
     shaded_lines,
     shaded_text,
     shading_notes,
+    strongest_descriptions,
     text_with_legend,
 )
 
@@ -110,9 +124,9 @@ def draw_grid(results, overlays: list[np.ndarray], lang: str = "zh", has_marks: 
     image_height, image_width = first.pixels.shape[:2]
     is_tested = any(tested is not None for result in results for tested in result.tested)
     details = 2 + max(len(_measured(pair, words)) + (2 if pair[0].also else 0) for pair in results.pairs())
-    shaded_of = partial(_shaded_tiles, results)
-    tiles = arrange_tiles(1 + len(overlays), image_width, image_height, details, lambda w: _height_of(shaded_of(w), w))
-    shaded, of_words = shaded_of(tiles.width), Scale.of(first)
+    further = partial(_likely_height, _longest_description(results))
+    tiles = arrange_tiles(1 + len(overlays), image_width, image_height, details, further)
+    shaded, of_words = _shaded_tiles(results, tiles.width), Scale.of(first)
     captions = [_original_caption(results, tiles.width, words)]
     captions += [_tile_caption(results, pair, tiles.width, words) for pair in results.pairs()]
     if shaded:
@@ -160,10 +174,20 @@ def _shaded_tiles(results, width: int) -> list[Shaded]:
     return [shaded_text(*text, width, size, MOST_TILE_LINES, 1) for text in zip(texts, first.words)]
 
 
-def _height_of(shaded: list[Shaded], width: int) -> int:
-    """Pixels that the longest of the shaded texts takes below a tile of this width."""
-    lines = max((len(of_description) for text in shaded for of_description in text.descriptions), default=0)
-    return lines * shaded_leading(_caption_sizes(width)[1])
+def _longest_description(results) -> str:
+    """Of those that stand below tiles; none where none does."""
+    first = results[0]
+    if not first.words or _by_method(results):
+        return ""
+    texts = zip((first.texts[target] for target in first.targets), first.words)
+    return max((strongest_descriptions(*text, 1)[0][0] for text in texts), key=columns_of)
+
+
+def _likely_height(description: str, width: int) -> int:
+    """Pixels that a shaded description takes below a tile of this width, about: its lines are seldom quite full."""
+    size = _caption_sizes(width)[1]
+    lines = math.ceil(1.05 * text_length(description, size) / width)
+    return min(lines, MOST_TILE_LINES) * shaded_leading(size)
 
 
 def _with_shaded(caption: list, shaded: Shaded, width: int, peak: float) -> list:
