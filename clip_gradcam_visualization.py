@@ -225,6 +225,7 @@ FLAGS = (
     ),
     ("--no-figure", SWITCH, "不写可视化图"),
     ("--overlay-only", SWITCH, "只写叠加图像"),
+    ("--no-overlay", SWITCH, "不写叠加图像；与 --no-figure 一起时只写结果表和报告"),
     ("--overlay-format", {"choices": OVERLAY_FORMATS}, "叠加图像的格式（默认：与可视化图相同；jpg 写得最快）"),
     (
         "--blend",
@@ -258,6 +259,7 @@ EITHER = (
     ("--target-text-idx", "--all-texts", "--target"),
     ("--target-layer", "--layers"),
     ("--contrast", "--subtract-others"),
+    ("--overlay-only", "--no-overlay"),
     ("--report", "--no-report"),
 )
 
@@ -324,6 +326,8 @@ def check_arguments(args) -> None:
         raise InputError("--panels 需要可视化图，不能与 --no-figure 或 --overlay-only 一起使用")
     if args.anonymous and args.report is False:
         raise InputError("--anonymous 与 --no-report 只能二选一：它说的是报告")
+    if args.no_overlay and args.overlay_format:
+        raise InputError("--no-overlay 与 --overlay-format 只能二选一：后者说的是叠加图像")
     if args.overlay_only and args.save_heatmap:
         raise InputError("--overlay-only 与 --save-heatmap 只能二选一；只是不要可视化图请用 --no-figure")
 
@@ -359,6 +363,7 @@ def output_choice(args) -> OutputChoice:
         args.dpi or FIGURE_DPI,
         args.panels,
         args.figure_format,
+        not args.no_overlay,
     )
 
 
@@ -926,6 +931,8 @@ def run_one(args, question: Question) -> None:
     """One image to its files: the model gives maps at a layer; encoding the files makes heatmaps of them and draws."""
     image_path = args.image_path[0]
     choice = output_choice(args)
+    if choice.is_nothing:
+        raise InputError("没有要写的文件：单张图像请去掉 --no-figure 或 --no-overlay，或加 --save-heatmap 或 --report")
     name = f"clip_gradcam_{Path(image_path).stem}.{choice.figure_format or FIGURE_FORMATS[0]}"
     save_path = Path(args.output_dir) / (args.output_name or name)
     check_output_folder(save_path.parent)

@@ -83,8 +83,9 @@ def test_a_sentence_in_an_exception_of_pythons_is_a_reason():
 def test_threads_of_a_run_speak_as_it_does():
     said = []
     with speaking("en"):
-        run_chunks([1, 2, 3], lambda chunk: [chunk], lambda _: said.append(str(Message("文件夹"))), 2, lambda: None)
-    assert said == ["a folder"] * 3
+        say_it = lambda _: said.append(str(Message("文件夹")))  # noqa: E731
+        run_chunks([1, 2, 3], lambda chunk: [chunk], say_it, say_it, 2, lambda: None)
+    assert said == ["a folder"] * 6
 
 
 def test_why_an_image_cannot_be_read_travels_between_processes_without_a_language(tmp_path):

@@ -57,10 +57,12 @@ def to_heatmap(
 
     1 is the map's own maximum, or `scale` where several maps share one.
     """
-    if is_flat(raw_map):
-        return resize_map(0 * raw_map, size, region)
-    resized = resize_map(raw_map, size, region)
-    return resized / np.float32(scale or np.nanmax(resized))
+    return on_scale(raw_map, resize_map(raw_map, size, region), scale)
+
+
+def on_scale(raw_map: torch.Tensor | np.ndarray, resized: np.ndarray, scale: float | None = None) -> np.ndarray:
+    """`to_heatmap` of a map whose `resize_map` is at hand."""
+    return 0 * resized if is_flat(raw_map) else resized / np.float32(scale or np.nanmax(resized))
 
 
 def flatness(raw_map) -> float:

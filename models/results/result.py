@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..explain.heatmap import TEXT_UNSPECIFIC, is_flat, resize_map, to_heatmap
+from ..explain.heatmap import TEXT_UNSPECIFIC, is_flat, on_scale, resize_map
 from ..explain.methods import METHODS
 from ..explain.question import Question
 from ..explain.words import Word
@@ -26,6 +26,7 @@ from .saving import OutputChoice, check_choice, save_results
 
 WHERE_ONLY = "该文本与图像的相似度靠后，热力图的颜色不说明有没有：它只说明若有会在哪里，有没有请看概率"
 TEXT_FREE = "{} 不看文本：无论问什么，热力图都一样"
+MOST_KEPT = 1 << 23  # numbers of resized maps that are kept: 32 MB
 NOTEBOOK_WIDTH = 1000  # pixels of the page: about a notebook's width on a laptop
 
 
@@ -55,6 +56,7 @@ class ImageResult(NamedTuple):
     name: str | None = None  # the image's file name, without its folders
     colours: Colours = DEFAULT_COLOURS
     words: list[list[Word]] | None = None  # T, what each word of an explained text adds to the similarity
+    kept: Sequence[np.ndarray] = ()  # T, the resized maps; none: they are made each time
 
     def __eq__(self, other) -> bool:
         """Whether all values are the same, those of arrays too; NaN is the same as NaN."""
@@ -70,6 +72,8 @@ class ImageResult(NamedTuple):
 
     def resized_maps(self) -> Iterator[np.ndarray]:
         """[H, W] float32 of each explained text, after the ReLU, in its own unit; NaN where the model saw nothing."""
+        if self.kept:
+            return iter(self.kept)
         return (resize_map(raw_map, self.pixels.shape[:2], self.region) for raw_map in self.maps)
 
     def heatmaps(self) -> Iterator[np.ndarray]:
@@ -78,8 +82,7 @@ class ImageResult(NamedTuple):
         if len(self.targets) > 1:
             drawn = (resized for raw_map, resized in zip(self.maps, self.resized_maps()) if not is_flat(raw_map))
             scale = max((float(np.nanmax(resized)) for resized in drawn), default=None)
-        size = self.pixels.shape[:2]
-        return (to_heatmap(raw_map, size, scale, self.region) for raw_map in self.maps)
+        return (on_scale(raw_map, resized, scale) for raw_map, resized in zip(self.maps, self.resized_maps()))
 
     def overlays(self) -> Iterator[np.ndarray]:
         """RGB float32 [H, W, 3] in [0, 1] of each explained text."""
@@ -255,6 +258,12 @@ class Results(tuple):
     @property
     def lang(self) -> str:
         return self[0].lang
+
+    def keeping(self) -> "Results":
+        """The same with their resized maps at hand for all who need them; as they are where those take much memory."""
+        if sum(len(result.maps) for result in self) * math.prod(self[0].pixels.shape[:2]) > MOST_KEPT:
+            return self
+        return Results(result._replace(kept=tuple(result.resized_maps())) for result in self)
 
     def pairs(self) -> list[tuple[ImageResult, int]]:
         """(result, index into its targets) of each explained text and method."""

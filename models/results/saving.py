@@ -5,6 +5,7 @@ Reads the results themselves: Results of `models.results.result`.
 
 import os
 from collections.abc import Sequence
+from itertools import zip_longest
 from numbers import Integral
 from pathlib import Path
 from typing import NamedTuple
@@ -46,6 +47,12 @@ class OutputChoice(NamedTuple):
     dpi: int = FIGURE_DPI  # of a figure of pixels, within DENSITIES; overlays keep the image's own pixels
     panels: str | None = None  # one of PANELS
     figure_format: str | None = None  # of FIGURE_FORMATS, where the figure's name has no suffix; None: PNG
+    overlay: bool = True
+
+    @property
+    def is_nothing(self) -> bool:
+        """Whether no file is written."""
+        return not (self.figure or self.overlay or self.heatmap)
 
 
 CHOICES = {
@@ -74,7 +81,7 @@ class OutputFiles(NamedTuple):
     """The files of an image, whole, in memory."""
 
     figure: Path | None
-    overlays: list[Path]  # T
+    overlays: list[Path]  # T or none
     heatmaps: list[Path]  # T or none: float32 [H, W], and [h, w] at the layer
     layer_heatmaps: list[Path]
     contents: dict[Path, bytes]
@@ -85,12 +92,15 @@ def encode_outputs(results, save_path: str | os.PathLike, choice: OutputChoice) 
     """Make the heatmaps, draw and encode every file of an image: the figure at `save_path`, the others beside it."""
     figure_path = figure_file(save_path, choice.figure_format)
     marks = file_marks(results)
-    overlays = [overlay_path(figure_path, mark, choice.overlay_format) for mark in marks]
+    overlays = [overlay_path(figure_path, mark, choice.overlay_format) for mark in marks if choice.overlay]
     files = OutputFiles(figure_path if choice.figure else None, overlays, [], [], {})
     shown, side = [], _tile_side(figure_path, choice.dpi)
-    for path, (heatmap, overlay) in zip(overlays, results.drawn()):
-        files.contents[path] = encode_image(overlay, path.suffix)
-        shown.append(for_figure(heatmap, overlay, len(overlays) == 1, side))
+    drawn = results.drawn() if choice.figure or choice.overlay else ()
+    for (heatmap, overlay), path in zip_longest(drawn, overlays):
+        if path is not None:
+            files.contents[path] = encode_image(overlay, path.suffix)
+        if choice.figure:
+            shown.append(for_figure(heatmap, overlay, len(marks) == 1, side))
     arrays = {  # kind: (paths, maps)
         "heatmap": (files.heatmaps, (resized for result in results for resized in result.resized_maps())),
         "heatmap_layer": (files.layer_heatmaps, (np.maximum(raw, 0) for result in results for raw in result.maps)),
@@ -120,11 +130,13 @@ def _tile_side(figure: Path, dpi: int) -> int:
 def save_results(results, save_path: str | os.PathLike, choice: OutputChoice | None = None) -> list[Path]:
     """Write the figure at `save_path` and an overlay of each explained text beside it; returns the paths.
 
-    InputError, in the results' language, for a choice that there is not, or where nothing can be written.
+    InputError, in the results' language, for a choice that there is not or of no file, or where nothing can be written.
     """
     choice = choice or OutputChoice()
     with speaking(results.lang):
         check_choice(choice)
+        if choice.is_nothing:
+            raise InputError("没有要写的文件：figure、overlay 和 heatmap 至少要一样")
         contents = encode_outputs(results, save_path, choice).contents
         write_files(contents)
     return list(contents)

@@ -105,7 +105,7 @@ def _is_record(record, texts: int) -> bool:
         and all(_is_row(row, record["image"], texts) for row in rows)
         and isinstance(files, dict)
         and all(type(size) is int for size in files.values())
-        and (bool(files) if "error" not in record else isinstance(error, str))
+        and ("error" not in record or isinstance(error, str))
         and isinstance(record.get("error" + ENGLISH), (str, type(None)))
         and (record.get("case") is None or all(can_be_evaluated(row, texts) for row in rows))
         and isinstance(record.get("case"), (str, type(None)))

@@ -13,6 +13,7 @@ import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from ..cases.annotations import read_annotations
 from ..errors import InputError, print_error, reason, say
@@ -35,6 +36,14 @@ from .reporting import ReportChoice, write_report
 from .sharing import ChunkSize, Ranks, chunks_to_do, claimed, run_chunks
 from .state import Part, RunState
 from .tables import in_both_languages, name_below, table_rows
+
+
+class Finished(NamedTuple):
+    """An image that only has to be written."""
+
+    image: PlannedImage
+    contents: dict[Path, bytes]  # its files; none where it failed
+    record: dict  # its line in the part
 
 
 class Run:
@@ -74,8 +83,8 @@ class Run:
             first = decoded.index * size.batch
             return self.start(decoded, plan[first : first + len(decoded.pixels)])
 
-        def finish(task):
-            record = self.record(*task)
+        def keep(finished):
+            record = self.keep(finished)
             part.append(record)
             progress.advance("error" in record)
 
@@ -84,7 +93,7 @@ class Run:
             part = Part(file)
             try:
                 loader = make_loader(self.dataset, chunks, size.num_workers)
-                run_chunks(loader, start, finish, size.threads, one_thread)
+                run_chunks(loader, start, lambda task: self.finish(*task), keep, size.threads, one_thread)
             except RuntimeError as error:
                 if not is_lost_worker(error):
                     raise
@@ -128,14 +137,13 @@ class Run:
             self.own.explainer = self.explainer.twin()
         return self.own.explainer(images, targets)
 
-    def record(self, image: PlannedImage, pixels, maps: list[ImageMaps] | Message | str) -> dict:
-        """Write an image's files; returns its line in the part. A bad image is its reason, never the end of the run."""
-        folder = self.state.folder
-        of_case = {} if image.case is None else {"case": image.case}
+    def finish(self, image: PlannedImage, pixels, maps: list[ImageMaps] | Message | str) -> Finished:
+        """An image's files and its line in the part. A bad image is its reason, never the end of the run."""
+        folder, of_case = self.state.folder, {}
         try:
             if not isinstance(maps, list):
                 raise InputError(maps)
-            results = self.explainer.result(pixels, maps, file_name(image.path))
+            results = self.explainer.result(pixels, maps, file_name(image.path)).keeping()
             truth = self.truth(image, pixels.shape[:2])
             if truth is not None and self.choice.figure:
                 results = truth.outlined(results)
@@ -143,19 +151,31 @@ class Run:
             files = encode_outputs(results, figure, self.choice)
             rows = table_rows(results, files, image.path, folder, self.run_columns, truth)
             contents = files.contents | self.card(image, results, truth)
-            write_files(contents, durable=True, staging=self.state.staging, within=folder)
+            if truth is not None:
+                of_case = {"case": image.case, "labels": truth.labels, "coverages": truth.packed_coverages(rows)}
         except Exception as error:
-            if getattr(error.__cause__, "errno", None) in NO_USE_GOING_ON:
-                raise
-            if not isinstance(error, InputError):
-                error = InputError("{}: {}", type(error).__name__, reason(error))
-            why = in_both_languages("error", error)
-            row = {"image": image.path, **self.run_columns, **why}
-            return {"image": image.path, "files": {}, "rows": [row], **why, **of_case}
+            return self.failed(image, error)
         sizes = {name_below(folder, path): len(data) for path, data in contents.items()}
-        if truth is not None:
-            of_case |= {"labels": truth.labels, "coverages": truth.packed_coverages(rows)}
-        return {"image": image.path, "files": sizes, "rows": rows, **of_case}
+        return Finished(image, contents, {"image": image.path, "files": sizes, "rows": rows, **of_case})
+
+    def keep(self, finished: Finished) -> dict:
+        """Write the files of a finished image; returns its line."""
+        try:
+            write_files(finished.contents, durable=True, staging=self.state.staging, within=self.state.folder)
+        except Exception as error:
+            return self.failed(finished.image, error).record
+        return finished.record
+
+    def failed(self, image: PlannedImage, error: Exception) -> Finished:
+        """An image that an error leaves without files; the error itself where the others would meet it too."""
+        if getattr(error.__cause__, "errno", None) in NO_USE_GOING_ON:
+            raise error
+        if not isinstance(error, InputError):
+            error = InputError("{}: {}", type(error).__name__, reason(error))
+        why = in_both_languages("error", error)
+        row = {"image": image.path, **self.run_columns, **why}
+        of_case = {} if image.case is None else {"case": image.case}
+        return Finished(image, {}, {"image": image.path, "files": {}, "rows": [row], **why, **of_case})
 
     def card(self, image: PlannedImage, results: Results, truth: Truth | None) -> dict[Path, bytes]:
         """The file that the report shows an image from; none where there is to be no report."""

@@ -27,6 +27,7 @@ SETTINGS_IN_CHINESE = {
     "blend": "--blend",
     "alpha": "--alpha",
     "figure": Message("--no-figure 或 --overlay-only"),
+    "overlay": "--no-overlay",
     "dpi": "--dpi",
     "panels": "--panels",
     "figure_format": "--figure-format",

@@ -143,23 +143,33 @@ def claimed(chunks: Sequence[int], ranks: Ranks) -> Iterator[int]:
 
 
 def run_chunks(
-    chunks: Iterable, start: Callable, finish: Callable, threads: int, prepare_thread: Callable[[], None]
+    chunks: Iterable,
+    start: Callable,
+    finish: Callable,
+    keep: Callable,
+    threads: int,
+    prepare_thread: Callable[[], None],
 ) -> None:
     """Threads that take chunks through `start` and each of its results through `finish`, beside each other.
 
-    `start(chunk)` returns a list of results. At most one chunk per thread and one more are under way, so memory stays
-    as it is however many there are. Returns when the last result is finished; an exception ends the run and is raised.
+    `start(chunk)` returns a list of results. What `finish` gives goes to `keep` in as many threads of their own, which
+    wait for the disk while these work on. At most one chunk per thread and one more are under way, so memory stays as
+    it is however many there are. Returns when the last result is kept; an exception ends the run and is raised.
     What is said in them is said in the language of here.
     """
     executor = ThreadPoolExecutor(threads, initializer=prepare_thread)
+    keepers = ThreadPoolExecutor(threads)
     under_way: deque[Future] = deque()  # of chunks: each gives the futures of its results
 
     def begin(chunk):
-        return [executor.submit(copy_context().run, finish, result) for result in start(chunk)]
+        return [executor.submit(copy_context().run, end, result) for result in start(chunk)]
+
+    def end(result):
+        return keepers.submit(copy_context().run, keep, finish(result))
 
     def settle(chunk: Future):
         for result in chunk.result():
-            result.result()
+            result.result().result()
 
     try:
         for chunk in chunks:  # the next one is decoded while the others are under way
@@ -171,3 +181,4 @@ def run_chunks(
             settle(under_way.popleft())
     finally:
         executor.shutdown(cancel_futures=True)
+        keepers.shutdown(cancel_futures=True)

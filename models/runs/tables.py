@@ -18,7 +18,7 @@ import numpy as np
 
 from ..errors import escape_unprintable
 from ..evaluation.summary import CASES
-from ..explain.heatmap import flatness, is_flat, resize_map
+from ..explain.heatmap import flatness, is_flat
 from ..explain.words import Word
 from ..images.preprocessing import Region
 from ..messages import Joined, Message
@@ -37,12 +37,15 @@ def table_rows(
     `image`: the path as it was found; files are named relative to `folder`; `run`: what is the same in all rows;
     `truth`: what the heatmaps are held against, None where there is no list of cases.
     """
-    paths = zip_longest(files.overlays, files.heatmaps, files.layer_heatmaps)
+    resized_maps = (resized for result in results for resized in result.resized_maps())
+    pairs = zip(results.pairs(), resized_maps)
     rows = []
-    for (result, index), (overlay, heatmap, layer_heatmap) in zip(results.pairs(), paths):
+    for of_pair, *paths in zip_longest(pairs, files.overlays, files.heatmaps, files.layer_heatmaps):
+        ((result, index), resized), (overlay, heatmap, layer_heatmap) = of_pair, paths
         names = {"figure": files.figure, "overlay": overlay, "heatmap": heatmap, "layer_heatmap": layer_heatmap}
         names = {kind: name_below(folder, path) for kind, path in names.items()}
-        rows.append({"image": image, **_row_of_result(result), **_row_of_text(result, index, truth), **names, **run})
+        of_text = _row_of_text(result, index, resized, truth)
+        rows.append({"image": image, **_row_of_result(result), **of_text, **names, **run})
     return rows
 
 
@@ -68,13 +71,12 @@ def _row_of_result(result: ImageResult) -> dict:
     }
 
 
-def _row_of_text(result: ImageResult, index: int, truth: Truth | None) -> dict:
-    """The columns of one explained text."""
+def _row_of_text(result: ImageResult, index: int, resized: np.ndarray, truth: Truth | None) -> dict:
+    """The columns of one explained text, whose map is `resized` to the image."""
     target, specificity = result.targets[index], result.specificities[index]
     tested = result.tested[index]
-    raw_map, size = result.maps[index], result.pixels.shape[:2]
-    resized = resize_map(raw_map, size, result.region)
-    measured, notes = measure_map(raw_map, resized, result.geometry), [*result.cautions, *result.notes()[index]]
+    measured = measure_map(result.maps[index], resized, result.geometry)
+    notes = [*result.cautions, *result.notes()[index]]
     if truth is not None:
         peak = None if measured["peak_x"] is None else (measured["peak_x"], measured["peak_y"])
         columns = truth.columns(resized, peak, target, result.predicted)
@@ -122,9 +124,14 @@ def measure_map(raw_map: np.ndarray, resized: np.ndarray, region: Region) -> dic
     return {
         "peak_x": None if flat else int(np.clip(x, 0, width - 1)),
         "peak_y": None if flat else int(np.clip(y, 0, height - 1)),
-        "area_above_half": None if flat else rounded((resized > 0.5 * np.nanmax(resized)).mean()),
+        "area_above_half": None if flat else rounded(_share_above_half(resized)),
         "flatness": rounded(flatness(raw_map)),
     }
+
+
+def _share_above_half(resized: np.ndarray) -> float:
+    """Of the pixels; counted, which takes a third of the time of a mean."""
+    return np.count_nonzero(resized > 0.5 * np.nanmax(resized)) / resized.size
 
 
 def in_both_languages(name: str, message: Message | None) -> dict[str, str | None]:

@@ -181,6 +181,8 @@ def saved_as_before(result, path, **choice):
         ("a", {"lang": "en", "overlay_format": "webp"}),
         ("a.jpg", {"heatmap": "layer", "figure": False}),
         ("a.pdf", {"heatmap": "all"}),
+        ("a.png", {"overlay": False}),
+        ("a.png", {"overlay": False, "figure": False, "heatmap": "layer"}),
     ],
     ids=str,
 )
@@ -225,6 +227,7 @@ def test_a_notebook_shows_a_wide_figure_1000_pixels_wide_and_widens_none(size, i
         ({"heatmap": "layers"}, "heatmap 不能是 'layers'；最接近的是 layer；可用 all、layer"),
         ({"overlay_format": "tif"}, "overlay_format 不能是 'tif'；可用 png、jpg、webp"),
         ({"lang": "fr"}, "lang 不能是 'fr'；可用 zh、en"),
+        ({"figure": False, "overlay": False}, "没有要写的文件：figure、overlay 和 heatmap 至少要一样"),
     ],
 )
 def test_a_choice_that_there_is_not_writes_nothing(choice, problem, tmp_path):

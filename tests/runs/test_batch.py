@@ -69,17 +69,25 @@ def test_every_result_is_finished_once_and_few_chunks_are_under_way(threads):
 
     def finish(result):
         time.sleep(0.001)
+        return result, threading.get_ident()
+
+    def keep(finished):
+        time.sleep(0.001)
+        result, thread = finished
+        assert thread in prepared and threading.get_ident() not in prepared
         with lock:
             live.discard(result)
             done.append(result)
 
-    run_chunks(chunks(), results_of, finish, threads, lambda: prepared.append(threading.get_ident()))
+    run_chunks(chunks(), results_of, finish, keep, threads, lambda: prepared.append(threading.get_ident()))
     assert sorted(done) == [result for chunk in range(40) for result in results_of(chunk)]
     assert max(most) <= threads + 1 and not live
     assert 1 <= len(prepared) == len(set(prepared)) <= threads and threading.get_ident() not in prepared
 
 
-@pytest.mark.parametrize("where, threads", [("start", 1), ("start", 2), ("finish", 1), ("finish", 2), ("chunks", 1)])
+@pytest.mark.parametrize(
+    "where, threads", [("start", 1), ("start", 2), ("finish", 1), ("finish", 2), ("keep", 1), ("chunks", 1)]
+)
 @pytest.mark.parametrize("error", [ValueError("kaputt"), KeyboardInterrupt()])
 def test_the_first_failure_ends_the_run_and_is_raised(where, threads, error):
     reached, before = [], threading.active_count()
@@ -92,5 +100,7 @@ def test_the_first_failure_ends_the_run_and_is_raised(where, threads, error):
 
     chunks = (fail_at("chunks", i) for i in range(10_000))
     with pytest.raises(type(error)):
-        run_chunks(chunks, lambda chunk: [fail_at("start", chunk)], lambda r: fail_at("finish", r), threads, bool)
+        steps = (lambda value, place=place: fail_at(place, value) for place in ("start", "finish", "keep"))
+        start, finish, keep = steps
+        run_chunks(chunks, lambda chunk: [start(chunk)], finish, keep, threads, bool)
     assert max(reached) < 100 and threading.active_count() == before

@@ -36,6 +36,8 @@ import clip_gradcam_visualization as script
 from clip_gradcam_visualization import main
 from models.errors import InputError
 from models.explain.heatmap import resize_map
+from models.results import result as result_of_image
+from models.results.result import Results
 from models.runs import run as folder_run
 
 TREE = ["data/000.png", "data/001.png", "data/b/c/000.png", "data/左 侧/000.png", "data/左 侧/001.png"]
@@ -204,6 +206,8 @@ def test_the_heatmap_as_an_array(run, clip, images):
         (["--no-figure"], "_overlay.png"),
         (["--no-figure", "--save-heatmap"], "_heatmap.npy _heatmap_layer.npy _overlay.png"),
         (["--no-figure", "--save-heatmap", "layer"], "_heatmap_layer.npy _overlay.png"),
+        (["--no-overlay"], ".png"),
+        (["--no-overlay", "--no-figure", "--save-heatmap", "layer"], "_heatmap_layer.npy"),
         (["--all-texts"], ".png _overlay_0.png _overlay_1.png _overlay_2.png"),
         (["--save-heatmap", "--target-text-idx", "0", "1"],
          ".png _heatmap_0.npy _heatmap_1.npy _heatmap_layer_0.npy _heatmap_layer_1.npy _overlay_0.png _overlay_1.png"),
@@ -323,6 +327,30 @@ def test_resuming_does_what_is_missing_only(home, run, capsys, monkeypatch):
     assert sorted(drawn) == ["clip_gradcam_000.png", "clip_gradcam_001.png"] and contents("out") == before
     write_images(home / "data", 1, start=7)
     assert len(run("--resume", "--batch-size", "3")) == 6 and drawn[2:] == ["clip_gradcam_007.png"]
+
+
+def test_a_run_without_any_file_has_its_tables_and_is_resumed(run, monkeypatch, capsys):
+    flags = ["--all-texts", "--no-figure", "--no-overlay", "--no-report"]
+    written, rows = run("--all-texts", output="written"), run(*flags)
+    assert files("out") == ["results.csv", "results.jsonl"]
+    assert rows == [{**row, "figure": None, "overlay": None} for row in written]
+    monkeypatch.setattr(script.Explainer, "__call__", None)
+    capsys.readouterr()
+    assert run(*flags, "--resume") == rows
+    assert "完成 0 张（另有 5 张此前已完成）" in capsys.readouterr().out
+    run(*flags[:2], "--no-report", "--resume", code=2)
+    assert "--no-overlay（上次 False，这次 True）" in capsys.readouterr().err
+
+
+def test_maps_at_hand_make_the_same_files_and_rows_as_maps_made_each_time(run, monkeypatch):
+    flags, kept = ["--all-texts", "--save-heatmap", "--overlay-format", "jpg"], []
+    genuine = Results.keeping
+    monkeypatch.setattr(Results, "keeping", lambda self: kept.append(genuine(self)[0].kept) or genuine(self))
+    run(*flags)
+    before = contents("out")
+    monkeypatch.setattr(result_of_image, "MOST_KEPT", 3 * 24 * 32 - 1)
+    run(*flags)
+    assert contents("out") == before and [len(maps) for maps in kept] == [3] * 5 + [0] * 5
 
 
 @pytest.mark.parametrize(

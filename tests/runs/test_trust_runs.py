@@ -241,10 +241,7 @@ def with_case(**values):
 ODD_RECORDS = [
     *({key: GOOD[key] for key in GOOD if key != left_out} for left_out in GOOD),
     *({"image": 3}, {}, {"error": 3}, changed(image=["data/a.png"]), changed(error=3), changed(error=None)),
-    *(
-        changed(files=files)
-        for files in (None, {}, [], 3, {"a": "3"}, {"a": None}, {"a": [3]}, {"a": True}, {"a": 0.5})
-    ),
+    *(changed(files=files) for files in (None, [], 3, {"a": "3"}, {"a": None}, {"a": [3]}, {"a": True}, {"a": 0.5})),
     *(changed(rows=odd) for odd in (None, [], {}, "x", 3, [3], [None], [[]], ["x"], [{}], [{"image": "data/b.png"}])),
     *(with_row(probabilities=odd) for odd in (None, 3, [], [0.5], ["a", "b"], [[], {}], [0.5] * 10**6)),
     *(with_row(similarity=odd) for odd in ([], {}, [[[]]], "0.5", 10**400, -1e40)),
@@ -268,7 +265,8 @@ def test_a_line_that_is_a_record():
     words = [], [["骨", 0.1], ["折", None]], [[["骨", 0.1]], []], [[]], None
     with_words = [with_row(words=of_row) for of_row in words]
     of_case = with_case(annotated=1, distance=None), FAILED | {"case": "d"}
-    for record in (GOOD, FAILED, with_row(warning=None, contrast=0.0, width=10**30), *of_case, *with_words):
+    no_files, wide = changed(files={}), with_row(warning=None, contrast=0.0, width=10**30)
+    for record in (GOOD, no_files, FAILED, wide, *of_case, *with_words):
         assert record_of(json_line(record).encode(), texts=2) == record
     assert record_of(json_line(GOOD).encode(), texts=3) is None
     for line in (*ODD_JSON, "[1", "\x80", '{"image": NaN}', json.dumps(GOOD).replace("0.5", "Infinity")):

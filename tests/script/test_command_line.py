@@ -343,6 +343,9 @@ REFUSED = {
     "+ --dpi 1201": "--dpi 1200 1201",
     "+ --panels letters": "--panels letters marks files",
     "+ --panels --no-figure": "--panels --no-figure",
+    "+ --overlay-only --no-overlay": "--no-overlay --overlay-only",
+    "+ --overlay-format jpg --no-overlay": "--no-overlay --overlay-format",
+    "+ --no-figure --no-overlay": "--no-figure --no-overlay",
 }
 
 
@@ -425,7 +428,7 @@ GUIDE = {
     "--subtract-others": "从三个文本起", "--save-heatmap": "float32", "--no-figure": "不写",
     "--overlay-only": "只写", "--overlay-format": "与可视化图相同", "--blend": "heat（默认）",
     "--colormap": "plasma；--blend constant 时 jet", "--alpha": "0.5；--blend constant 时 0.4", "--resume": "上次",
-    "--report": "2 到 2000 张", "--no-report": "不写", "--anonymous": "report_key.csv",
+    "--no-overlay": "结果表和报告", "--report": "2 到 2000 张", "--no-report": "不写", "--anonymous": "report_key.csv",
     "--batch-size": "默认：CPU 至多 8", "--num-workers": "核数的一半", "--no-text-cache": "缓存", "--cpu": "CPU",
 }  # fmt: skip
 
