@@ -186,10 +186,11 @@ def with_tensor(output, tensor: torch.Tensor):
 
 def gradients_of(score: torch.Tensor, activations: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """d score / d each of the activations in float32; zeros where the score does not depend on them."""
-    zeros = [torch.zeros_like(tensor, dtype=torch.float32) for tensor in activations]
-    if not score.requires_grad:
-        return zeros
-    scale = half_precision_scale(activations[0])
-    scaled = torch.full_like(score, scale)
-    gradients = torch.autograd.grad(score, activations, scaled, retain_graph=True, allow_unused=True)
-    return [zero if g is None else g.float() / scale for zero, g in zip(zeros, gradients)]
+    gradients, scale = [None] * len(activations), half_precision_scale(activations[0])
+    if score.requires_grad:
+        scaled = torch.full_like(score, scale)
+        gradients = torch.autograd.grad(score, activations, scaled, retain_graph=True, allow_unused=True)
+    return [
+        torch.zeros_like(tensor, dtype=torch.float32) if g is None else g.float() if scale == 1 else g.float() / scale
+        for tensor, g in zip(activations, gradients)
+    ]

@@ -137,8 +137,8 @@ def without_rounding(maps, A, g) -> tuple:
     At some layers the terms g_k A_k cancel exactly: the positions of a block's output that is read through a norm
     alone, say. Brought to its maximum such a rest would look like any heatmap.
     """
-    cancelled = maps.abs().amax((1, 2)) <= ROUNDING * (A * g).abs().sum(1).amax((1, 2))
-    peaks = g.abs().amax((1, 2, 3))
+    cancelled = maps.abs().amax((1, 2)) <= ROUNDING * (A * g).abs_().sum(1).amax((1, 2))
+    peaks = torch.maximum(g.amax((1, 2, 3)), -g.amin((1, 2, 3)))  # |g| would be a tensor more
     return maps.where(~cancelled[:, None, None], maps.new_zeros(())), peaks.where(~cancelled, peaks.new_zeros(()))
 
 

@@ -103,13 +103,17 @@ def overlay_levels(pixels: np.ndarray, heatmap: np.ndarray, colours: Colours = D
         return cv2.addWeighted(coloured(heatmap, colours.colormap), alpha, pixels, 1 - alpha, 0)
     paint, kept = _shares(colours)
     levels = _levels(heatmap)
-    image = cv2.multiply(pixels, cv2.applyColorMap(levels, kept), scale=1 / 255)
+    shares = cv2.merge([cv2.LUT(levels, kept)] * 3)  # half the time of a table of three
+    image = cv2.multiply(pixels, shares, scale=1 / 255)
     return cv2.add(image, cv2.applyColorMap(levels, paint))
 
 
 @lru_cache(maxsize=8)
 def _shares(colours: Colours) -> tuple[np.ndarray, np.ndarray]:
-    """Of each level: what is added of its colour, and how many 255ths of the image are kept; uint8 [256, 1, 3]."""
-    kept = np.rint(255 * (1 - colours.opacity))[:, None, None].repeat(3, 2)
-    paint = (255 - kept) / 255 * colour_table(COLORMAPS[colours.colormap])
+    """Of each level: what is added of its colour, and how many 255ths of the image are kept.
+
+    uint8 [256, 1, 3] and [256].
+    """
+    kept = np.rint(255 * (1 - colours.opacity))
+    paint = ((255 - kept) / 255)[:, None, None] * colour_table(COLORMAPS[colours.colormap])
     return np.rint(paint).astype(np.uint8), kept.astype(np.uint8)
