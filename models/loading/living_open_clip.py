@@ -21,7 +21,9 @@ from ..towers.published import CLASS_TOKEN, CNN, ImageTower, PretrainedCLIP, Vis
 from ..weights.hub import as_input_error
 from ..weights.modules import assign_weights, give_buffers_values, unwrapped
 from ..weights.openai_names import translate
+from ..weights.timm_names import network_of
 from .agreement import check_embedding, check_pixels, follow, once, refuse_changed
+from .open_clip import TimmKind, timm_tower
 from .openai import INTERPOLATIONS, Settings, vision_config
 from .processors import Processor, three
 
@@ -29,7 +31,7 @@ HOW = Message(
     "请给出 processor=(preprocess, tokenizer)：open_clip.create_model_and_transforms 的最后一项和 "
     "open_clip.get_tokenizer(名称)，或 clip.load 的 preprocess 和 clip.tokenize"
 )
-SUPPORTED = Message("OpenAI 的 ViT 和 ResNet（RN50 等）以及 open_clip 中同样结构的模型")
+SUPPORTED = Message("OpenAI 的 ViT 和 ResNet（RN50 等）、open_clip 中同样结构的模型和 timm 的 ViT")
 
 
 def build(network: nn.Module, processor, needs_tokenizer: bool) -> PretrainedCLIP:
@@ -84,8 +86,23 @@ def resnet(visual: nn.Module, weights: Mapping) -> tuple[str, ImageTower]:
     return CNN, ImageTower(build_clip_resnet(inner, pool.k_proj.out_features // pool.num_heads))
 
 
+def timm_trunk(visual: nn.Module, weights: Mapping) -> tuple[str, ImageTower]:
+    """A vision transformer of timm."""
+    block, network = visual.trunk.blocks[0], network_of(weights)
+    if network is None:
+        raise CheckpointError("图像塔的权重既没有类别词元也没有注意力池化")
+    kind = TimmKind("", block.norm1.eps, _activation(block.mlp.act))
+    side = visual.trunk.patch_embed.img_size[0]
+    family, tower = timm_tower(dict(weights), network, kind, block.attn.num_heads, side)
+    return family, tower.to(visual.trunk.norm.weight.device)
+
+
 # a weight that only one kind of image tower has -> (the tower, its weights as in a file) -> (encoder's name, our tower)
-IMAGE_TOWERS = {"class_embedding": vision_transformer, "attnpool.positional_embedding": resnet}
+IMAGE_TOWERS = {
+    "class_embedding": vision_transformer,
+    "attnpool.positional_embedding": resnet,
+    "trunk.pos_embed": timm_trunk,
+}
 
 
 def image_tower(visual: nn.Module) -> tuple[str, ImageTower]:
@@ -101,15 +118,22 @@ def image_tower(visual: nn.Module) -> tuple[str, ImageTower]:
     return family, tower.eval()
 
 
-ACTIVATIONS = {"QuickGELU": "quick_gelu", "GELU": "gelu"}
+# class of an activation, how GELU is approximated -> the name that transformers has for it
+ACTIVATIONS = {
+    ("QuickGELU", "none"): "quick_gelu",
+    ("GELU", "none"): "gelu",
+    ("GELU", "tanh"): "gelu_pytorch_tanh",
+    ("GELUTanh", "none"): "gelu_pytorch_tanh",
+}
 
 
 def _activation(module: nn.Module) -> str:
     """An activation in the words of transformers."""
-    name = type(module).__name__
-    if name not in ACTIVATIONS or getattr(module, "approximate", "none") != "none":
-        raise InputError("图像编码器的激活函数 {} 不受支持；支持：{}", module, Joined("、", ACTIVATIONS))
-    return ACTIVATIONS[name]
+    kind = type(module).__name__, getattr(module, "approximate", "none")
+    if kind not in ACTIVATIONS:
+        names = dict.fromkeys(name for name, _ in ACTIVATIONS)
+        raise InputError("图像编码器的激活函数 {} 不受支持；支持：{}", module, Joined("、", names))
+    return ACTIVATIONS[kind]
 
 
 # ---------------------------------------------------------------------------------------------

@@ -207,6 +207,13 @@ def _timm_tower(weights: dict, config: OpenClipConfig) -> tuple[str, ImageTower]
     pool = config.vision.get("timm_pool", "")
     if network is None or (pool and (pool == "map") != (network == "SiglipVision")):
         raise CheckpointError("图像塔的权重既没有类别词元也没有注意力池化，或与 timm_pool {!r} 不符", pool)
+    width = weights[f"{TRUNK}patch_embed.proj.weight"].shape[0]
+    heads = max(1, width // TIMM_HEAD_WIDTHS.get(width, 64))
+    return timm_tower(weights, network, kind, heads, config.image_side)
+
+
+def timm_tower(weights: dict, network: str, kind: TimmKind, heads: int, side: int) -> tuple[str, ImageTower]:
+    """(encoder's name, tower) of timm's weights as transformers' `network`, for images of `side` pixels."""
     ways = ("visual.head.proj",), ("visual.head.mlp.fc1", "visual.head.mlp.fc2"), (f"{TRUNK}head",)
     projection = take_projection(weights, *ways)
     width, channels, patch, _ = weights[f"{TRUNK}patch_embed.proj.weight"].shape
@@ -214,10 +221,10 @@ def _timm_tower(weights: dict, config: OpenClipConfig) -> tuple[str, ImageTower]
         "hidden_size": width,
         "num_channels": channels,
         "patch_size": patch,
-        "image_size": config.image_side,
+        "image_size": side,
         "num_hidden_layers": count_numbers(weights, r"visual\.trunk\.blocks\.(\d+)\."),
         "intermediate_size": len(weights[f"{TRUNK}blocks.0.mlp.fc1.weight"]),
-        "num_attention_heads": max(1, width // TIMM_HEAD_WIDTHS.get(width, 64)),
+        "num_attention_heads": heads,
         "hidden_act": kind.activation,
         "layer_norm_eps": kind.epsilon,
     }

@@ -73,7 +73,7 @@ def described_preprocessing(settings: Mapping, config: Mapping, file: Path | str
 
     `file`: where the settings stand. InputError as `read_preprocessing`.
     """
-    usual, vision = PROCESSOR_OF_MODEL.get(config.get("model_type"), "CLIP"), config.get("vision_config") or {}
+    usual, vision = _usual(config), config.get("vision_config") or {}
     settings = check_fields(settings, FIELDS, file)
     kind = _kind_of(settings) or usual
     preprocessing = _preprocessing({**PROCESSORS.get(kind, _CLIP), **settings}, kind, file)

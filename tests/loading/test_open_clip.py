@@ -6,6 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -15,7 +16,7 @@ from tiny import gradient_picture, load_with_text_features
 from tiny_pretrained import FAMILIES, randomise, write_clip_bpe
 from torch.nn import functional as F
 
-from clip_gradcam_visualization import CLIPGradCAM
+from clip_gradcam_visualization import CLIPGradCAM, explain
 from models.errors import InputError
 from models.loading.load import embed_texts, load_clip_checkpoint
 from models.loading.open_clip import TIMM_HEAD_WIDTHS, kind_of
@@ -463,3 +464,16 @@ def test_features_of_other_settings_are_computed_anew(make, built):  # noqa: F81
     mean_pooled = assert_kept(folder, built)
     change_config(folder, "text_cfg", hf_pooler_type="cls_last_hidden_state_pooler")
     assert not torch.equal(load_with_text_features(folder, TEXTS)[1], mean_pooled)
+
+
+@pytest.mark.parametrize(("image", "text"), PAIRS)
+def test_in_memory_it_is_as_loaded(make, image, text):
+    folder, network = make(image, text)
+    loaded = load_clip_checkpoint(folder)
+    prepare = open_clip.transform.image_transform_v2(open_clip.transform.PreprocessCfg(size=SIDE, **PIXELS), False)
+    options = {"text_features": embed_texts(loaded, TEXTS), "target_text_idx": 1, "use_cuda": False}
+    one = explain(network, gradient_picture(), TEXTS, processor=prepare, **options)
+    other = explain(loaded, gradient_picture(), TEXTS, **options)
+    assert other.maps.any() and one.source == other.source and one.independent == other.independent
+    np.testing.assert_allclose(one.maps, other.maps, rtol=0, atol=1e-5 * abs(other.maps).max())
+    np.testing.assert_allclose(one.probabilities, other.probabilities, rtol=0, atol=1e-6)
