@@ -33,7 +33,7 @@ from models.explain.layers import find_layer, fuse_layers, list_spatial_layers
 from models.explain.methods import gradcam, local_gradcam
 from models.loading.load import embed_texts, load_clip_checkpoint
 from models.loading.processors import read_preprocessing
-from models.towers.published import GREY
+from models.towers.grey import GREY
 
 pytestmark = pytest.mark.filterwarnings("ignore:文本“two dogs")
 
