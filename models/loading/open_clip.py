@@ -25,7 +25,7 @@ from ..towers.published import CNN, ImageTower, PretrainedCLIP, VisionTransforme
 from ..towers.text import TextTower
 from ..towers.tokenizers import TokenizerFiles, find_clip_tokenizer, has_tokenizer, tokenizer_of
 from ..weights.configs import plain_part
-from ..weights.hub import REPOSITORY, SHIPPED_TEXT_ENCODERS, as_input_error, hub_folder, read_json
+from ..weights.hub import REPOSITORY, SHIPPED_TEXT_ENCODERS, as_input_error, hub_folder, quiet, read_json
 from ..weights.layouts import VIT_INTO_TRANSFORMERS_4
 from ..weights.modules import assign_weights, first_names, give_buffers_values
 from ..weights.names import WRAPPER_PREFIX, rename
@@ -71,7 +71,7 @@ def load(content: Content, request: Request, cached: CachedFeatures | None = Non
     config = read_config(path.parent / "open_clip_config.json")
     find_tokenizer = _tokenizer_finder(config, request) if request.text_tower else None
     find_tokenizer = unless_cached(cached, find_tokenizer, config.text, config.model, _settings_of(config, request))
-    with as_input_error(Message("{} 的权重不能组成模型", path)):
+    with as_input_error(Message("{} 的权重不能组成模型", path)), quiet():
         try:
             model = _build(weights, config, request, find_tokenizer)
         except KeyError as error:  # a weight whose shape says how the model is built

@@ -467,6 +467,13 @@ def test_a_resnet_at_another_size(vocabulary, write_checkpoint):
     torch.testing.assert_close(F.normalize(own), F.normalize(expected), rtol=0, atol=1e-5)
 
 
+def test_texts_are_cleaned_as_openais_own_tokenizer_does(vocabulary, write_checkpoint):
+    """basic_clean and whitespace_clean of simple_tokenizer.py, with what ftfy does to single characters."""
+    model = load_clip_checkpoint(write_checkpoint(make_original("vit", vocabulary).state_dict()))
+    tokens = model.text_encoder.tokenize(["Ｔｈｅ  “cat”，&amp;", 'the "cat",&'])["input_ids"]
+    assert torch.equal(*tokens) and len(set(tokens[0].tolist())) > 5
+
+
 # -- heatmaps ---------------------------------------------------------------------------------
 
 
