@@ -123,10 +123,15 @@ def _build(weights: Mapping, config: OpenClipConfig, request: Request, find_toke
 # -- modules of weights -----------------------------------------------------------------------
 
 
+def _on_meta(build: Callable[[], nn.Module]) -> nn.Module:
+    """The module that `build` makes, without memory."""
+    with torch.device("meta"):
+        return build()
+
+
 def _assigned(build: Callable[[], nn.Module], weights: Mapping) -> nn.Module:
     """The module that `build` makes, with these weights and no others."""
-    with torch.device("meta"):
-        module = build()
+    module = _on_meta(build)
     assign_weights(module, weights)
     give_buffers_values(module)
     return module
@@ -239,16 +244,11 @@ def _vision_tower(name: str, sizes: Mapping, weights: Mapping, projection: nn.Mo
     def build() -> nn.Module:
         return innermost(getattr(transformers, f"{name}Model")(config, **options), "vision_model")
 
-    if name == "ViT" and not hasattr(build_on_meta(build), "layers"):  # transformers 4
+    if name == "ViT" and not hasattr(_on_meta(build), "layers"):  # transformers 4
         prefix = "image_encoder.backbone."
         weights = {rename(prefix + k, VIT_INTO_TRANSFORMERS_4).removeprefix(prefix): v for k, v in weights.items()}
     tower = VisionTransformerTower(_assigned(build, weights), projection)
     return tower.family, tower
-
-
-def build_on_meta(build: Callable[[], nn.Module]) -> nn.Module:
-    with torch.device("meta"):
-        return build()
 
 
 # -- texts ------------------------------------------------------------------------------------
