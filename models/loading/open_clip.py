@@ -21,7 +21,7 @@ from ..savings import forget
 from ..towers.cleaning import CLEANERS
 from ..towers.clip_resnet import build_clip_resnet
 from ..towers.open_clip_text import OpenClipTextTower
-from ..towers.published import CNN, ImageTower, PretrainedCLIP, VisionTransformerTower, innermost
+from ..towers.published import CNN, ImageTower, PretrainedCLIP, VisionTransformerTower, check_alike, innermost
 from ..towers.text import TextTower
 from ..towers.tokenizers import TokenizerFiles, find_clip_tokenizer, has_tokenizer, tokenizer_of
 from ..weights.configs import plain_part
@@ -110,6 +110,7 @@ def _build(weights: Mapping, config: OpenClipConfig, request: Request, find_toke
         raise CheckpointError("其中没有 logit_bias，而 {} 说有：二者不是一套文件", config.file.name)
     family, tower = build_image_tower(visual, config)
     preprocessing = open_clip_preprocessing(config.preprocess, config.image_side, request.img_size)
+    check_alike(tower, preprocessing)
     cautions = text_cautions(texts, config, request) if request.text_tower else []
     text_tower = None if find_tokenizer is None else build_text_tower(texts, config, request, find_tokenizer)
     model = PretrainedCLIP(family, tower, text_tower, weights["logit_scale"], bias, preprocessing).eval()

@@ -281,12 +281,17 @@ def towers_over(
     vision, family = vision_of(network)
     tower = WindowTower if family == WINDOWS else VisionTransformerTower
     image_tower = tower(vision, getattr(network, "visual_projection", nn.Identity()))
-    if image_tower.channels == 1 and not preprocessing.alike_in_channels:
-        raise InputError("模型的输入是 1 个通道，它的 image_mean 和 image_std 却有三个不同的值")
+    check_alike(image_tower, preprocessing)
     padded = hasattr(innermost(unwrapped(network.text_model), "text_model"), "head")  # SigLIP's
     text_tower = build_text_tower(network, find_tokenizer, padded, first_token)
     bias = getattr(network, "logit_bias", None)
     return PretrainedCLIP(family, image_tower, text_tower, network.logit_scale, bias, preprocessing)
+
+
+def check_alike(tower: ImageTower, preprocessing: Preprocessing) -> None:
+    """InputError where a tower of one channel has three normalisations: grey would not be grey after them."""
+    if getattr(tower, "channels", 3) == 1 and not preprocessing.alike_in_channels:
+        raise InputError("模型的输入是 1 个通道，它的 image_mean 和 image_std 却有三个不同的值")
 
 
 def vision_of(network: nn.Module) -> tuple[nn.Module, str]:
