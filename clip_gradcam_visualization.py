@@ -84,6 +84,7 @@ from models.explain.question import (
     target_texts,
 )
 from models.explain.subject import clip_of
+from models.explain.words import ClassWords, words_direction
 from models.heavy import functional as F
 from models.heavy import torch
 from models.images.finding import is_single
@@ -216,6 +217,7 @@ FLAGS = (
         "解释余弦相似度 cosine 还是点积 dot（默认：方法的，给出 --method 时是 cosine）",
     ),
     ("--faithfulness", SWITCH, "检验热力图：按它删除和插入像素，给出曲线下面积与随机图之差"),
+    ("--words", SWITCH, "算出被解释的文本中每个字或词给相似度增加多少（与 --contrast 一起：使它不同于其他文本的词）"),
     ("--list-layers", SWITCH, "列出可作为目标层的层后退出，只需要 --model-path"),
     ("--lang", {"choices": LANGUAGES}, "图、表、帮助和提示的语言：zh 中文（默认），en 英文"),
     (
@@ -341,7 +343,7 @@ def question_of(args) -> Question:
     indices = args.target_text_idx and text_indices(args.target_text_idx, names, "--target-text-idx")
     if args.contrast and len(names) < 2:
         raise InputError("--contrast 至少需要两个类别文本")
-    choices = args.method, args.similarity, args.subtract_others or None, args.faithfulness, args.img_size
+    choices = args.method, args.similarity, args.subtract_others or None, args.faithfulness, args.img_size, args.words
     return question_about(names, texts, "all" if args.all_texts else indices, args.contrast, *choices)
 
 
@@ -391,6 +393,7 @@ def load_from_arguments(args, texts: list[ClassText] | None = None, local_rank: 
         mean=args.mean,
         std=args.std,
         download=args.download,
+        words=args.words,
     )
 
 
@@ -517,8 +520,8 @@ class CLIPGradCAM:
             torch.set_grad_enabled(False)  # the hooks have turned it on
             with through(tower, images):
                 check_embeddings(tower, images, embeddings)
-            texts = self._unit_texts(text_features, embeddings)
-            similarities = self._unit(embeddings) @ texts.T  # [B, K]
+            texts, units = self._unit_texts(text_features, embeddings), self._unit(embeddings)
+            similarities = units @ texts.T  # [B, K]
             targets = target_indices(target_text_idx, similarities)
             forward = ForwardPass(
                 tower, images, captured, embeddings, lambda masked: self._embed(self._to_model(masked))
@@ -528,7 +531,7 @@ class CLIPGradCAM:
                 by_method, compared = self._compared_maps(make, methods, forward, targets, len(texts))
             else:
                 by_method, compared = make(methods, forward, targets=targets), [None] * len(methods)
-        return [TextMaps(*maps, similarities, targets, of_all) for maps, of_all in zip(by_method, compared)]
+        return [TextMaps(*maps, similarities, targets, units, of_all) for maps, of_all in zip(by_method, compared)]
 
     @staticmethod
     def _compared_maps(make, methods, forward, targets, count) -> tuple[list[Maps], list[torch.Tensor]]:
@@ -627,6 +630,7 @@ class Explainer:
         target_layer=None,
         encoder: str | None = None,
         colours: Colours = DEFAULT_COLOURS,
+        class_words: ClassWords | None = None,
     ):
         self.model, self.question, self.colours = clip_of(model), question, colours
         self.text_features = None if text_features is None else check_text_features(text_features, len(question.texts))
@@ -637,12 +641,17 @@ class Explainer:
         self.cams = [CLIPGradCAM(self.model, s.layers, False, s.method, s.similarity, s.others) for s in self.settings]
         self.groups = self._groups()
         self.layer_names = [layers_name(self.model, cam.modules) for cam in self.cams]
+        if question.words and class_words is None:
+            class_words = ClassWords(getattr(self.model, "text_encoder", None), question.texts)
+        self.class_words = class_words
 
     def twin(self) -> Explainer:
         """The same over the same weights, with modules of its own: hooks of two threads do not meet."""
-        shared = {id(tensor): tensor for tensor in (*self.model.parameters(), *self.model.buffers())}
+        text_tower = getattr(self.model, "text_encoder", None)  # what its words are, all twins share
+        shared = {id(part): part for part in (*self.model.parameters(), *self.model.buffers(), text_tower)}
         model, layers = copy.deepcopy([self.model, self.layers], shared)
-        return Explainer(model, self.text_features, self.question, layers, self.encoder, self.colours)
+        own = self.question, layers, self.encoder, self.colours, self.class_words
+        return Explainer(model, self.text_features, *own)
 
     def __call__(self, images: torch.Tensor, targets: Sequence[Sequence[int]] | None = None) -> list[list[ImageMaps]]:
         """Model input [B, 3, h, w] -> for each image the maps of each setting.
@@ -656,6 +665,8 @@ class Explainer:
             cams = [self.cams[member] for member in members]
             maps_by_setting.update(zip(members, self._image_maps(cams, images, targets)))
         maps_by_image = [list(maps) for maps in zip(*(maps_by_setting[i] for i in range(len(self.cams))))]
+        if self.class_words:
+            maps_by_image = [self._with_words(maps) for maps in maps_by_image]
         if self.question.faithfulness:
             return [self._measured(image[None], maps) for image, maps in zip(images, maps_by_image)]
         return maps_by_image
@@ -682,6 +693,15 @@ class Explainer:
         probabilities = probabilities_of(self.model, text_maps.similarities)
         maps = [ImageMaps(*image) for image in zip(*(part.cpu().numpy() for part in (*text_maps, probabilities)))]
         return maps if targets is None else [of_image.first(len(own)) for of_image, own in zip(maps, targets)]
+
+    def _with_words(self, maps: list[ImageMaps]) -> list[ImageMaps]:
+        """The maps of one image, with what the words of each explained text add: the same for all settings."""
+        image, texts = torch.from_numpy(maps[0].embedding), CLIPGradCAM._unit(self.text_features.detach().cpu())
+        words = []
+        for target in maps[0].targets.tolist():
+            direction = words_direction(image, texts, target, self.question.contrast)
+            words.append(self.class_words.weighed(target, direction, texts[target]))
+        return [of_setting._replace(words=words) for of_setting in maps]
 
     def _measured(self, image, maps: list[ImageMaps]) -> list[ImageMaps]:
         """The maps of one image, each explained text's tested by deletion and insertion of its similarity."""
@@ -752,6 +772,7 @@ class Explainer:
             cautions=self._cautions(pixels),
             region=self._region(pixels.shape[:2], image.maps.shape[1:]),
             faithfulness=image.faithfulness,
+            words=image.words,
             independent=getattr(self.model, "independent_probabilities", False),
             fused_layers=setting.fused_layers,
             subtracted=setting.subtracted,
@@ -830,6 +851,7 @@ def explain(
     alpha: float | None = None,
     text_templates: str | Sequence[str] = (),
     processor=None,
+    words: bool = False,
 ) -> ImageResult | Results | list[ImageResult] | list[Results]:
     """Explain one image, or several, against K class texts; a result is frozen, and shows its figure in a notebook.
 
@@ -847,8 +869,9 @@ def explain(
     taken off (`others_directions`), None for the method's default. `faithfulness`: test each heatmap by deletion and
     insertion. `text_features` [K, D] spare embedding the texts again. `grey_range`: how more than 8 bits of grey become
     8 (see `parse_grey_range`). `lang`: what errors, warnings and the result's figure are in, "zh" or "en". `blend`,
-    `colormap`, `alpha`: how it is drawn (see `choose_colours`). Raises InputError for what cannot be used, with an
-    image's place in the list.
+    `colormap`, `alpha`: how it is drawn (see `choose_colours`). `words`: what each word of an explained text adds, by
+    the model's own text tower (`result.words`, see `models.explain.words`). Raises InputError for what cannot be used,
+    with an image's place in the list.
     """
     with speaking(check_language(lang)):
         living = living_clip(model, processor, needs_tokenizer=text_features is None)
@@ -858,7 +881,7 @@ def explain(
             warnings.warn(
                 InputWarning("img_size={} 与检查点不符，按检查点的 {} 处理", img_size, own_size), stacklevel=2
             )
-        choices = method, similarity, subtract_others, faithfulness, img_size
+        choices = method, similarity, subtract_others, faithfulness, img_size, words
         question = question_about(*names_and_texts(class_texts, text_templates), target_text_idx, contrast, *choices)
         colours = choose_colours(colormap, blend, alpha)
         is_list = isinstance(image, (list, tuple))

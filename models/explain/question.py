@@ -172,6 +172,7 @@ class TextMaps(NamedTuple):
     gradient_peaks: torch.Tensor  # [B, T] largest |gradient| behind the map
     similarities: torch.Tensor  # [B, K] cosine
     targets: torch.Tensor  # [B, T] index of each explained text
+    embeddings: torch.Tensor  # [B, D] of the images, of unit length
     compared: torch.Tensor | None = None  # [B, K, h', w'] of every text, at the last layer, where they were asked for
 
 
@@ -182,6 +183,7 @@ class ImageMaps(NamedTuple):
     gradient_peaks: np.ndarray  # [T]
     similarities: np.ndarray  # [K] cosine
     targets: np.ndarray  # [T] index of each explained text
+    embedding: np.ndarray  # float32 [D] of the image, of unit length
     compared: np.ndarray  # float32 [K, h', w'] at the last target layer: how alike the texts' maps are
     probabilities: np.ndarray  # [K]
     faithfulness: list | None = None  # T, where the explained texts' maps were tested

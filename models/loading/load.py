@@ -36,6 +36,7 @@ def load_clip_checkpoint(
     std: Sequence[float] | None = None,
     download: bool = False,
     text_templates: str | Sequence[str] = (),
+    words: bool = False,
 ):
     """The model whose weights stand at `path`, in eval mode, on `device`; on request without its text tower.
 
@@ -45,7 +46,8 @@ def load_clip_checkpoint(
 
     With K `texts`, in `text_templates` (see `names_and_texts`), the model comes with their features as
     `class_text_features`, float32 [K, D], and without its text tower. Features that the cache has are not computed
-    again: the text tower is then neither read nor built. Either way the results are the same, bit for bit.
+    again: the text tower is then neither read nor built. Either way the results are the same, bit for bit. With `words`
+    it keeps its text tower, by which their words are weighed.
 
     Only with `download`, or for a name written `hub:owner/name`, anything is fetched from the model hub: `path`,
     `text_encoder`, CLIP's vocabulary. A name that a file holds is looked up in the local cache.
@@ -54,7 +56,7 @@ def load_clip_checkpoint(
     request = Request(image_encoder, text_encoder, embed_dim, img_size, *levels, text_tower, download)
     texts = texts if texts is None else names_and_texts(texts, text_templates)[1]
     path = located(path, download)
-    cached = CachedFeatures(path, texts, device) if texts is not None and use_cache else None
+    cached = CachedFeatures(path, texts, device) if texts is not None and use_cache and not words else None
     content = read_content(path, mapped=True if cached else None)
     model = reader_of(content).load(content, request, cached)
     if download and model.text_encoder is not None:
@@ -62,6 +64,8 @@ def load_clip_checkpoint(
     content.forget()
     if texts is not None:
         _add_features(model, texts, device, cached)
+        if not words:
+            release_text_tower(model)
     return model.to(device)
 
 
@@ -83,7 +87,7 @@ def reader_of(content: Content) -> ModuleType:
 
 
 def _add_features(model, texts: Sequence[ClassText], device: str, cached: CachedFeatures | None) -> None:
-    """Give a model its texts' features, those of the cache where it has them, and let go of its text tower."""
+    """Give a model its texts' features, those of the cache where it has them."""
     if cached is not None and cached.entry is not None:
         features, cuts = cached.entry
         for cut in cuts:  # what embedding the texts warned of
@@ -94,7 +98,6 @@ def _add_features(model, texts: Sequence[ClassText], device: str, cached: Cached
         if cached is not None:
             descriptions = [description for text in texts for description in descriptions_of(text)]
             cached.keep(features.cpu().numpy(), model.text_encoder.cuts(descriptions))
-    release_text_tower(model)
     model.class_text_features = features
 
 

@@ -17,9 +17,11 @@ from ..weights.hub import as_input_error, read_json, text_encoder_folder
 from ..weights.names import CLIP_TEXT
 from .cuts import Cut
 from .tokenizers import find_clip_tokenizer, load_tokenizer
+from .words import Span, word_spans
 
 MAX_TOKENS = 128  # of a text of our own checkpoints
 CANNOT_TOKENIZE = Message("分词器不能处理这些文本")
+HIDDEN_AT_ONCE = 32  # copies of a text, each with another word hidden, that go through the text model together
 
 
 class TextTower(nn.Module):
@@ -74,10 +76,7 @@ class TextTower(nn.Module):
         """
         for cut in self.cuts(texts):
             warnings.warn(cut.warning(), stacklevel=3)
-        padding = "max_length" if self.padded else True
-        limits = {"padding": padding, "truncation": True, "max_length": self.max_tokens}
-        with as_input_error(CANNOT_TOKENIZE):
-            tokens = self.tokenizer([*map(self.clean, texts)], **limits, return_tensors="pt", verbose=False)
+        tokens = self._encode(texts)
         if not tokens["input_ids"].numel():
             raise InputError("分词器没有给出任何词元：请检查文本和分词器的文件")
         words, most = _embedding(self.backbone, "token_embedding", "word_embeddings"), int(tokens["input_ids"].max())
@@ -85,6 +84,38 @@ class TextTower(nn.Module):
             raise InputError("分词器给出词元 {}，模型只有 {} 个：分词器与模型不是一套文件", most, words.num_embeddings)
         parameters = inspect.signature(self.backbone.forward).parameters
         return {name: ids.to(words.weight.device) for name, ids in tokens.items() if name in parameters}
+
+    def _encode(self, texts: list[str], **wanted: bool):
+        """What the tokenizer says of texts, cut and filled up to one length; `wanted`: what beside the tokens."""
+        padding = "max_length" if self.padded else True
+        limits = {"padding": padding, "truncation": True, "max_length": self.max_tokens}
+        with as_input_error(CANNOT_TOKENIZE):
+            return self.tokenizer(texts, **limits, return_tensors="pt", verbose=False, **wanted)
+
+    def words(self, text: str) -> list[Span]:
+        """The words of a text as far as it is read, without what the tokenizer puts around it.
+
+        InputError for a tokenizer that does not say where in the text its tokens stand.
+        """
+        if not self.tokenizer.is_fast:
+            raise InputError("分词器 {} 不说明词元在文本中的位置，不能算出各词的贡献", type(self.tokenizer).__name__)
+        encoded = self._encode([text], return_offsets_mapping=True, return_special_tokens_mask=True)
+        offsets, special = encoded["offset_mapping"][0].tolist(), encoded["special_tokens_mask"][0].tolist()
+        return word_spans(text, [None if is_special else offset for offset, is_special in zip(offsets, special)])
+
+    @torch.no_grad()
+    def without_words(self, text: str, words: list[Span]) -> torch.Tensor:
+        """A text as it is, and with each of its N words hidden in turn: unit embeddings [1 + N, D].
+
+        No token attends to a hidden word's, and all others keep their places: what the model is told is the rest of the
+        sentence, not another sentence, and no token that it was never trained with stands in the gap.
+        """
+        tokens = self._encode([text]).to(next(self.backbone.parameters()).device)
+        attended = tokens.get("attention_mask", torch.ones_like(tokens["input_ids"])).repeat(1 + len(words), 1)
+        for row, word in enumerate(words, 1):
+            attended[row, list(word.tokens)] = 0
+        parts = attended.split(HIDDEN_AT_ONCE)
+        return torch.cat([self(None, tokens["input_ids"].expand(len(part), -1), part) for part in parts])
 
     def forward(self, texts=None, input_ids=None, attention_mask=None) -> torch.Tensor:
         """Embed `texts` (a list of K strings) or token ids and mask, each [K, T]."""

@@ -1,0 +1,48 @@
+"""Where the words of a text stand, whatever pieces its tokenizer makes of them."""
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+
+class Span(NamedTuple):
+    """A word of a text, or a Chinese character: text[start:end], and the places of its tokens among the text's."""
+
+    start: int
+    end: int
+    tokens: tuple[int, ...]
+
+
+# Letters that stand alone, as BERT has them: Chinese characters and Japanese kana, in planes 0, 2 and 3.
+_ALONE = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_ACCENTS = r"\u0300-\u036f"
+_LETTERS = rf"[{_ACCENTS}]|[^\W{_ALONE}]"
+# A run of letters and digits, which holds a point or comma between digits and an apostrophe between letters; else
+# a character by itself.
+_WORD = re.compile(rf"(?:{_LETTERS}|(?<=\d)[.,](?=\d)|(?<=[^\W\d])['’](?=[^\W\d]))+|\S")
+
+
+def word_spans(text: str, offsets: Sequence[tuple[int, int] | None]) -> list[Span]:
+    """The words of a text that have a token, in the order of the text.
+
+    `offsets`: where each token stands in the text, None for a special one. Pieces of a word are one, as are words that
+    share a token: "loosening" of three pieces, a character of three bytes, a token of two Chinese characters. Without
+    a tokenizer's say Chinese characters stand alone; which of them are a word no vocabulary of a model tells.
+    """
+    units = [(*match.span(), None) for match in _WORD.finditer(text)]
+    pieces = [(*_trimmed(text, *offset), token) for token, offset in enumerate(offsets) if offset is not None]
+    spans: list[list] = []
+    for start, end, token in sorted((*units, *pieces), key=lambda span: span[:2]):
+        if start == end:  # of a token that is white space
+            continue
+        if not spans or start >= spans[-1][1]:
+            spans.append([start, end, []])
+        spans[-1][1] = max(end, spans[-1][1])
+        spans[-1][2] += [] if token is None else [token]
+    return [Span(start, end, tuple(sorted(tokens))) for start, end, tokens in spans if tokens]
+
+
+def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:
+    """A span without the white space at its ends, which some tokenizers count to a word."""
+    inside = text[start:end]
+    return end - len(inside.lstrip()), start + len(inside.rstrip()) if inside.strip() else end
