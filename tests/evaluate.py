@@ -6,6 +6,7 @@
     python tests/evaluate.py --figure                    # one phantom, methods x encoders
     python tests/evaluate.py --demo                      # the demo's Grad-CAM alone, by kind (evaluate_demo.py)
     python tests/evaluate.py --truth test --judges FOLDER  # many models, of which most saw no mask (evaluate_truth.py)
+    python tests/evaluate.py --words test                # ways of weighing the words of a text (evaluate_words.py)
     python tests/evaluate.py --markdown                  # the tables, from the files
 
 Everything is written to models/assets/demo/methods.json as soon as it is measured, and as a table between the marks of
@@ -38,6 +39,7 @@ from typing import NamedTuple
 import cv2
 import evaluate_demo
 import evaluate_truth
+import evaluate_words
 import numpy as np
 import project  # noqa: F401
 import torch
@@ -791,6 +793,7 @@ TABLES = {  # {mark: (file, its table, heading of the section where a page has n
     "methods": (METHODS_FILE, markdown, "哪种方法指得准"),
     "truth": (evaluate_truth.TRUTH_FILE, evaluate_truth.markdown, "热力图回答的是不是所问的"),
     "evaluation": (EVALUATION_FILE, evaluate_demo.markdown, "演示模型（CNN）指得准不准"),
+    "words": (evaluate_words.WORDS_FILE, evaluate_words.markdown, "哪些词重要，怎样算"),
 }
 
 
@@ -894,6 +897,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--truth", choices=tuple(evaluate_truth.SPLITS), help="measure many models on one of the splits"
     )
+    parser.add_argument(
+        "--words", choices=tuple(evaluate_words.SPLITS), help="measure ways of weighing words on one of the splits"
+    )
     parser.add_argument("--texts", action="store_true", help="with --truth: the default with fewer texts")
     parser.add_argument("--judges", type=Path, metavar="FOLDER", help="with --truth: of train_judges.py")
     parser.add_argument("--model", nargs="+", metavar="NAME", help="with --truth: these models instead of all there")
@@ -959,6 +965,10 @@ def main() -> None:
         return
     if arguments.truth:
         evaluate_truth.main(arguments.truth, arguments.output, arguments.judges, arguments.model, arguments.texts)
+        write_tables(arguments.output)
+        return
+    if arguments.words:
+        evaluate_words.main(arguments.words, arguments.output)
         write_tables(arguments.output)
         return
     encoders = {**ENCODERS, "vit": ENCODERS["vit"]._replace(path=arguments.vit_path)}

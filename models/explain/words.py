@@ -1,8 +1,13 @@
 """The other half of an explanation: what each word of the text adds to its similarity with the image.
 
-A word adds what the similarity loses when it is hidden: leave-one-out, which other attributions are held against, taken
-as it is (tests/evaluate_words.py). A CLIP's text side never looks at the image, so what hiding a word takes from the
-text's feature is computed once a run; what that means for an image is a product of two vectors.
+A sentence says the same thing several times: what its similarity loses without one word is next to nothing, though it
+falls by most of its size without the right five. So a word is weighed at both ends: the mean of what it adds to the
+empty text and of what the whole text loses without it (chosen by tests/evaluate_words.py). The two are the first and
+the last of the steps that a Shapley value averages. Contributions add up to nothing of their own; those of words that
+need each other, a negation and what it negates, say what each does by itself and at the end.
+
+A CLIP's text side never looks at the image, so what a word does to the text's feature is computed once a run; what that
+means for an image is a product of two vectors.
 """
 
 from __future__ import annotations
@@ -33,77 +38,79 @@ class Word(NamedTuple):
     description: int = 0  # which of a class's several descriptions it stands in
 
 
-class HiddenWords(NamedTuple):
-    """What hiding each of N words takes from the feature of a class."""
+class WordFeatures(NamedTuple):
+    """What each of N words adds to the feature of a class."""
 
     words: list[Word]  # N, of no contribution yet
-    differences: torch.Tensor  # [N, D]: the class's unit feature less that without the word
-    feature: torch.Tensor  # [D], of unit length
+    added: torch.Tensor  # [N, D]
+    feature: torch.Tensor  # [D] of the class, of unit length
 
 
 class ClassWords:
-    """The words of K classes' texts: hidden one by one when their class is explained first, and kept from then on.
+    """The words of K classes' texts: looked at when their class is explained first, and kept from then on.
 
     `tower`: a TextTower. `texts`: of each class a text, or its several descriptions. Threads may share it. InputError
     for a tower that cannot hide words, or none.
     """
 
     def __init__(self, tower, texts: Sequence[str | Sequence[str]]):
-        if not hasattr(tower, "without_words"):
+        if not hasattr(tower, "with_words"):
             raise InputError(NEEDS_TOWER)
-        self._tower, self._texts, self._hidden = tower, texts, {}
+        self._tower, self._texts, self._features = tower, texts, {}
         self._lock = threading.Lock()
 
-    def hidden(self, index: int) -> HiddenWords:
+    def features(self, index: int) -> WordFeatures:
         """Of the class of this index; InputError where its tokenizer does not tell words."""
         with self._lock:
-            if index not in self._hidden:
+            if index not in self._features:
                 text = self._texts[index]
                 with undisturbed(self._tower):
-                    self._hidden[index] = hide_words(self._tower, [text] if isinstance(text, str) else text)
-            return self._hidden[index]
+                    self._features[index] = word_features(self._tower, [text] if isinstance(text, str) else text)
+            return self._features[index]
 
     def weighed(self, index: int, direction: torch.Tensor, text_feature: torch.Tensor) -> list[Word]:
         """The words of a class with what each adds to <direction [D], t>, t the class's unit feature.
 
         InputError where `text_feature` [D], of unit length, which the image is held against, is not the tower's.
         """
-        words, differences, feature = self.hidden(index)
+        words, added, feature = self.features(index)
         if (text_feature - feature).norm() > FARTHEST:
             raise InputError(
                 "text_features 的第 {} 行（从 0 开始）不是模型的文本编码器对该文本的编码，不能算出各词的贡献；"
                 "请去掉 text_features",
                 index,
             )
-        return [word._replace(contribution=value) for word, value in zip(words, (differences @ direction).tolist())]
+        return [word._replace(contribution=value) for word, value in zip(words, (added @ direction).tolist())]
 
 
-def hide_words(tower, descriptions: Sequence[str]) -> HiddenWords:
-    """Hide each word of a class's descriptions in turn: what the class's unit feature loses by it.
+def word_features(tower, descriptions: Sequence[str]) -> WordFeatures:
+    """What each word of a class's descriptions adds to the class's unit feature.
 
-    The class's feature is the mean of its descriptions' unit features, normalised again, with a word hidden as well.
-    InputError where one is not finite.
+    Of a description's unit feature f: ((f(word) - f(nothing)) + (f(all) - f(all but the word))) / 2, where what is not
+    named is hidden. The class's feature is the sum of its descriptions', over that sum's length: so is what their words
+    add to it. InputError where one is not finite.
     """
-    words, embedded = [], []
+    words, added, total = [], [], 0
     for number, text in enumerate(descriptions):
         spans = tower.words(text)
         words += [Word(text[start:end], 0.0, start, end, number) for start, end, _ in spans]
-        embedded.append(tower.without_words(text, spans).float().cpu())  # (1 + N, D)
-    if not all(torch.isfinite(of_text).all() for of_text in embedded):
+        alone = torch.eye(len(spans), dtype=torch.bool)
+        shown = torch.cat([alone.new_ones(1, len(spans)), alone.new_zeros(1, len(spans)), alone, ~alone])
+        whole, empty, *single = tower.with_words(text, spans, shown).float().cpu().split([1, 1, len(spans), len(spans)])
+        added.append((single[0] - empty + whole - single[1]) / 2)  # (N, D)
+        total = total + whole[0]
+    if not all(torch.isfinite(part).all() for part in (total, *added)):
         raise InputError("文本编码器给出 NaN 或无穷大：检查点的文本权重已损坏，或训练时发散；请换一个检查点")
-    total = sum(of_text[0] for of_text in embedded)
-    feature = F.normalize(total, dim=-1)
-    without = torch.cat([total - of_text[0] + of_text[1:] for of_text in embedded])  # (N, D)
-    return HiddenWords(words, feature - F.normalize(without, dim=-1), feature)
+    return WordFeatures(words, torch.cat(added) / total.norm(), F.normalize(total, dim=-1))
 
 
 def words_direction(image: torch.Tensor, texts: torch.Tensor, target: int, gamma: float = 0.0) -> torch.Tensor:
     """What the words of a text are held against, [D]: the image less gamma times the mean of the other texts.
 
-    For the image's unit embedding [D] and unit text features [K, D]. A word's contribution is what hiding it takes from
-    cos(image, t) - gamma * mean cos(t, others): with gamma 0 from the similarity; else words that all descriptions
-    share count less, and what makes this text another than they are counts more. It is the mirror of
-    `contrastive_directions`, where the image is what changes and the texts stay.
+    For the image's unit embedding [D] and unit text features [K, D]. A word's contribution is what it adds to
+    cos(image, t) - gamma * mean cos(t, others): with gamma 0 to the similarity; else what makes this text like the
+    others is taken off, and words that set it apart come forward. It is the mirror of `contrastive_directions`, where
+    the image is what changes and the texts stay.
     """
     if not gamma:
         return image

@@ -21,7 +21,7 @@ from .words import Span, word_spans
 
 MAX_TOKENS = 128  # of a text of our own checkpoints
 CANNOT_TOKENIZE = Message("分词器不能处理这些文本")
-HIDDEN_AT_ONCE = 32  # copies of a text, each with another word hidden, that go through the text model together
+SHOWN_AT_ONCE = 32  # copies of a text with words hidden that go through the text model together
 
 
 class TextTower(nn.Module):
@@ -104,17 +104,17 @@ class TextTower(nn.Module):
         return word_spans(text, [None if is_special else offset for offset, is_special in zip(offsets, special)])
 
     @torch.no_grad()
-    def without_words(self, text: str, words: list[Span]) -> torch.Tensor:
-        """A text as it is, and with each of its N words hidden in turn: unit embeddings [1 + N, D].
+    def with_words(self, text: str, words: list[Span], shown: torch.Tensor) -> torch.Tensor:
+        """A text with some of its N words hidden, n times over: bool [n, N], which are shown -> unit embeddings [n, D].
 
         No token attends to a hidden word's, and all others keep their places: what the model is told is the rest of the
         sentence, not another sentence, and no token that it was never trained with stands in the gap.
         """
         tokens = self._encode([text]).to(next(self.backbone.parameters()).device)
-        attended = tokens.get("attention_mask", torch.ones_like(tokens["input_ids"])).repeat(1 + len(words), 1)
-        for row, word in enumerate(words, 1):
-            attended[row, list(word.tokens)] = 0
-        parts = attended.split(HIDDEN_AT_ONCE)
+        attended = tokens.get("attention_mask", torch.ones_like(tokens["input_ids"])).repeat(len(shown), 1)
+        for word, is_shown in zip(words, shown.T.to(attended.device)):
+            attended[:, list(word.tokens)] *= is_shown[:, None]
+        parts = attended.split(SHOWN_AT_ONCE)
         return torch.cat([self(None, tokens["input_ids"].expand(len(part), -1), part) for part in parts])
 
     def forward(self, texts=None, input_ids=None, attention_mask=None) -> torch.Tensor:
