@@ -2,9 +2,9 @@
 
 A sentence says the same thing several times: what its similarity loses without one word is next to nothing, though it
 falls by most of its size without the right five. So a word is weighed at both ends: the mean of what it adds to the
-empty text and of what the whole text loses without it (chosen by tests/evaluate_words.py). The two are the first and
-the last of the steps that a Shapley value averages. Contributions add up to nothing of their own; those of words that
-need each other, a negation and what it negates, say what each does by itself and at the end.
+empty text and of what the whole text loses without it, the first and the last of the steps that a Shapley value
+averages (chosen by tests/evaluate_words.py). Contributions add up to nothing. A word that means nothing by itself, a
+side or a negation, is not weighed truly: half of its contribution is what the tower makes of it alone.
 
 A CLIP's text side never looks at the image, so what a word does to the text's feature is computed once a run; what that
 means for an image is a product of two vectors.

@@ -5,7 +5,7 @@ import threading
 import numpy as np
 import pytest
 import torch
-from tiny import BrightnessClip, gradient_picture, load_with_text_features, tiny_clip
+from tiny import BrightnessClip, gradient_picture, load_with_text_features
 from tiny_pretrained import save_pretrained, write_clip_bpe
 from torch.nn import functional as F
 
@@ -214,16 +214,12 @@ def test_all_methods_and_a_batch_have_the_words_of_one(clip):
         np.testing.assert_allclose(values_of(results[0].words[0]), values_of(words[0]), atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("model", "features", "message"),
-    [
-        (tiny_clip, torch.eye(3, 32), "不是模型的文本编码器对该文本的编码"),
-        (BrightnessClip, torch.ones(3, 2), "需要模型的文本编码器"),
-    ],
-)
-def test_words_need_the_tower_of_the_texts(model, features, message):
-    with pytest.raises(InputError, match=message):
-        explain(model(), gradient_picture(), TEXTS, img_size=64, text_features=features, words=True)
+def test_words_need_the_tower_of_the_texts(clip):
+    with pytest.raises(InputError, match="第 0 行.*不是模型的文本编码器对该文本的编码"):
+        explain(clip, gradient_picture(), TEXTS, None, 0, 64, text_features=torch.eye(3, 32), words=True)
+    for tower in (None, BrightnessClip().text_encoder):
+        with pytest.raises(InputError, match="需要模型的文本编码器"):
+            ClassWords(tower, TEXTS)
 
 
 def test_a_model_that_is_loaded_for_words_keeps_its_tower_and_its_features(checkpoint):
