@@ -51,9 +51,9 @@ class OpenClipTextTower(TextTower):
         self.padded = tokenizer.pad_token_id != self.padding  # else what is filled up is masked
         return tokenizer
 
-    def tokenize(self, texts: list[str]) -> dict[str, torch.Tensor]:
+    def inputs(self, texts: list[str]) -> dict[str, torch.Tensor]:
         """Texts -> {"input_ids"} and, with a padding token, {"attention_mask"}, int64 [K, T]."""
-        ids = super().tokenize(texts)["input_ids"]
+        ids = super().inputs(texts)["input_ids"]
         return {"input_ids": ids} if self.padding is None else {"input_ids": ids, "attention_mask": self._mask(ids)}
 
     def _mask(self, ids: torch.Tensor) -> torch.Tensor:

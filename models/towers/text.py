@@ -17,7 +17,7 @@ from ..weights.hub import as_input_error, read_json, text_encoder_folder
 from ..weights.names import CLIP_TEXT
 from .cuts import Cut
 from .tokenizers import find_clip_tokenizer, load_tokenizer
-from .words import Span, word_spans
+from .words import Span, offsets_in, word_spans
 
 MAX_TOKENS = 128  # of a text of our own checkpoints
 CANNOT_TOKENIZE = Message("分词器不能处理这些文本")
@@ -70,12 +70,16 @@ class TextTower(nn.Module):
         return [Cut(text[:20], length, most) for text, length in zip(texts, lengths) if length > most]
 
     def tokenize(self, texts: list[str]) -> dict[str, torch.Tensor]:
-        """Texts -> what the text model takes, int64 [K, T]. Warns of each text that is cut.
+        """Texts -> what the text model takes, int64 [K, T]; see `inputs`. Warns of each text that is cut."""
+        for cut in self.cuts(texts):
+            warnings.warn(cut.warning(), stacklevel=3)
+        return self.inputs(texts)
+
+    def inputs(self, texts: list[str]) -> dict[str, torch.Tensor]:
+        """Texts, cut where they are too long -> what the text model takes, int64 [K, T].
 
         InputError where the tokenizer gives a token that the model does not know.
         """
-        for cut in self.cuts(texts):
-            warnings.warn(cut.warning(), stacklevel=3)
         tokens = self._encode(texts)
         if not tokens["input_ids"].numel():
             raise InputError("分词器没有给出任何词元：请检查文本和分词器的文件")
@@ -90,7 +94,7 @@ class TextTower(nn.Module):
         padding = "max_length" if self.padded else True
         limits = {"padding": padding, "truncation": True, "max_length": self.max_tokens}
         with as_input_error(CANNOT_TOKENIZE):
-            return self.tokenizer(texts, **limits, return_tensors="pt", verbose=False, **wanted)
+            return self.tokenizer([*map(self.clean, texts)], **limits, return_tensors="pt", verbose=False, **wanted)
 
     def words(self, text: str) -> list[Span]:
         """The words of a text as far as it is read, without what the tokenizer puts around it.
@@ -101,6 +105,7 @@ class TextTower(nn.Module):
             raise InputError("分词器 {} 不说明词元在文本中的位置，不能算出各词的贡献", type(self.tokenizer).__name__)
         encoded = self._encode([text], return_offsets_mapping=True, return_special_tokens_mask=True)
         offsets, special = encoded["offset_mapping"][0].tolist(), encoded["special_tokens_mask"][0].tolist()
+        offsets = offsets_in(text, self.clean(text), offsets)
         return word_spans(text, [None if is_special else offset for offset, is_special in zip(offsets, special)])
 
     @torch.no_grad()
@@ -110,7 +115,7 @@ class TextTower(nn.Module):
         No token attends to a hidden word's, and all others keep their places: what the model is told is the rest of the
         sentence, not another sentence, and no token that it was never trained with stands in the gap.
         """
-        tokens = self._encode([text]).to(next(self.backbone.parameters()).device)
+        tokens = self.inputs([text])
         attended = tokens.get("attention_mask", torch.ones_like(tokens["input_ids"])).repeat(len(shown), 1)
         for word, is_shown in zip(words, shown.T.to(attended.device)):
             attended[:, list(word.tokens)] *= is_shown[:, None]
@@ -184,9 +189,9 @@ class TextEncoder(TextTower):
     def max_tokens(self) -> int:
         return min(MAX_TOKENS, self.backbone.config.max_position_embeddings)
 
-    def tokenize(self, texts: list[str]) -> dict[str, torch.Tensor]:
-        """Texts -> {"input_ids", "attention_mask"}, int64 [K, T], T <= 128. Warns of each text that is cut."""
-        tokens = super().tokenize(texts)
+    def inputs(self, texts: list[str]) -> dict[str, torch.Tensor]:
+        """Texts -> {"input_ids", "attention_mask"}, int64 [K, T], T <= 128."""
+        tokens = super().inputs(texts)
         return {name: tokens[name] for name in ("input_ids", "attention_mask")}
 
 

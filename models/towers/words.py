@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from difflib import SequenceMatcher
 from typing import NamedTuple
 
 
@@ -40,6 +41,18 @@ def word_spans(text: str, offsets: Sequence[tuple[int, int] | None]) -> list[Spa
         spans[-1][1] = max(end, spans[-1][1])
         spans[-1][2] += [] if token is None else [token]
     return [Span(start, end, tuple(sorted(tokens))) for start, end, tokens in spans if tokens]
+
+
+def offsets_in(text: str, cleaned: str, offsets: Sequence[tuple[int, int]]) -> Sequence[tuple[int, int]]:
+    """Offsets in what was made of a text before it was read, as offsets in the text: by the runs that both have."""
+    if text == cleaned:
+        return offsets
+    places = []  # of each character of `cleaned`: where it comes from
+    for _, start, end, first, last in SequenceMatcher(None, text, cleaned, autojunk=False).get_opcodes():
+        one_to_one = end - start == last - first
+        whole = (start, end) if end > start else (max(0, start - 1), max(1, start))  # the one before
+        places += [(start + n, start + n + 1) if one_to_one else whole for n in range(last - first)]
+    return [(places[start][0], places[end - 1][1]) if end > start else (0, 0) for start, end in offsets]
 
 
 def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:

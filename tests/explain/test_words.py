@@ -15,6 +15,7 @@ from models.explain.question import CONTRAST_GAMMA, Question
 from models.explain.words import ClassWords, word_features, words_direction
 from models.images.preprocessing import square
 from models.loading.load import load_clip_checkpoint
+from models.towers.cleaning import CLEANERS
 from models.towers.text import ClipTextEncoder, TextEncoder
 from models.towers.words import word_spans
 
@@ -72,6 +73,20 @@ def test_each_token_but_the_special_ones_is_one_words(tower, request):
 
 def test_a_token_of_two_characters_is_one_word_and_its_white_space_none():
     assert word_spans(" 假体 ok", [None, (0, 3), (3, 5), (5, 6), (0, 0), (3, 4)]) == [(1, 3, (1,)), (4, 6, (2, 3))]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("The ﬁrm  hip，“L”", ["The", "ﬁrm", "hip", "，", "“", "L", "”"]),
+        ("hip &amp; cup", ["hip", "&", "cup"]),
+        ("假体。", ["假", "体", "。"]),
+    ],
+)
+def test_words_stand_where_they_are_written_whatever_the_text_was_made_into(clip_text, text, words, monkeypatch):
+    monkeypatch.setattr(clip_text, "clean", CLEANERS["lower"])
+    assert clip_text.clean(text) != text or text == "假体。"
+    assert [text[span.start : span.end] for span in clip_text.words(text)] == words
 
 
 def test_what_is_cut_off_has_no_words(bert):
