@@ -1,8 +1,8 @@
 """The other half of an explanation: what each word of the text adds to its similarity with the image.
 
-A sentence says the same thing several times: what its similarity loses without one word is next to nothing, though it
-falls by most of its size without the right five. So a word is weighed at both ends: the mean of what it adds to the
-empty text and of what the whole text loses without it, the first and the last of the steps that a Shapley value
+A sentence says the same thing several times: no single word's absence costs its similarity much, and to rank words by
+so little says nothing. So a word is weighed at both ends: the mean of what it adds to the empty text and of what the
+whole text loses without it, the first and the last of the steps that a Shapley value
 averages (chosen by tests/evaluate_words.py). Contributions add up to nothing. A word that means nothing by itself, a
 side or a negation, is not weighed truly: half of its contribution is what the tower makes of it alone.
 
