@@ -40,6 +40,7 @@ from models.explain.words import word_features
 from models.images.preprocessing import preprocessing_of
 from models.loading.load import load_clip_checkpoint
 from models.towers.text import TextEncoder
+from models.towers.words import clauses
 
 WORDS_FILE = "words.json"
 SPLITS = {name: range(SEEDS[name].start + 600_000, SEEDS[name].stop) for name in ("validation", "test")}
@@ -117,6 +118,14 @@ def alone(sentence: Sentence, images: torch.Tensor) -> torch.Tensor:
     return images @ (features[1:] - features[0]).T
 
 
+def in_clause(sentence: Sentence, images: torch.Tensor) -> torch.Tensor:
+    """What the clause of a word, the others hidden, loses without it."""
+    numbers = np.array(clauses(sentence.text, sentence.words))
+    clause = numbers[:, None] == numbers
+    features = sentence.hidden(np.concatenate([clause, clause & ~np.eye(len(numbers), dtype=bool)]))
+    return images @ (features[: len(numbers)] - features[len(numbers) :]).T
+
+
 def averaged_orders(sentence: Sentence, images: torch.Tensor, orders: int = ORDERS) -> torch.Tensor:
     """Shapley values by permutations: what a word adds to those uncovered before it, over random orders."""
     rng, count = np.random.default_rng(0), len(sentence.words)
@@ -183,8 +192,10 @@ def integrated_from(token: str, sentence: Sentence, images: torch.Tensor) -> tor
 
 
 METHODS: dict[str, tuple[str, Callable]] = {
-    "both": ("单独出现与逐词遮住的平均，**默认**", default),
+    "both": ("单独出现与在分句中遮住的平均，**默认**", default),
     "alone": ("单独出现", alone),
+    "clause": ("在分句中遮住（只有该分句）", in_clause),
+    "ends": ("单独出现与逐词遮住的平均", lambda *of: (alone(*of) + one_less(*of, Sentence.hidden)) / 2),
     "hidden": ("逐词遮住（注意力）", partial(one_less, embed=Sentence.hidden)),
     "cut": ("逐词删去", partial(one_less, embed=Sentence.cut)),
     "mask": ("逐词换成 [MASK]", partial(one_less, embed=Sentence.masked)),

@@ -1,10 +1,10 @@
 """The other half of an explanation: what each word of the text adds to its similarity with the image.
 
-A sentence says the same thing several times: no single word's absence costs its similarity much, and to rank words by
-so little says nothing. So a word is weighed at both ends: the mean of what it adds to the empty text and of what the
-whole text loses without it, the first and the last of the steps that a Shapley value
-averages (chosen by tests/evaluate_words.py). Contributions add up to nothing. A word that means nothing by itself, a
-side or a negation, is not weighed truly: half of its contribution is what the tower makes of it alone.
+A description says the same thing several times: no single word's absence costs its similarity much, and to rank words
+by so little says nothing. So a word is weighed where nothing repeats it: the mean of what it says alone and of what its
+clause, read by itself, loses without it (chosen by tests/evaluate_words.py). Contributions add up to nothing. A word
+that means nothing alone, a side or a negation, is not weighed truly: half of its contribution is what the tower makes
+of it alone.
 
 A CLIP's text side never looks at the image, so what a word does to the text's feature is computed once a run; what that
 means for an image is a product of two vectors.
@@ -16,10 +16,12 @@ import threading
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from ..class_texts import ClassText, descriptions_of
 from ..errors import InputError
 from ..heavy import functional as F
 from ..heavy import torch
 from ..messages import Message
+from ..towers.words import Span, clauses
 from .capture import undisturbed
 
 NEEDS_TOWER = Message(
@@ -53,7 +55,7 @@ class ClassWords:
     for a tower that cannot hide words, or none.
     """
 
-    def __init__(self, tower, texts: Sequence[str | Sequence[str]]):
+    def __init__(self, tower, texts: Sequence[ClassText]):
         if not hasattr(tower, "with_words"):
             raise InputError(NEEDS_TOWER)
         self._tower, self._texts, self._features = tower, texts, {}
@@ -63,9 +65,8 @@ class ClassWords:
         """Of the class of this index; InputError where its tokenizer does not tell words."""
         with self._lock:
             if index not in self._features:
-                text = self._texts[index]
                 with undisturbed(self._tower):
-                    self._features[index] = word_features(self._tower, [text] if isinstance(text, str) else text)
+                    self._features[index] = word_features(self._tower, descriptions_of(self._texts[index]))
             return self._features[index]
 
     def weighed(self, index: int, direction: torch.Tensor, text_feature: torch.Tensor) -> list[Word]:
@@ -86,22 +87,35 @@ class ClassWords:
 def word_features(tower, descriptions: Sequence[str]) -> WordFeatures:
     """What each word of a class's descriptions adds to the class's unit feature.
 
-    Of a description's unit feature f: ((f(word) - f(nothing)) + (f(all) - f(all but the word))) / 2, where what is not
-    named is hidden. The class's feature is the sum of its descriptions', over that sum's length: so is what their words
-    add to it. InputError where one is not finite.
+    The class's feature is the sum of its descriptions', over that sum's length: so is what their words add to it.
+    InputError where one is not finite.
     """
     words, added, total = [], [], 0
     for number, text in enumerate(descriptions):
         spans = tower.words(text)
         words += [Word(text[start:end], 0.0, start, end, number) for start, end, _ in spans]
-        alone = torch.eye(len(spans), dtype=torch.bool)
-        shown = torch.cat([alone.new_ones(1, len(spans)), alone.new_zeros(1, len(spans)), alone, ~alone])
-        whole, empty, *single = tower.with_words(text, spans, shown).float().cpu().split([1, 1, len(spans), len(spans)])
-        added.append((single[0] - empty + whole - single[1]) / 2)  # (N, D)
-        total = total + whole[0]
+        of_words, whole = _added_by_words(tower, text, spans)
+        added.append(of_words)
+        total = total + whole
     if not all(torch.isfinite(part).all() for part in (total, *added)):
         raise InputError("文本编码器给出 NaN 或无穷大：检查点的文本权重已损坏，或训练时发散；请换一个检查点")
     return WordFeatures(words, torch.cat(added) / total.norm(), F.normalize(total, dim=-1))
+
+
+def _added_by_words(tower, text: str, spans: Sequence[Span]) -> tuple[torch.Tensor, torch.Tensor]:
+    """What each of N words adds to the unit feature f of a text [N, D], and that feature [D].
+
+    ((f(word) - f(nothing)) + (f(clause) - f(clause without the word))) / 2, where what is not named is hidden.
+    """
+    numbers = torch.tensor(clauses(text, spans), dtype=torch.int64)
+    alone, of_clause = torch.eye(len(spans), dtype=torch.bool), numbers[:, None] == numbers.unique()
+    clause = numbers[:, None] == numbers  # (N, N), the words that stand in a word's clause
+    whole = alone.new_ones(1, len(spans))
+    shown = [whole, ~whole, alone, of_clause.T, clause & ~alone]
+    features = tower.with_words(text, spans, torch.cat(shown)).float().cpu().split([len(rows) for rows in shown])
+    whole, nothing, alone, of_clause, without = features
+    own_clause = of_clause[numbers.unique(return_inverse=True)[1]]
+    return (alone - nothing + own_clause - without) / 2, whole[0]
 
 
 def words_direction(image: torch.Tensor, texts: torch.Tensor, target: int, gamma: float = 0.0) -> torch.Tensor:

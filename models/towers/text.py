@@ -20,6 +20,7 @@ from .tokenizers import find_clip_tokenizer, load_tokenizer
 from .words import Span, offsets_in, word_spans
 
 MAX_TOKENS = 128  # of a text of our own checkpoints
+POSITIONS = "position_embedding", "position_embeddings"  # names of the table of position codes
 CANNOT_TOKENIZE = Message("分词器不能处理这些文本")
 SHOWN_AT_ONCE = 32  # copies of a text with words hidden that go through the text model together
 
@@ -113,14 +114,29 @@ class TextTower(nn.Module):
         """A text with some of its N words hidden, n times over: bool [n, N], which are shown -> unit embeddings [n, D].
 
         No token attends to a hidden word's, and all others keep their places: what the model is told is the rest of the
-        sentence, not another sentence, and no token that it was never trained with stands in the gap.
+        sentence, not another sentence, and no token that it was never trained with stands in the gap. Copies of few
+        words cost little: tokens that nobody attends to are left out.
         """
         tokens = self.inputs([text])
         attended = tokens.get("attention_mask", torch.ones_like(tokens["input_ids"])).repeat(len(shown), 1)
         for word, is_shown in zip(words, shown.T.to(attended.device)):
             attended[:, list(word.tokens)] *= is_shown[:, None]
-        parts = attended.split(SHOWN_AT_ONCE)
-        return torch.cat([self(None, tokens["input_ids"].expand(len(part), -1), part) for part in parts])
+        by_length = attended.sum(1).argsort(stable=True)
+        parts = attended[by_length].split(SHOWN_AT_ONCE)
+        features = torch.cat([self._embed(self._attended_alone(tokens["input_ids"], part)) for part in parts])
+        return features[by_length.argsort()]
+
+    def _attended_alone(self, ids: torch.Tensor, attended: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Token ids [1, T], which of them are attended to [n, T] -> what the text model takes, without the others.
+
+        Of a model that reads where its tokens stand; one that counts what texts are filled up with has all of them.
+        """
+        ids = ids.expand(len(attended), -1)
+        if self.padded or "position_ids" not in inspect.signature(self.backbone.forward).parameters:
+            return {"input_ids": ids, "attention_mask": attended}
+        order = attended.argsort(dim=1, descending=True, stable=True)[:, : int(attended.sum(1).max())]
+        tokens = {"input_ids": ids.gather(1, order), "attention_mask": attended.gather(1, order)}
+        return {**tokens, "position_ids": order + _first_position(self.backbone)}
 
     def forward(self, texts=None, input_ids=None, attention_mask=None) -> torch.Tensor:
         """Embed `texts` (a list of K strings) or token ids and mask, each [K, T]."""
@@ -128,6 +144,10 @@ class TextTower(nn.Module):
             tokens = {"input_ids": input_ids, "attention_mask": attention_mask}
         else:
             tokens = self.tokenize([texts] if isinstance(texts, str) else list(texts))
+        return self._embed(tokens)
+
+    def _embed(self, tokens: Mapping[str, torch.Tensor | None]) -> torch.Tensor:
+        """What the text model takes -> unit embeddings [K, D]."""
         with as_input_error(Message("文本模型不能处理分词器给出的词元")):
             output = self.backbone(**tokens)
         return F.normalize(self.projection(self.pool(output, tokens)).float(), dim=-1)
@@ -142,9 +162,14 @@ class TextTower(nn.Module):
 
 
 def count_positions(text_model: nn.Module) -> int:
-    """How many tokens a text model has position codes for; RoBERTa's begin behind those of the padding."""
-    table = _embedding(text_model, "position_embedding", "position_embeddings")
-    return table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
+    """How many tokens a text model has position codes for."""
+    return _embedding(text_model, *POSITIONS).num_embeddings - _first_position(text_model)
+
+
+def _first_position(text_model: nn.Module) -> int:
+    """Where the position codes of a text begin: RoBERTa's behind those of the padding."""
+    padding = _embedding(text_model, *POSITIONS).padding_idx
+    return 0 if padding is None else padding + 1
 
 
 def _embedding(text_model: nn.Module, *names: str) -> nn.Embedding:

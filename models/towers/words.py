@@ -1,6 +1,7 @@
 """Where the words of a text stand, whatever pieces its tokenizer makes of them."""
 
 import re
+from bisect import bisect_left
 from collections.abc import Sequence
 from difflib import SequenceMatcher
 from typing import NamedTuple
@@ -41,6 +42,16 @@ def word_spans(text: str, offsets: Sequence[tuple[int, int] | None]) -> list[Spa
         spans[-1][1] = max(end, spans[-1][1])
         spans[-1][2] += [] if token is None else [token]
     return [Span(start, end, tuple(sorted(tokens))) for start, end, tokens in spans if tokens]
+
+
+# What ends a clause. Not the "、" of a list: what is denied before it is denied of all; not the point of 3.5.
+_END = re.compile(r"[，。；：！？;:!?\n]|[.,](?!\d)")
+
+
+def clauses(text: str, words: Sequence[Span]) -> list[int]:
+    """A number for the clause that each word of a text stands in, rising; what ends a clause is part of it."""
+    ends = [match.start() for match in _END.finditer(text)]
+    return [bisect_left(ends, word.start) for word in words]
 
 
 def offsets_in(text: str, cleaned: str, offsets: Sequence[tuple[int, int]]) -> Sequence[tuple[int, int]]:

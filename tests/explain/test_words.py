@@ -17,7 +17,7 @@ from models.images.preprocessing import square
 from models.loading.load import load_clip_checkpoint
 from models.towers.cleaning import CLEANERS
 from models.towers.text import ClipTextEncoder, TextEncoder
-from models.towers.words import word_spans
+from models.towers.words import clauses, word_spans
 
 TEXTS = ["未见假体松动", "左侧假体周围感染", "正常"]
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 48, "num_attention_heads": 2}
@@ -127,6 +127,18 @@ def test_hidden_words_are_masked_from_the_attention(family, tmp_path):
         assert (feature - features[-1]).norm() > 1e-3
 
 
+@pytest.mark.parametrize("family", ["clip", "chinese_clip", "siglip", "altclip"])
+def test_what_is_left_out_changes_nothing(family, tmp_path):
+    """Copies of one word up to all of them, together and each by itself with all tokens there."""
+    tower = random_tower(tmp_path, family)
+    text = "the loose hip of a cat" if family == "clip" else "正常假体，感染"
+    spans = tower.words(text)
+    shown = torch.rand(12, len(spans), generator=torch.Generator().manual_seed(0)) < torch.linspace(0, 1, 12)[:, None]
+    for feature, row in zip(tower.with_words(text, spans, shown), shown):
+        hidden = [token for span, is_shown in zip(spans, row) if not is_shown for token in span.tokens]
+        torch.testing.assert_close(feature, hidden_by_hand(tower, text, hidden), rtol=0, atol=1e-5)
+
+
 def test_what_is_hidden_has_no_say(bert):
     """Other words in the places of the hidden ones change nothing."""
     shown = torch.tensor([[True, True, False, False]])
@@ -137,19 +149,33 @@ def test_what_is_hidden_has_no_say(bert):
 # -- what they add ----------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("text", "numbers"),
+    [
+        ("假体松动", [0] * 4),
+        ("正常，未见透亮线、骨折；无3.5 mm。好", [0] * 3 + [1] * 9 + [2] * 4 + [3]),
+        ("no line, 1,000 cats. Well", [0, 0, 0, 1, 1, 1, 2]),
+        ("，，正", [0, 1, 2]),
+    ],
+)
+def test_words_stand_in_clauses(bert, text, numbers):
+    assert clauses(text, bert.words(text)) == numbers
+
+
 @pytest.mark.parametrize("tower", ["bert", "clip_text"])
-def test_a_word_is_weighed_alone_and_by_its_absence(tower, request):
+@pytest.mark.parametrize("text", ["the cat do", "do the; the cat do, cat"])
+def test_a_word_is_weighed_alone_and_by_its_absence_from_its_clause(tower, text, request):
     tower = request.getfixturevalue(tower)
-    text = "the cat do"
     spans = tower.words(text)
-    everything = [token for span in spans for token in span.tokens]
+    everything, numbers = [token for span in spans for token in span.tokens], clauses(text, spans)
     words, added, feature = word_features(tower, [text])
     torch.testing.assert_close(feature, hidden_by_hand(tower, text, []))
-    empty = hidden_by_hand(tower, text, everything)
-    for word, row, span in zip(words, added, spans, strict=True):
+    nothing = hidden_by_hand(tower, text, everything)
+    for word, row, span, number in zip(words, added, spans, numbers, strict=True):
         alone = hidden_by_hand(tower, text, [token for token in everything if token not in span.tokens])
-        without = hidden_by_hand(tower, text, span.tokens)
-        torch.testing.assert_close(row, (alone - empty + feature - without) / 2)
+        others = [token for other, of in zip(spans, numbers) if of != number for token in other.tokens]
+        clause, without = (hidden_by_hand(tower, text, [*others, *tokens]) for tokens in ((), span.tokens))
+        torch.testing.assert_close(row, (alone - nothing + clause - without) / 2, rtol=1e-4, atol=1e-5)
         assert (word.text, word.start, word.end, word.description) == (text[span.start : span.end], *span[:2], 0)
 
 
