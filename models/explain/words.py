@@ -111,11 +111,12 @@ def _added_by_words(tower, text: str, spans: Sequence[Span]) -> tuple[torch.Tens
     alone, of_clause = torch.eye(len(spans), dtype=torch.bool), numbers[:, None] == numbers.unique()
     clause = numbers[:, None] == numbers  # (N, N), the words that stand in a word's clause
     whole = alone.new_ones(1, len(spans))
-    shown = [whole, ~whole, alone, of_clause.T, clause & ~alone]
+    shown = [~whole, alone, of_clause.T, clause & ~alone]
     features = tower.with_words(text, spans, torch.cat(shown)).float().cpu().split([len(rows) for rows in shown])
-    whole, nothing, alone, of_clause, without = features
+    nothing, alone, of_clause, without = features
     own_clause = of_clause[numbers.unique(return_inverse=True)[1]]
-    return (alone - nothing + own_clause - without) / 2, whole[0]
+    feature = tower.with_words(text, spans, whole).float().cpu()[0]  # apart: by far the longest
+    return (alone - nothing + own_clause - without) / 2, feature
 
 
 def words_direction(image: torch.Tensor, texts: torch.Tensor, target: int, gamma: float = 0.0) -> torch.Tensor:

@@ -207,15 +207,15 @@ def test_a_contrast_takes_off_what_makes_the_text_like_the_others():
 
 
 def test_a_text_is_looked_at_once_whoever_asks(bert, monkeypatch):
-    calls, plain = [], bert.with_words
-    monkeypatch.setattr(bert, "with_words", lambda *arguments: calls.append(arguments) or plain(*arguments))
+    calls, plain = [], bert.words
+    monkeypatch.setattr(bert, "words", lambda text: calls.append(text) or plain(text))
     class_words = ClassWords(bert, TEXTS)
     threads = [threading.Thread(target=class_words.features, args=(1,)) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert [text for text, *_ in calls] == TEXTS[1:2]
+    assert calls == TEXTS[1:2]
 
 
 # -- explain and the command ------------------------------------------------------------------
