@@ -56,11 +56,11 @@ class ImageResult(NamedTuple):
     name: str | None = None  # the image's file name, without its folders
     colours: Colours = DEFAULT_COLOURS
     words: list[list[Word]] | None = None  # T, what each word of an explained text adds to the similarity
-    kept: Sequence[np.ndarray] = ()  # T, the resized maps; none: they are made each time
+    resized: Sequence[np.ndarray] = ()  # T, what `resized_maps` gives, at hand; none: it is made each time
 
     def __eq__(self, other) -> bool:
-        """Whether all values are the same, those of arrays too; NaN is the same as NaN."""
-        return isinstance(other, ImageResult) and all(map(_same, self, other))
+        """Whether all values are the same, those of arrays too; NaN is the same as NaN. What is at hand is none."""
+        return isinstance(other, ImageResult) and all(map(_same, self._replace(resized=()), other._replace(resized=())))
 
     def __ne__(self, other) -> bool:
         return not self == other
@@ -72,8 +72,8 @@ class ImageResult(NamedTuple):
 
     def resized_maps(self) -> Iterator[np.ndarray]:
         """[H, W] float32 of each explained text, after the ReLU, in its own unit; NaN where the model saw nothing."""
-        if self.kept:
-            return iter(self.kept)
+        if self.resized:
+            return iter(self.resized)
         return (resize_map(raw_map, self.pixels.shape[:2], self.region) for raw_map in self.maps)
 
     def heatmaps(self) -> Iterator[np.ndarray]:
@@ -263,7 +263,7 @@ class Results(tuple):
         """The same with their resized maps at hand for all who need them; as they are where those take much memory."""
         if sum(len(result.maps) for result in self) * math.prod(self[0].pixels.shape[:2]) > MOST_KEPT:
             return self
-        return Results(result._replace(kept=tuple(result.resized_maps())) for result in self)
+        return Results(result._replace(resized=tuple(result.resized_maps())) for result in self)
 
     def pairs(self) -> list[tuple[ImageResult, int]]:
         """(result, index into its targets) of each explained text and method."""

@@ -452,7 +452,7 @@ def assert_maps(model, same, family, plain=None):
     """The maps of `model` are those of `same`, and, to be told, not those of `plain`."""
     ours, theirs = all_maps(model, family), all_maps(same, family)
     for method in CAPTURING:
-        assert_close(ours[method], theirs[method], 1e-5)
+        assert_close(ours[method], theirs[method])  # merged weights round otherwise
     if plain is not None:
         untouched = all_maps(plain, family)
         assert all(not torch.allclose(ours[m], untouched[m], rtol=0.01, atol=0) for m in CAPTURING)

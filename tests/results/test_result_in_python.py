@@ -75,9 +75,14 @@ DIFFERENT = {
 }
 
 
-@pytest.mark.parametrize("field", ImageResult._fields)
+@pytest.mark.parametrize("field", [field for field in ImageResult._fields if field != "resized"])
 def test_results_that_differ_in_one_field_are_not_equal(field):
     assert compared(rich_result(**{field: DIFFERENT[field]}), rich_result()) == (False, True)
+
+
+def test_a_result_is_equal_to_itself_with_its_resized_maps_at_hand():
+    (at_hand,) = Results([rich_result()]).keeping()
+    assert len(at_hand.resized) == 2 and compared(at_hand, rich_result()) == (True, False)
 
 
 @pytest.mark.parametrize("other", [None, 1, "a", (), tuple(tiny_result()), [tiny_result()]], ids=type)
