@@ -16,8 +16,8 @@ from ..heavy import Image, transformers
 from ..images.preprocessing import Preprocessing
 from ..messages import Joined, Message
 from ..towers.clip_resnet import build_clip_resnet
-from ..towers.cuts import Cut
 from ..towers.published import CLASS_TOKEN, CNN, ImageTower, PretrainedCLIP, VisionTransformerTower, innermost
+from ..towers.unread import Unread, unread_part, warnings_of
 from ..weights.hub import as_input_error
 from ..weights.modules import assign_weights, give_buffers_values, unwrapped
 from ..weights.openai_names import translate
@@ -204,19 +204,19 @@ class LibraryTextTower(nn.Module):
         super().__init__()
         self.network, self.tokenizer = network, tokenizer
 
-    def cuts(self, texts: list[str]) -> list[Cut]:
-        """Each text that is cut, where the tokenizer tells; openai/CLIP's refuses such a text."""
-        most, count = getattr(self.tokenizer, "context_length", None), _counter(self.tokenizer)
-        if most is None or count is None:
+    def unread(self, texts: list[str]) -> list[Unread]:
+        """Of each text that is not read whole, what is not, where the tokenizer tells; openai/CLIP's refuses it."""
+        most = getattr(self.tokenizer, "context_length", None)
+        if most is None:
             return []
-        lengths = [count(text) for text in texts]
-        return [Cut(text[:20], length, most) for text, length in zip(texts, lengths) if length > most]
+        parts = [_unread_part(self.tokenizer, text, most) for text in texts]
+        return [part for part in parts if part]
 
     def forward(self, texts) -> torch.Tensor:
-        """Embed a list of K texts, or one. Warns of each text that is cut."""
+        """Embed a list of K texts, or one. Warns of each text that is not read whole."""
         texts = [texts] if isinstance(texts, str) else list(texts)
-        for cut in self.cuts(texts):
-            warnings.warn(cut.warning(), stacklevel=3)
+        for warning in warnings_of(self.unread(texts)):
+            warnings.warn(warning, stacklevel=3)
         with as_input_error(Message("processor 中的分词器不能处理这些文本")):
             tokens = self.tokenizer(texts)
         if not isinstance(tokens, torch.Tensor) or tokens.shape[:1] != (len(texts),):
@@ -226,10 +226,12 @@ class LibraryTextTower(nn.Module):
         return F.normalize(features.float(), dim=-1)
 
 
-def _counter(tokenizer) -> Callable | None:
-    """A function: text -> its tokens, uncut and with the two ends; None where a tokenizer does not tell."""
-    if hasattr(tokenizer, "encode"):  # SimpleTokenizer, which adds the ends later
-        return lambda text: len(tokenizer.encode(text)) + 2
+def _unread_part(tokenizer, text: str, most: int) -> Unread | None:
+    """What is not read of a text; None where it is read whole, or where open_clip's tokenizer does not tell."""
+    if hasattr(tokenizer, "encode"):  # SimpleTokenizer, which adds the ends later and has a token for each byte
+        tokens = len(tokenizer.encode(text)) + 2
+        return Unread(text[:20], tokens, most, "") if tokens > most else None
     if hasattr(tokenizer, "tokenizer"):  # HFTokenizer
-        return lambda text: len(tokenizer.tokenizer(text, verbose=False)["input_ids"])
+        clean = getattr(tokenizer, "clean_fn", None) or str
+        return unread_part(tokenizer.tokenizer, clean(text), most)
     return None

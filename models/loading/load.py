@@ -15,6 +15,7 @@ from ..class_texts import ClassText, descriptions_of, names_and_texts
 from ..errors import InputError
 from ..heavy import torch
 from ..towers.similarity import embed_classes
+from ..towers.unread import warnings_of
 from ..weights.hub import requested_text_encoder
 from ..weights.metadata import unit_levels
 from ..weights.modules import evaluating, release_text_tower
@@ -89,15 +90,15 @@ def reader_of(content: Content) -> ModuleType:
 def _add_features(model, texts: Sequence[ClassText], device: str, cached: CachedFeatures | None) -> None:
     """Give a model its texts' features, those of the cache where it has them."""
     if cached is not None and cached.entry is not None:
-        features, cuts = cached.entry
-        for cut in cuts:  # what embedding the texts warned of
-            warnings.warn(cut.warning(), stacklevel=3)
+        features, unread = cached.entry
+        for warning in warnings_of(unread):  # what embedding the texts warned of
+            warnings.warn(warning, stacklevel=3)
         features = torch.from_numpy(features).clone().to(device)
     else:
         features = embed_texts(model.to(device), texts)
         if cached is not None:
             descriptions = [description for text in texts for description in descriptions_of(text)]
-            cached.keep(features.cpu().numpy(), model.text_encoder.cuts(descriptions))
+            cached.keep(features.cpu().numpy(), model.text_encoder.unread(descriptions))
     model.class_text_features = features
 
 

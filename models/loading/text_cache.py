@@ -2,9 +2,9 @@
 
     cached = CachedFeatures(path, texts, "cpu")      # before the file is read
     if cached.load_for(config):                      # of a published model: `unless_cached`
-        features, cuts = cached.entry
+        features, unread = cached.entry
     else:
-        cached.keep(features, cuts)                  # once they are computed
+        cached.keep(features, unread)                # once they are computed
 
 The key says everything that the features depend on, so an entry is never out of date: what changes, be it
 one weight, one line of the vocabulary or the version of a library, has another key. Nothing in an entry
@@ -33,7 +33,7 @@ from ..errors import InputError
 from ..heavy import torch
 from ..inputs import check_regular_file
 from ..messages import Message
-from ..towers.cuts import Cut
+from ..towers.unread import Unread
 from ..weights.hub import ASSETS, hub_folder, text_encoder_source
 from ..writing import check_own, open_own, write_files
 from .fingerprint import fingerprint, hash_file, model_files
@@ -41,7 +41,7 @@ from .fingerprint import fingerprint, hash_file, model_files
 if TYPE_CHECKING:
     from ..towers.tokenizers import TokenizerFiles
 
-FORMAT = "clip-gradcam text features 3"  # another number where TextEncoder or this file comes to mean something else
+FORMAT = "clip-gradcam text features 4"  # another number where TextEncoder or this file comes to mean something else
 TOKENIZER_FILES = ("vocab.txt", "tokenizer*.json", "config*.json", "special_tokens_map.json", "added_tokens.json")
 DEFAULT_TEXT_ENCODER = "bert-base-chinese"
 LIBRARIES = ("torch", "transformers", "tokenizers", "numpy")
@@ -52,7 +52,7 @@ class Entry(NamedTuple):
     """What is kept of K texts."""
 
     features: np.ndarray  # float32 [K, D]
-    cuts: list[Cut]  # of the descriptions, those that were cut
+    unread: list[Unread]  # of the descriptions that were not read whole
 
 
 class CachedFeatures:
@@ -83,11 +83,11 @@ class CachedFeatures:
         """The same for a published model; `settings`: what its text tower depends on and its files do not say."""
         return self._load(self._files_of(tokenizer), {"settings": [repr(setting) for setting in settings]})
 
-    def keep(self, features: np.ndarray, cuts: Sequence[Cut]) -> None:
-        """Store features [K, D] and which descriptions were cut, if all files are still those that were read."""
+    def keep(self, features: np.ndarray, unread: Sequence[Unread]) -> None:
+        """Store features [K, D] and what is not read of the descriptions, if all files are still those of before."""
         tokenizer_state = _states_of(self._tokenizer_files)
         if self._key and file_state(self._path) == self._state and tokenizer_state == self._tokenizer_state:
-            store_entry(self._key, features, cuts)
+            store_entry(self._key, features, unread)
 
     def _load(self, tokenizer_files: list | None, sizes: Mapping[str, object], width: int | None = None) -> bool:
         content = self._content()
@@ -241,12 +241,12 @@ _NPY = re.compile(
 
 
 def load_entry(
-    key: str, shape: tuple[int | None, int | None] = (None, None), most_cuts: int | None = None
+    key: str, shape: tuple[int | None, int | None] = (None, None), most_unread: int | None = None
 ) -> Entry | None:
     """What is kept under `key`; None where there is no whole entry.
 
-    `shape`: the (K, D) that the features must have, None for any. `most_cuts`: of so many descriptions at most as many
-    are cut, None for K. An entry that another user can write is none.
+    `shape`: the (K, D) that the features must have, None for any. `most_unread`: how many descriptions
+    there are of which a part may be unread, None for K. An entry that another user can write is none.
     """
     try:
         data = _read_own(_entry_path(key))
@@ -256,13 +256,13 @@ def load_entry(
         if header.get("format") != FORMAT or header.get("key") != key:
             return None
         features = _features_of(array)
-        cuts = [Cut(*cut) for cut in header["cuts"]]
+        unread = [Unread(*part) for part in header["unread"]]
     except Exception:  # a file of somebody else's may hold anything
         return None
     fits = all(size in (None, own) for size, own in zip(shape, features.shape)) and np.isfinite(features).all()
-    are_cuts = all([type(part) for part in cut] == [str, int, int] for cut in cuts)
-    most_cuts = len(features) if most_cuts is None else most_cuts
-    return Entry(features, cuts) if fits and are_cuts and len(cuts) <= most_cuts else None
+    are_unread = all([type(value) for value in part] == [str, int, int, str] for part in unread)
+    most_unread = len(features) if most_unread is None else most_unread
+    return Entry(features, unread) if fits and are_unread and len(unread) <= most_unread else None
 
 
 def _read_own(path: Path) -> bytes:
@@ -302,9 +302,9 @@ def _features_of(array: bytes) -> np.ndarray:
     return np.frombuffer(array, "<f4", offset=header.end()).reshape(shape).copy()
 
 
-def store_entry(key: str, features: np.ndarray, cuts: Sequence[Cut] = ()) -> None:
-    """Keep features float32 [K, D] and which texts were cut, whole or not at all."""
-    header = json.dumps({"format": FORMAT, "key": key, "cuts": list(cuts)})
+def store_entry(key: str, features: np.ndarray, unread: Sequence[Unread] = ()) -> None:
+    """Keep features float32 [K, D] and what was not read of the texts, whole or not at all."""
+    header = json.dumps({"format": FORMAT, "key": key, "unread": list(unread)})
     buffer = io.BytesIO()
     np.lib.format.write_array(buffer, np.ascontiguousarray(features), allow_pickle=False)
     rest = header.encode() + b"\n" + buffer.getvalue()

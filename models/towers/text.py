@@ -15,8 +15,8 @@ from ..messages import Message
 from ..weights.configs import plain_part
 from ..weights.hub import as_input_error, read_json, text_encoder_folder
 from ..weights.names import CLIP_TEXT
-from .cuts import Cut
 from .tokenizers import find_clip_tokenizer, load_tokenizer
+from .unread import Unread, unread_part, warnings_of
 from .words import Span, offsets_in, word_spans
 
 MAX_TOKENS = 128  # of a text of our own checkpoints
@@ -63,17 +63,16 @@ class TextTower(nn.Module):
         """The longest text in tokens: what the tokenizer says, at most what the model has position codes for."""
         return min(self.tokenizer.model_max_length, count_positions(self.backbone))
 
-    def cuts(self, texts: list[str]) -> list[Cut]:
-        """Each text that is cut: all that embedding the texts warns of."""
+    def unread(self, texts: list[str]) -> list[Unread]:
+        """Of each text that is not read whole, what is not: all that embedding the texts warns of."""
         with as_input_error(CANNOT_TOKENIZE):
-            lengths = [len(self.tokenizer(self.clean(text), verbose=False)["input_ids"]) for text in texts]
-        most = self.max_tokens
-        return [Cut(text[:20], length, most) for text, length in zip(texts, lengths) if length > most]
+            parts = [unread_part(self.tokenizer, self.clean(text), self.max_tokens) for text in texts]
+        return [part for part in parts if part]
 
     def tokenize(self, texts: list[str]) -> dict[str, torch.Tensor]:
-        """Texts -> what the text model takes, int64 [K, T]; see `inputs`. Warns of each text that is cut."""
-        for cut in self.cuts(texts):
-            warnings.warn(cut.warning(), stacklevel=3)
+        """Texts -> what the text model takes, int64 [K, T]; see `inputs`. Warns of each text that is not read whole."""
+        for warning in warnings_of(self.unread(texts)):
+            warnings.warn(warning, stacklevel=3)
         return self.inputs(texts)
 
     def inputs(self, texts: list[str]) -> dict[str, torch.Tensor]:

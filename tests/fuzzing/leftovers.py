@@ -39,8 +39,9 @@ def _forged(random: Random, data: bytes) -> bytes:
     if random.random() < 0.5:
         array = _array(random)
     else:
-        header = {**header, random.choice(("format", "key", "cuts", "x")): odd_value(random)}
-        header = header if header.get("cuts") == [] else {**header, "cuts": random.choice((5, {}, "ab", None, [[1]]))}
+        header = {**header, random.choice(("format", "key", "unread", "x")): odd_value(random)}
+        if header.get("unread") != []:
+            header = {**header, "unread": random.choice((5, {}, "ab", None, [[1]]))}
     rest = json.dumps(header).encode() + b"\n" + array
     return hashlib.sha256(rest).digest() + rest
 

@@ -31,6 +31,7 @@ from models.loading.fingerprint import fingerprint
 from models.loading.load import embed_texts, load_clip_checkpoint
 from models.loading.processors import read_preprocessing
 from models.towers.published import VisionTransformerTower, into_patches
+from models.towers.unread import warnings_of
 from models.weights.hub import is_hub_name
 from models.weights.modules import release_text_tower
 
@@ -407,9 +408,9 @@ def test_a_model_type_that_no_table_knows(tmp_path):
 def test_a_text_that_is_cut_is_said(published):
     model = load_clip_checkpoint(published[0])
     long = "two dogs on the loose hip"
-    (cut,) = model.text_encoder.cuts(["a", long])
+    (part,) = model.text_encoder.unread(["a", long])
     most = 20 if published[1].config.model_type == "chinese_clip" else 16
-    assert f"超过 {most} 的部分被截去" in str(cut.warning())
+    assert f"超过 {most} 的部分被截去" in str(warnings_of([part])[0])
     with pytest.warns(InputWarning, match="two dogs"):
         cut = embed_texts(model, [long])
     torch.testing.assert_close(cut, embed_texts(model, [long + " and more"]), rtol=0, atol=1e-6)

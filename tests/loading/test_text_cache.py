@@ -31,7 +31,7 @@ from models.loading import text_cache
 from models.loading.fingerprint import checkpoint_fingerprint
 from models.loading.load import load_clip_checkpoint
 from models.loading.text_cache import load_entry, sizes_of, store_entry, text_encoder_files, text_features_key
-from models.towers.cuts import Cut
+from models.towers.unread import Unread
 from models.weights.files import read_torch_file
 
 SCRIPT = Path(script.__file__)
@@ -222,10 +222,10 @@ FEATURES = np.arange(6, dtype=np.float32).reshape(2, 3)
 
 def test_what_is_stored_is_loaded(user_cache):
     assert load_entry("a" * 64) is None
-    store_entry("a" * 64, FEATURES.T, [Cut("甲", 600, 512)])
-    features, cuts = load_entry("a" * 64)
+    store_entry("a" * 64, FEATURES.T, [Unread("甲", 600, 512, "𠮷")])
+    features, unread = load_entry("a" * 64)
     np.testing.assert_array_equal(features, FEATURES.T)
-    assert features.dtype == np.float32 and cuts == [Cut("甲", 600, 512)]
+    assert features.dtype == np.float32 and unread == [Unread("甲", 600, 512, "𠮷")]
     assert len(entries(user_cache)) == 1 and load_entry("b" * 64) is None
 
 
@@ -237,7 +237,7 @@ def test_an_entry_under_another_name_is_foreign(user_cache):
 
 
 def with_checksum(array_bytes, key="a" * 64):
-    header = json.dumps({"format": text_cache.FORMAT, "key": key, "cuts": []}).encode()
+    header = json.dumps({"format": text_cache.FORMAT, "key": key, "unread": []}).encode()
     rest = header + b"\n" + array_bytes
     return hashlib.sha256(rest).digest() + rest
 
@@ -287,13 +287,16 @@ def test_an_entry_of_another_shape_is_absent(user_cache):
 
 
 @pytest.mark.parametrize(
-    "cuts",
-    [[["甲", 9, 8]] * 3, "甲", {"甲": 1}, 3, None, [["甲"]], [None], [[1, 9, 8]], [["甲", 9, "8"]], [["甲", 9, True]]],
+    "unread",
+    [
+        *([["甲", 9, 8, ""]] * 3, "甲", {"甲": 1}, 3, None, [["甲"]], [None]),
+        *([[1, 9, 8, ""]], [["甲", 9, "8", ""]], [["甲", 9, True, ""]], [["甲", 9, 8, 0]], [["甲", 9, 8]]),
+    ],
 )
-def test_cuts_that_are_not_of_a_text_each_and_of_as_many_texts_at_most_are_no_entry(user_cache, cuts):
+def test_what_is_not_read_is_said_of_as_many_texts_at_most_and_in_our_words(user_cache, unread):
     store_entry("a" * 64, FEATURES)
     (path,) = entries(user_cache)
-    header = {"format": text_cache.FORMAT, "key": "a" * 64, "cuts": cuts}
+    header = {"format": text_cache.FORMAT, "key": "a" * 64, "unread": unread}
     rest = json.dumps(header).encode() + b"\n" + npy(FEATURES)
     path.write_bytes(hashlib.sha256(rest).digest() + rest)
     assert load_entry("a" * 64) is None
@@ -417,9 +420,9 @@ def test_many_writers_at_once(user_cache):
         "from models.loading.text_cache import load_entry, store_entry\n"
         "features = np.full((200, 300), 7, np.float32)\n"
         "for _ in range(100):\n"
-        "    store_entry('a' * 64, features, [('m', 2, 1)])\n"
-        "    loaded, cuts = load_entry('a' * 64)\n"
-        "    assert (loaded == features).all() and cuts == [('m', 2, 1)]\n"
+        "    store_entry('a' * 64, features, [('m', 2, 1, '')])\n"
+        "    loaded, unread = load_entry('a' * 64)\n"
+        "    assert (loaded == features).all() and unread == [('m', 2, 1, '')]\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parent)}
     processes = [subprocess.Popen([sys.executable, "-c", code], env=environment) for _ in range(2)]
