@@ -27,6 +27,10 @@ from .capture import undisturbed
 NEEDS_TOWER = Message(
     "各词的贡献（--words、words=True）需要模型的文本编码器；请用 load_clip_checkpoint(路径) 得到模型，载入时不要去掉它"
 )
+NEEDS_OUR_TOWER = Message(
+    "各词的贡献（words=True）要用本工具的文本塔，open_clip 和 openai/CLIP 的对象用自己的；"
+    "请保存模型，再用 load_clip_checkpoint(路径) 载入"
+)
 FARTHEST = 0.05  # between unit features of the same text, embedded alone and among others in half precision
 
 
@@ -57,7 +61,7 @@ class ClassWords:
 
     def __init__(self, tower, texts: Sequence[ClassText]):
         if not hasattr(tower, "with_words"):
-            raise InputError(NEEDS_TOWER)
+            raise InputError(NEEDS_TOWER if tower is None else NEEDS_OUR_TOWER)
         self._tower, self._texts, self._features = tower, texts, {}
         self._lock = threading.Lock()
 

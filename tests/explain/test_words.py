@@ -14,6 +14,7 @@ from models.errors import InputError
 from models.explain.question import CONTRAST_GAMMA, Question
 from models.explain.words import ClassWords, word_features, words_direction
 from models.images.preprocessing import square
+from models.loading.living_open_clip import LibraryTextTower
 from models.loading.load import load_clip_checkpoint
 from models.towers.cleaning import CLEANERS
 from models.towers.text import ClipTextEncoder, TextEncoder
@@ -258,8 +259,10 @@ def test_all_methods_and_a_batch_have_the_words_of_one(clip):
 def test_words_need_the_tower_of_the_texts(clip):
     with pytest.raises(InputError, match="第 0 行.*不是模型的文本编码器对该文本的编码"):
         explain(clip, gradient_picture(), TEXTS, None, 0, 64, text_features=torch.eye(3, 32), words=True)
-    for tower in (None, BrightnessClip().text_encoder):
-        with pytest.raises(InputError, match="需要模型的文本编码器"):
+    with pytest.raises(InputError, match="需要模型的文本编码器"):
+        ClassWords(None, TEXTS)
+    for tower in (BrightnessClip().text_encoder, LibraryTextTower(None, None)):
+        with pytest.raises(InputError, match="open_clip 和 openai/CLIP 的对象用自己的；请保存模型"):
             ClassWords(tower, TEXTS)
 
 
