@@ -94,8 +94,13 @@ MOST_NAMED, LONGEST_NAMED = 5, 20  # words in a line of text; letters of one of 
 
 
 def strongest_words(words: Sequence[Word]) -> Joined:
-    """The words that add or take most, those that add first, the strongest at either end: 骨折 +0.12 … 未见 -0.03."""
-    strongest = sorted(words, key=lambda word: -abs(word.contribution))[:MOST_NAMED]
+    """The words that add or take most, those that add first, the strongest at either end: 骨折 +0.12 … 未见 -0.03.
+
+    A word that stands in several places is named once, by the strongest of them.
+    """
+    by_strength = sorted(words, key=lambda word: abs(word.contribution))
+    strongest = list({word.text: word for word in by_strength}.values())
+    strongest = sorted(strongest, key=lambda word: -abs(word.contribution))[:MOST_NAMED]
     groups = groupby(sorted(strongest, key=lambda word: -word.contribution), key=lambda word: word.contribution >= 0)
     return Joined(" … ", [Joined("、", map(_with_number, group)) for _, group in groups])
 

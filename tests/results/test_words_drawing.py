@@ -342,6 +342,8 @@ def test_the_strongest_words_are_said_in_one_line():
     assert str(strongest_words(WEIGHED)) == line
     result = tiny_result()._replace(words=[WEIGHED])
     assert said_of(result)[3] == f"词语：{line}" and f"\n词语：{line}\n" in repr(result)
+    again = [Word("骨折", 0.05, 7, 9), Word("未见", -0.2, 9, 11)]
+    assert str(strongest_words([*WEIGHED, *again])) == "骨折 +0.12、断端 +0.08、的 +0.001 … 未见 -0.2"
     with speaking("en"):
         assert "Words: 骨折 +0.12, 断端 +0.08" in said_of(result)[3]
     both = tiny_result([0, 2])._replace(words=[WEIGHED, [*WEIGHED[:2], Word("x\n" * 99, -0.5, 7, 300)]])
