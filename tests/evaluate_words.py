@@ -120,7 +120,7 @@ def alone(sentence: Sentence, images: torch.Tensor) -> torch.Tensor:
 
 def in_clause(sentence: Sentence, images: torch.Tensor) -> torch.Tensor:
     """What the clause of a word, the others hidden, loses without it."""
-    numbers = np.array(clauses(sentence.text, sentence.words))
+    numbers = np.array(clauses(sentence.text, [word.start for word in sentence.words]))
     clause = numbers[:, None] == numbers
     features = sentence.hidden(np.concatenate([clause, clause & ~np.eye(len(numbers), dtype=bool)]))
     return images @ (features[: len(numbers)] - features[len(numbers) :]).T

@@ -111,7 +111,7 @@ def _added_by_words(tower, text: str, spans: Sequence[Span]) -> tuple[torch.Tens
 
     ((f(word) - f(nothing)) + (f(clause) - f(clause without the word))) / 2, where what is not named is hidden.
     """
-    numbers = torch.tensor(clauses(text, spans), dtype=torch.int64)
+    numbers = torch.tensor(clauses(text, [span.start for span in spans]), dtype=torch.int64)
     alone, of_clause = torch.eye(len(spans), dtype=torch.bool), numbers[:, None] == numbers.unique()
     clause = numbers[:, None] == numbers  # (N, N), the words that stand in a word's clause
     whole = alone.new_ones(1, len(spans))

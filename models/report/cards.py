@@ -24,7 +24,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..class_texts import LONGEST_TEXT
+from ..class_texts import LONGEST_TEXT, ClassText, descriptions_of
 from ..errors import InputError
 from ..explain.heatmap import is_flat
 from ..explain.words import Word
@@ -34,7 +34,7 @@ from ..inputs import finite_number
 from ..results.formats import encode_image
 from ..results.outlines import Outline
 from ..results.result import ImageResult, Results
-from ..results.shading import descriptions_of, peak_of, pieces_of, strongest_descriptions
+from ..results.shading import peak_of, pieces_of, strongest_descriptions
 
 SIDE = 900  # pixels of the picture's longer side
 QUALITY = 82  # of its JPEG: about 40 KB of a radiograph
@@ -134,7 +134,7 @@ def _encode_words(result: ImageResult) -> dict:
     return {"peak": round(peak_of(result.words), 6), "texts": texts}
 
 
-def _encode_text(target: int, text: str | Sequence[str], words: Sequence[Word]) -> dict:
+def _encode_text(target: int, text: ClassText, words: Sequence[Word]) -> dict:
     shown = [pieces_of(*one) for one in strongest_descriptions(text, words, MOST_DESCRIPTIONS)]
     rounded = [[[letters, value and round(value, 6)] for letters, value in pieces] for pieces in shown]
     return {"text": target, "of": len(descriptions_of(text)), "descriptions": rounded}

@@ -10,12 +10,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import NamedTuple
 
+from ..class_texts import ClassText, descriptions_of
 from ..errors import escape_unprintable, shortened
 from ..explain.words import Word
 from ..messages import Joined
+from ..towers.words import clauses
 from . import parts
 from .page import Box, Text, bounds, drawable, moved, text_length, wrap_text
 from .parts import BODY, GREY, HEADING, Note
@@ -61,12 +63,7 @@ def peak_of(words: Sequence[Sequence[Word]] | None) -> float:
     return max((abs(word.contribution) for of_text in words or () for word in of_text), default=0.0)
 
 
-def descriptions_of(text: str | Sequence[str]) -> Sequence[str]:
-    """The descriptions of a class's text, one or several."""
-    return (text,) if isinstance(text, str) else text
-
-
-def by_description(text: str | Sequence[str], words: Sequence[Word]) -> list[tuple[str, list[Word]]]:
+def by_description(text: ClassText, words: Sequence[Word]) -> list[tuple[str, list[Word]]]:
     """(description, its words in their order) of each description of a text."""
     described = [(description, []) for description in descriptions_of(text)]
     for word in sorted(words, key=lambda word: word.start):
@@ -167,18 +164,13 @@ def _most_that_fit(units: Sequence[Sequence[int]], most: int, lines_of: Callable
     return best
 
 
-_END_OF_CLAUSE = re.compile("[，。；！？\n]|[,.;!?](?!\\S)")
-
-
 def _clauses(pieces) -> list[list[int]]:
     """The places of the words of each clause."""
-    clauses = [[]]
-    for place, (letters, contribution) in enumerate(pieces):
-        if contribution is not None:
-            clauses[-1].append(place)
-        elif _END_OF_CLAUSE.search(letters):
-            clauses.append([])
-    return [clause for clause in clauses if clause]
+    starts = accumulate((len(letters) for letters, _ in pieces), initial=0)
+    words = [(place, start) for place, (start, piece) in enumerate(zip(starts, pieces)) if piece[1] is not None]
+    numbers = clauses("".join(letters for letters, _ in pieces), [start for _, start in words])
+    by_clause = groupby(zip(numbers, words), key=lambda numbered: numbered[0])
+    return [[place for _, (place, _) in of_clause] for _, of_clause in by_clause]
 
 
 def _joined(pieces, kept: Sequence[int]) -> tuple[str, list[Span]]:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..class_texts import ClassText
 from ..errors import escape_unprintable
 from ..evaluation.summary import CASES
 from ..explain.heatmap import flatness, is_flat
@@ -96,7 +97,7 @@ def _row_of_text(result: ImageResult, index: int, resized: np.ndarray, truth: Tr
     }
 
 
-def words_in_order(text: str | Sequence[str], words: Sequence[Word]) -> list:
+def words_in_order(text: ClassText, words: Sequence[Word]) -> list:
     """[[word, contribution], ...] in the text's order; of a text of several descriptions a list of these for each."""
     lists = [
         [[word.text, rounded(word.contribution)] for word in of_description]

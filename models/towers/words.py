@@ -48,10 +48,13 @@ def word_spans(text: str, offsets: Sequence[tuple[int, int] | None]) -> list[Spa
 _END = re.compile(r"[，。；：！？;:!?\n]|[.,](?!\d)")
 
 
-def clauses(text: str, words: Sequence[Span]) -> list[int]:
-    """A number for the clause that each word of a text stands in, rising; what ends a clause is part of it."""
+def clauses(text: str, starts: Sequence[int]) -> list[int]:
+    """A number for the clause that each word of a text stands in, rising; what ends a clause is part of it.
+
+    `starts`: of the words in the text.
+    """
     ends = [match.start() for match in _END.finditer(text)]
-    return [bisect_left(ends, word.start) for word in words]
+    return [bisect_left(ends, start) for start in starts]
 
 
 def offsets_in(text: str, cleaned: str, offsets: Sequence[tuple[int, int]]) -> Sequence[tuple[int, int]]:

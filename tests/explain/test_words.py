@@ -160,7 +160,7 @@ def test_what_is_hidden_has_no_say(bert):
     ],
 )
 def test_words_stand_in_clauses(bert, text, numbers):
-    assert clauses(text, bert.words(text)) == numbers
+    assert clauses(text, [span.start for span in bert.words(text)]) == numbers
 
 
 @pytest.mark.parametrize("tower", ["bert", "clip_text"])
@@ -168,7 +168,8 @@ def test_words_stand_in_clauses(bert, text, numbers):
 def test_a_word_is_weighed_alone_and_by_its_absence_from_its_clause(tower, text, request):
     tower = request.getfixturevalue(tower)
     spans = tower.words(text)
-    everything, numbers = [token for span in spans for token in span.tokens], clauses(text, spans)
+    everything = [token for span in spans for token in span.tokens]
+    numbers = clauses(text, [span.start for span in spans])
     words, added, feature = word_features(tower, [text])
     torch.testing.assert_close(feature, hidden_by_hand(tower, text, []))
     nothing = hidden_by_hand(tower, text, everything)
