@@ -85,7 +85,8 @@ class ClassWords:
                 "请去掉 text_features",
                 index,
             )
-        return [word._replace(contribution=value) for word, value in zip(words, (added @ direction).tolist())]
+        values = (added * direction).sum(1).tolist()  # no product of matrices: around this autocast would round it
+        return [word._replace(contribution=value) for word, value in zip(words, values)]
 
 
 def word_features(tower, descriptions: Sequence[str]) -> WordFeatures:

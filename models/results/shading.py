@@ -95,7 +95,7 @@ def strongest_words(words: Sequence[Word]) -> Joined:
 
     A word that stands in several places is named once, by the strongest of them.
     """
-    by_strength = sorted(words, key=lambda word: abs(word.contribution))
+    by_strength = sorted(_without_signs(words), key=lambda word: abs(word.contribution))
     strongest = list({word.text: word for word in by_strength}.values())
     strongest = sorted(strongest, key=lambda word: -abs(word.contribution))[:MOST_NAMED]
     groups = groupby(sorted(strongest, key=lambda word: -word.contribution), key=lambda word: word.contribution >= 0)
@@ -104,7 +104,12 @@ def strongest_words(words: Sequence[Word]) -> Joined:
 
 def strongest_word(words: Sequence[Word]) -> str:
     """The word that adds most, with its number."""
-    return _with_number(max(words, key=lambda word: word.contribution))
+    return _with_number(max(_without_signs(words), key=lambda word: word.contribution))
+
+
+def _without_signs(words: Sequence[Word]) -> Sequence[Word]:
+    """Words without punctuation, which in a sentence of words is read as its own; all where there is nothing else."""
+    return [word for word in words if any(map(str.isalnum, word.text))] or words
 
 
 def _with_number(word: Word) -> str:

@@ -238,6 +238,14 @@ def test_explain_weighs_the_words_of_each_explained_text(clip):
     np.testing.assert_allclose(values_of(result.words[0]), expected, atol=1e-6)
 
 
+def test_what_surrounds_the_call_changes_no_word(clip):
+    options = {"img_size": 64, "target_text_idx": 0, "words": True}
+    plain = explain(clip, gradient_picture(), TEXTS, **options).words
+    for surrounding in (torch.autocast("cpu", torch.bfloat16), torch.inference_mode()):
+        with surrounding:
+            assert explain(clip, gradient_picture(), TEXTS, **options).words == plain
+
+
 def test_explain_weighs_words_against_the_other_texts(clip):
     options = {"img_size": 64, "target_text_idx": 0, "words": True}
     plain, contrast = (explain(clip, gradient_picture(), TEXTS, contrast=on, **options) for on in (False, True))

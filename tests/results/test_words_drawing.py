@@ -338,6 +338,8 @@ def said_of(*results):
 def test_the_strongest_words_are_said_in_one_line():
     line = "骨折 +0.12、断端 +0.08、的 +0.001 … 未见 -0.03"
     assert str(strongest_words(WEIGHED)) == line
+    assert str(strongest_words([*WEIGHED, Word("、", -0.5, 7, 8)])) == line
+    assert str(strongest_words([Word("！", 0.5, 0, 1)])) == "！ +0.5"
     result = tiny_result()._replace(words=[WEIGHED])
     assert said_of(result)[3] == f"词语：{line}" and f"\n词语：{line}\n" in repr(result)
     again = [Word("骨折", 0.05, 7, 9), Word("未见", -0.2, 9, 11)]
