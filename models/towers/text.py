@@ -105,7 +105,7 @@ class TextTower(nn.Module):
             raise InputError("分词器 {} 不说明词元在文本中的位置，不能算出各词的贡献", type(self.tokenizer).__name__)
         encoded = self._encode([text], return_offsets_mapping=True, return_special_tokens_mask=True)
         offsets, special = encoded["offset_mapping"][0].tolist(), encoded["special_tokens_mask"][0].tolist()
-        offsets = offsets_in(text, self.clean(text), offsets)
+        offsets = offsets_in(text, self.clean, offsets)
         return word_spans(text, [None if is_special else offset for offset, is_special in zip(offsets, special)])
 
     @torch.no_grad()

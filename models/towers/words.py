@@ -2,7 +2,7 @@
 
 import re
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from difflib import SequenceMatcher
 from typing import NamedTuple
 
@@ -57,11 +57,17 @@ def clauses(text: str, starts: Sequence[int]) -> list[int]:
     return [bisect_left(ends, start) for start in starts]
 
 
-def offsets_in(text: str, cleaned: str, offsets: Sequence[tuple[int, int]]) -> Sequence[tuple[int, int]]:
-    """Offsets in what was made of a text before it was read, as offsets in the text: by the runs that both have."""
+def offsets_in(text: str, clean: Callable[[str], str], offsets: Sequence[tuple[int, int]]) -> Sequence[tuple[int, int]]:
+    """Offsets in what `clean` made of a text before it was read, as offsets in the text: by the runs that both have.
+
+    Compared is what was read, for the time grows with the square of the length.
+    """
+    cleaned = clean(text)
     if text == cleaned:
         return offsets
-    places = []  # of each character of `cleaned`: where it comes from
+    cleaned = cleaned[: max((end for _, end in offsets), default=0)]
+    length = bisect_left(range(len(text)), True, key=lambda length: clean(text[:length]).startswith(cleaned))
+    text, places = text[:length], []  # of each character of `cleaned`: where it comes from
     for _, start, end, first, last in SequenceMatcher(None, text, cleaned, autojunk=False).get_opcodes():
         one_to_one = end - start == last - first
         whole = (start, end) if end > start else (max(0, start - 1), max(1, start))  # the one before

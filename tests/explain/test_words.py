@@ -1,6 +1,7 @@
 """What each word of a text adds: where words stand, how they are hidden, what their contributions are."""
 
 import threading
+from difflib import SequenceMatcher
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from models.loading.living_open_clip import LibraryTextTower
 from models.loading.load import load_clip_checkpoint
 from models.towers.cleaning import CLEANERS
 from models.towers.text import ClipTextEncoder, TextEncoder
-from models.towers.words import clauses, word_spans
+from models.towers.words import clauses, offsets_in, word_spans
 
 TEXTS = ["未见假体松动", "左侧假体周围感染", "正常"]
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 48, "num_attention_heads": 2}
@@ -88,6 +89,17 @@ def test_words_stand_where_they_are_written_whatever_the_text_was_made_into(clip
     monkeypatch.setattr(clip_text, "clean", CLEANERS["lower"])
     assert clip_text.clean(text) != text or text == "假体。"
     assert [text[span.start : span.end] for span in clip_text.words(text)] == words
+
+
+def test_of_a_long_text_only_what_is_read_is_compared_with_what_was_made_of_it(monkeypatch):
+    text, lengths, offsets = "骨折，移位。骨折,移位." * 900, [], [(place, place + 1) for place in range(6)]
+
+    def compared(isjunk, written, cleaned, autojunk):
+        lengths.append((len(written), len(cleaned)))
+        return SequenceMatcher(isjunk, written, cleaned, autojunk)
+
+    monkeypatch.setattr("models.towers.words.SequenceMatcher", compared)
+    assert offsets_in(text, CLEANERS["lower"], offsets) == offsets and lengths == [(6, 6)]
 
 
 def test_what_is_cut_off_has_no_words(bert):
