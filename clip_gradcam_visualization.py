@@ -874,7 +874,7 @@ def explain(
     with an image's place in the list.
     """
     with speaking(check_language(lang)):
-        living = living_clip(model, processor, needs_tokenizer=text_features is None)
+        living = living_clip(model, processor, needs_tokenizer=text_features is None or words)
         is_ours, model = living is model, clip_of(living)
         own_size = getattr(model, "img_size", None)
         if own_size and img_size not in (own_size, None):

@@ -138,7 +138,7 @@ def _is_row(row, image: str, texts: int) -> bool:
 
 
 def _are_words(values) -> bool:
-    """Whether something is what a row says of its text's words: [word, number] each, or a list of these for each text.
+    """Whether something is what a row says of its text's words: [word, number] each, or of several descriptions lists.
 
     None where it says nothing.
     """
@@ -146,10 +146,8 @@ def _are_words(values) -> bool:
         return True
     if not isinstance(values, list):
         return False
-    lists = (
-        values if all(isinstance(one, list) and all(isinstance(w, list) for w in one) for one in values) else [values]
-    )
-    return all(map(_is_word, itertools.chain.from_iterable(lists)))
+    is_of_several = all(isinstance(part, list) and all(isinstance(word, list) for word in part) for part in values)
+    return all(map(_is_word, itertools.chain.from_iterable(values) if is_of_several else values))
 
 
 def _is_word(word) -> bool:

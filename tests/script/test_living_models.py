@@ -111,6 +111,25 @@ def assert_same(one, other, tolerance=1e-6):
     assert one.region == other.region and one.independent == other.independent
 
 
+def test_the_words_of_a_model_in_memory_are_those_of_the_same_model_loaded(clip):
+    folder, network, processor = clip
+    (ours,) = explained(load_clip_checkpoint(folder), words=True).words
+    for model in (network, torch.nn.DataParallel(network)):
+        (words,) = explained(model, processor=processor, words=True).words
+        assert [word._replace(contribution=0) for word in words] == [word._replace(contribution=0) for word in ours]
+        pairs = [(word.contribution, own.contribution) for word, own in zip(words, ours)]
+        np.testing.assert_allclose(*zip(*pairs), atol=1e-6)
+
+
+def test_words_need_what_weighs_them_in_memory_too(clip, open_vit):
+    (_, network, (images, _)), (_, opened, processor) = clip, open_vit
+    features = torch.randn(len(TEXTS), network.config.projection_dim)
+    with pytest.raises(InputError, match="分词器"):
+        explained(network, processor=images, text_features=features, words=True)
+    with pytest.raises(InputError, match="需要模型的文本编码器"):
+        explained(opened, processor=processor, words=True)
+
+
 # -- the same as loaded -----------------------------------------------------------------------
 
 
