@@ -15,6 +15,7 @@ from ..savings import forget
 from ..weights.files import read_checkpoint_file
 from ..weights.hub import (
     CHECKPOINT_SUFFIXES,
+    OPEN_CLIP_CONFIG,
     WEIGHTS,
     is_hub_name,
     is_index,
@@ -102,13 +103,14 @@ def _read_model(folder: Path, mapped: bool | None) -> Content:
     config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     if {"text_config", "vision_config"} & set(config):
         return Content(folder, is_folder=True)
-    if (folder / "open_clip_config.json").is_file() and (not config or "model_type" in config):  # of a text tower
-        path = weights_of(folder)
-        return Content(path, _read_files(path, mapped))
-    path = checkpoint_of(folder)
+    is_open_clips = (folder / OPEN_CLIP_CONFIG).is_file()  # then a config.json is that of its text tower
+    path = weights_or_checkpoint(folder) if is_open_clips else checkpoint_of(folder)
     checkpoint = _read_files(path, mapped)
-    if "model_type" in config and not any(BACKBONE in key for key in split_checkpoint(checkpoint)[0]):
-        return Content(folder, is_folder=True)  # another model: said by name
+    if not any(BACKBONE in key for key in split_checkpoint(checkpoint)[0]):
+        if is_open_clips:
+            return Content(path, checkpoint)
+        if "model_type" in config:
+            return Content(folder, is_folder=True)  # another model: said by name
     return Content(path, _with_config(checkpoint, folder))
 
 
@@ -143,6 +145,12 @@ def checkpoint_of(folder: Path) -> Path:
         )
     hint = next((hint for name, hint in UNMERGED.items() if any(folder.glob(name))), "")
     raise InputError("找不到检查点文件：{}（是文件夹，但其中没有 config.json 或检查点文件{}）", folder, hint)
+
+
+def weights_or_checkpoint(folder: Path) -> Path:
+    """The weights of a folder where libraries named all of its checkpoints: one model's; else `checkpoint_of` it."""
+    there = checkpoints_in(folder)
+    return weights_of(folder) if there and WEIGHTS.keys() >= {*there} else checkpoint_of(folder)
 
 
 def checkpoints_in(folder: Path) -> list[str]:

@@ -8,12 +8,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..weights.archives import open_archive, read_entry
-from ..weights.hub import SMALL_FILES, WEIGHTS, is_index, local_folder, shards_of, weights_of
+from ..weights.hub import OPEN_CLIP_CONFIG, SMALL_FILES, WEIGHTS, is_index, local_folder, shards_of, weights_of
 from .adapters import adapter_files
 from .content import checkpoint_of, model_of
 
 CHECKED_TENSORS = 8
-SETTINGS = "open_clip_config.json"  # says of the weights beside it what they leave open
 
 
 def fingerprint(path: str | os.PathLike) -> str:
@@ -39,10 +38,16 @@ def _model_and_beside(path: str | os.PathLike) -> tuple[str | os.PathLike, list[
     `path`: also a name on the hub.
     """
     if os.path.isfile(path):
-        settings = Path(path).parent / SETTINGS
-        return path, [*adapter_files(Path(path).parent), *([settings] if settings.is_file() else [])]
+        return path, [*adapter_files(Path(path).parent), *_settings_beside(Path(path))]
     folder = local_folder(path)
-    return model_of(folder), adapter_files(folder)
+    model = model_of(folder)
+    return model, [*adapter_files(folder), *(_settings_beside(model) if model.is_file() else [])]
+
+
+def _settings_beside(file: Path) -> list[Path]:
+    """What open_clip says of a file's weights beside it."""
+    settings = file.parent / OPEN_CLIP_CONFIG
+    return [settings] if settings.is_file() else []
 
 
 def folder_fingerprint(source: str | os.PathLike) -> str:

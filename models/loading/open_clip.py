@@ -25,7 +25,15 @@ from ..towers.published import CNN, ImageTower, PretrainedCLIP, VisionTransforme
 from ..towers.text import TextTower
 from ..towers.tokenizers import TokenizerFiles, find_clip_tokenizer, has_tokenizer, tokenizer_of
 from ..weights.configs import plain_part
-from ..weights.hub import REPOSITORY, SHIPPED_TEXT_ENCODERS, as_input_error, hub_folder, quiet, read_json
+from ..weights.hub import (
+    OPEN_CLIP_CONFIG,
+    REPOSITORY,
+    SHIPPED_TEXT_ENCODERS,
+    as_input_error,
+    hub_folder,
+    quiet,
+    read_json,
+)
 from ..weights.layouts import VIT_INTO_TRANSFORMERS_4
 from ..weights.modules import assign_weights, first_names, give_buffers_values
 from ..weights.names import WRAPPER_PREFIX, rename
@@ -68,7 +76,7 @@ def load(content: Content, request: Request, cached: CachedFeatures | None = Non
     request.warn_of_unused()
     path, weights = content.path, _weights(content)
     refuse_adapter_weights(weights, path)
-    config = read_config(path.parent / "open_clip_config.json")
+    config = read_config(path.parent / OPEN_CLIP_CONFIG)
     find_tokenizer = _tokenizer_finder(config, request) if request.text_tower else None
     find_tokenizer = unless_cached(cached, find_tokenizer, config.text, config.model, _settings_of(config, request))
     with as_input_error(Message("{} 的权重不能组成模型", path)), quiet():
@@ -364,7 +372,7 @@ def _settings_of(config: OpenClipConfig, request: Request) -> dict:
     for folder in _folders(config, request, name) if name else ():
         file = folder / "config.json"
         settings = read_json(file) if file.is_file() else {}
-        if settings.get("model_type") in BERT_KINDS:
+        if str(settings.get("model_type")) in BERT_KINDS:
             return plain_part(settings, file)
     return {}
 

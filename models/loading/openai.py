@@ -33,7 +33,7 @@ from ..towers.published import (
 from ..towers.tokenizers import TokenizerFiles, find_clip_tokenizer, tokenizer_of
 from ..weights.configs import SWITCH, WIDTH, WORD, check_fields, real
 from ..weights.files import TORCHSCRIPT
-from ..weights.hub import SHIPPED_TEXT_ENCODERS, as_input_error, read_json
+from ..weights.hub import OPEN_CLIP_CONFIG, SHIPPED_TEXT_ENCODERS, as_input_error, read_json
 from ..weights.layouts import check_usable
 from ..weights.modules import assign_weights, give_buffers_values
 from ..weights.names import WRAPPER_PREFIX
@@ -96,7 +96,7 @@ def read_settings(path: Path, checkpoint: Mapping, weights: Mapping) -> Settings
     Activation: quick_gelu in a TorchScript archive, Chinese-CLIP and Long-CLIP; as that file says, or the run's name
     that open_clip writes into its checkpoints; else quick_gelu with a caution, for most files without are OpenAI's.
     """
-    file, run = path.parent / "open_clip_config.json", checkpoint.get("name")
+    file, run = path.parent / OPEN_CLIP_CONFIG, checkpoint.get("name")
     if checkpoint.get(TORCHSCRIPT) or BERT_WORDS in weights or LONG_POSITIONS in weights:
         return Settings("quick_gelu")
     if file.is_file():

@@ -82,6 +82,7 @@ WEIGHTS = {
     "open_clip_model.safetensors": ("open_clip_model.safetensors",),
     "open_clip_pytorch_model.bin": ("open_clip_pytorch_model.bin",),
 }
+OPEN_CLIP_CONFIG = "open_clip_config.json"  # says of the weights of open_clip beside it what they leave open
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")  # of peft, beside a model or alone
 SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 from test_published_cache import assert_kept, built  # noqa: F401 (a fixture)
-from tiny import gradient_picture, load_with_text_features
+from tiny import gradient_picture, load_with_text_features, tiny_clip
 from tiny_pretrained import FAMILIES, randomise, write_clip_bpe
 from torch.nn import functional as F
 
@@ -343,6 +343,14 @@ def test_where_a_model_may_lie(make, monkeypatch, tmp_path):
     training = {"epoch": 1, "state_dict": {f"module.{key}": tensor for key, tensor in network.state_dict().items()}}
     torch.save(training, folder / "epoch_1.pt")
     assert is_bert(load_clip_checkpoint(folder / "epoch_1.pt"), network)
+    with pytest.raises(InputError, match="有 2 个检查点：open_clip_model.safetensors、epoch_1.pt"):
+        load_clip_checkpoint(folder)  # which of them is meant?
+    (folder / "open_clip_model.safetensors").rename(tmp_path / "open_clip_model.safetensors")
+    assert is_bert(load_clip_checkpoint(folder), network)
+    (folder / "epoch_1.pt").unlink()
+    (tmp_path / "open_clip_model.safetensors").rename(file)
+    torch.save(network.state_dict(), folder / "open_clip_pytorch_model.bin")  # the same in another form
+    assert is_bert(load_clip_checkpoint(folder), network)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     repository = tmp_path / "hub" / "models--org--biomed"
     (repository / "refs").mkdir(parents=True)
@@ -350,6 +358,21 @@ def test_where_a_model_may_lie(make, monkeypatch, tmp_path):
     (repository / "snapshots").mkdir()
     folder.rename(repository / "snapshots" / ("0" * 40))
     assert is_bert(load_clip_checkpoint("org/biomed"), network)
+
+
+def test_a_checkpoint_of_our_own_beside_an_open_clip_config(make, tmp_path):
+    folder, _ = make()
+    (folder / "open_clip_pytorch_model.bin").unlink()
+    torch.save(tiny_clip("resnet18").state_dict(), folder / "clip_model.pth")
+    (folder / "hparams.json").write_text(json.dumps({"img_size": 96}))
+    assert load_clip_checkpoint(folder).img_size == 96
+
+
+@pytest.mark.parametrize("kind", [["bert"], {"bert": 1}, 5])
+def test_a_config_of_no_text_encoder_is_passed_over(make, kind):
+    folder, network = make()
+    (folder / "config.json").write_text(json.dumps({"model_type": kind}))
+    assert is_bert(load_clip_checkpoint(folder), network)
 
 
 def test_where_the_tokenizer_is_looked_for(make, monkeypatch, tmp_path):
