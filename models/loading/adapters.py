@@ -9,8 +9,9 @@ sizes out of adapter_config.json and tensors that our reader has read; it opens 
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -92,16 +93,17 @@ def _read_fields(file: Path) -> dict:
 def _read_weights(file: Path) -> dict:
     """The tensors of an adapter in float32, without the prefix that peft puts before their names."""
     content = fields_of(read_checkpoint_file(file)) or {}
-    content = content.get("state_dict", content)
-    strange = [
-        str(name)
-        for name, tensor in content.items()
-        if not (isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided and tensor.is_floating_point())
-        or not tensor.isfinite().all()
-    ]
+    content = fields_of(content.get("state_dict", content)) or {}
+    strange = [str(name) for name, tensor in content.items() if not _is_of_numbers(tensor)]
     if strange:
         raise CheckpointError("{} 中有不是有限浮点数张量的内容：{}；{}", file, first_names(strange), MERGE_FIRST)
     return {str(name).removeprefix("base_model.model."): tensor.float() for name, tensor in content.items()}
+
+
+def _is_of_numbers(tensor) -> bool:
+    """Whether it is a plain tensor of finite real numbers."""
+    plain = isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided and tensor.is_floating_point()
+    return plain and bool(tensor.float().isfinite().all())  # torch does not tell it of 8 bits
 
 
 # -- the model that an adapter belongs to -----------------------------------------------------
@@ -133,7 +135,9 @@ def _local_path(name: str, folder: Path) -> Path | None:
     """Where a name out of a stranger's file leads on this machine; a path on the network leads nowhere."""
     if not name or name.startswith(("//", "\\\\")):
         return None
-    there = (path for path in (folder / name, Path(name)) if path.exists() and path.resolve() != folder.resolve())
+    there = (
+        path for path in (folder / name, Path(name)) if os.path.exists(path) and path.resolve() != folder.resolve()
+    )
     return next(there, hub_folder(name) if REPOSITORY.fullmatch(name) else None)
 
 
@@ -161,7 +165,10 @@ def merge_adapter(adapter: Adapter, weights: Mapping[str, torch.Tensor]) -> dict
         merged[prefix + name] = tensor
     bases = {name: merged[f"{prefix}{name}.weight"] for name in adapted}
     with as_input_error(Message("无法把 {} 的适配器并入基础模型；{}", adapter.folder, MERGE_FIRST)):
-        changed = _merge(adapter.fields, matrices, bases)
+        try:
+            changed = _merge(adapter.fields, matrices, bases)
+        except CheckpointError as error:
+            raise CheckpointError("{} 的适配器无法并入基础模型：{}；{}", adapter.folder, error, MERGE_FIRST) from error
     return merged | {f"{prefix}{name}.weight": tensor for name, tensor in changed.items()}
 
 
@@ -189,7 +196,7 @@ def _merge(fields: Mapping, matrices: Mapping, bases: Mapping) -> dict:
         _place(network, name, _bare_layer(copy, f"{name}.lora_embedding_A" in matrices))
     patterns = {name: fields.get(name) or {} for name in ("rank_pattern", "alpha_pattern")}
     for name in bases:
-        _check_rank(name, fields.get("r", 8), patterns["rank_pattern"], matrices)
+        _check_shapes(name, fields.get("r", 8), patterns["rank_pattern"], matrices, bases[name].shape)
     sizes = {name: fields[name] for name in ("r", "lora_alpha", "use_rslora", "use_dora") if name in fields}
     config = peft.LoraConfig(target_modules=list(bases), init_lora_weights=False, **sizes, **patterns)
     model = peft.get_peft_model(network, config)
@@ -204,13 +211,24 @@ def _merge(fields: Mapping, matrices: Mapping, bases: Mapping) -> dict:
     return {name: network.get_submodule(name).weight.detach() for name in bases}
 
 
-def _check_rank(name: str, rank: int, patterns: Mapping, matrices: Mapping) -> None:
-    """CheckpointError where a layer's first matrix has not the rank of the config, by which peft makes its own."""
-    first = matrices.get(f"{name}.lora_A.weight", matrices.get(f"{name}.lora_embedding_A"))
+def _check_shapes(name: str, rank: int, patterns: Mapping, matrices: Mapping, shape: Sequence[int]) -> None:
+    """CheckpointError where a layer's matrices are not those of the config's rank, by which peft makes its own.
+
+    `shape`: of the layer's weight.
+    """
     pattern = next((key for key in patterns if re.match(rf"(.*\.)?({key})$", name)), None)  # as peft matches
-    rank = patterns.get(pattern, rank)
-    if first is None or len(first) != rank:
-        raise CheckpointError("{} 的矩阵与 {} 所说的秩 {} 不符", name, CONFIG_FILE, rank)
+    rank, (features, *inner) = patterns.get(pattern, rank), shape
+    shapes = {"A.weight": (rank, *inner), "B.weight": (features, rank, *(1 for _ in inner[1:]))}
+    if f"{name}.lora_embedding_A" in matrices:
+        shapes = {"embedding_A": (rank, features), "embedding_B": (*inner, rank)}
+    for part, expected in shapes.items():
+        matrix = matrices.get(f"{name}.lora_{part}")
+        if matrix is None or matrix.shape != expected:
+            shown = Message("无") if matrix is None else list(matrix.shape)
+            raise CheckpointError(
+                "{} 的矩阵与 {} 所说的秩 {} 不符：lora_{} 应是 {}，读到的是 {}",
+                *(name, CONFIG_FILE, rank, part, list(expected), shown),
+            )
 
 
 def _bare_layer(weight, is_embedding: bool):

@@ -115,7 +115,7 @@ def change_config(folder, **fields) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), **fields}))
 
 
-@pytest.mark.parametrize("name", [None, "", "org/elsewhere", "/nowhere/base", "//server/share", 5])
+@pytest.mark.parametrize("name", [None, "", "org/elsewhere", "/nowhere/base", "//server/share", 5, "a" * 500])
 def test_a_base_that_is_nowhere(base, tmp_path, name):
     adapt(base, tmp_path / "adapter", **KINDS["LoRA"])
     change_config(tmp_path / "adapter", base_model_name_or_path=name)
@@ -186,6 +186,18 @@ def test_the_fingerprint_of_an_adapter_alone_is_its_bases_too(base, tmp_path):
     assert fingerprint(tmp_path / "adapter") != first
 
 
+def test_what_open_clip_says_beside_the_base_is_part_of_the_fingerprint_too(base, tmp_path):
+    adapt(base, tmp_path / "adapter", **KINDS["LoRA"])
+    change_config(tmp_path / "adapter", base_model_name_or_path=str(base / "model.safetensors"))
+    digests, files = set(), []
+    for quick in (None, False, True):
+        if quick is not None:
+            (base / "open_clip_config.json").write_text(json.dumps({"model_cfg": {"quick_gelu": quick}}))
+        digests.add(fingerprint(tmp_path / "adapter"))
+        files.append(file_state(tmp_path / "adapter"))
+    assert len(digests) == 3 and len({*files}) == 3
+
+
 # -- what cannot be merged --------------------------------------------------------------------
 
 
@@ -209,11 +221,27 @@ HARMS = {
     "no weights": (lambda folder: (folder / ADAPTER_FILES[1]).unlink(), "不完整"),
     "no config": (lambda folder: (folder / ADAPTER_FILES[0]).unlink(), "不完整"),
     "two files": (lambda folder: torch.save({}, folder / ADAPTER_WEIGHTS[1]), "不止一个"),
-    "half of a pair": (lambda folder: change_weights(folder, lambda w: w.pop(FIRST.format("B"))), "权重不全"),
-    "no first half": (lambda folder: change_weights(folder, lambda w: w.pop(FIRST.format("A"))), "秩"),
+    "half of a pair": (
+        lambda folder: change_weights(folder, lambda w: w.pop(FIRST.format("B"))),
+        "lora_B.weight 应是 .*无",
+    ),
+    "no first half": (lambda folder: change_weights(folder, lambda w: w.pop(FIRST.format("A"))), "lora_A.weight 应是"),
     "another shape": (
         lambda folder: change_weights(folder, lambda w: w.update({FIRST.format("B"): torch.zeros(5, 2)})),
-        "无法把",
+        r"无法并入基础模型.*lora_B.weight 应是 \[32, 2\]，读到的是 \[5, 2\].*merge_and_unload",
+    ),
+    "a rank that its matrices have no memory for": (
+        lambda folder: (
+            change_config(folder, rank_pattern={"vision_model.encoder.layers.0.self_attn.q_proj": 65_536}),
+            change_weights(folder, lambda w: w.update({FIRST.format("A"): torch.zeros(65_536, 1)})),
+        ),
+        r"lora_A.weight 应是 \[65536, 32\]，读到的是 \[65536, 1\]",
+    ),
+    "eight bits that are none": (
+        lambda folder: change_weights(
+            folder, lambda w: w.update({FIRST.format("A"): torch.full((2, 32), torch.nan).to(torch.float8_e4m3fn)})
+        ),
+        "不是有限浮点数张量的内容：.*lora_A",
     ),
     "numbers that are none": (
         lambda folder: change_weights(folder, lambda w: w[FIRST.format("B")].fill_(float("nan"))),
@@ -242,6 +270,15 @@ def test_adapters_that_cannot_be_merged(base, harm):
     with pytest.raises(InputError, match=HARMS[harm][1]) as caught:
         load_clip_checkpoint(base)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [{"state_dict": 5}, {"state_dict": torch.zeros(2)}, [1]])
+def test_a_pickled_adapter_of_another_kind(base, content):
+    adapt(base, **KINDS["LoRA"])
+    (base / ADAPTER_FILES[1]).unlink()
+    torch.save(content, base / ADAPTER_WEIGHTS[1])
+    with pytest.raises(InputError, match="没有 LoRA 的矩阵"):
+        load_clip_checkpoint(base)
 
 
 def test_without_peft_the_error_says_how_to_merge(base, monkeypatch):
