@@ -1,4 +1,4 @@
-"""Folders of six families of published models, and of open_clip's."""
+"""Folders of six families of published models, of dual encoders, of open_clip's, and one with an adapter."""
 
 import contextlib
 import json

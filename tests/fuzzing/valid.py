@@ -14,6 +14,7 @@ from pathlib import Path
 from random import Random
 
 import numpy as np
+import test_dual_encoder
 import test_openai_clip as openai
 import torch
 from PIL import Image
@@ -52,6 +53,16 @@ def write_valid(folder: Path) -> None:
     _write_openai(folder / "openai")
     for family in FAMILIES:
         save_pretrained(folder / "families" / family, family)
+    for kind in ("deit", "swin"):
+        test_dual_encoder.save_dual(folder / "families" / f"dual {kind}", kind)
+    if importlib.util.find_spec("peft"):
+        import test_adapters
+
+        with_adapter = folder / "families" / "adapter"
+        save_pretrained(with_adapter, "clip")
+        torch.manual_seed(0)
+        test_adapters.adapt(with_adapter, **test_adapters.KINDS["ranks of their own"])
+        test_adapters.change_config(with_adapter, base_model_name_or_path="base")
     if importlib.util.find_spec("open_clip"):
         import test_open_clip
 
