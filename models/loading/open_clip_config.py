@@ -9,14 +9,13 @@ from ..messages import Joined, Message
 from ..towers.cleaning import CLEANERS
 from ..towers.open_clip_text import POOLERS
 from ..weights.configs import SWITCH, WIDTH, WORD, Kind, check_fields, one_of, one_or_several, real
-from ..weights.hub import read_json
-from .openai import TEXT_FIELDS, VISION_FIELDS
-from .processors import DEVIATIONS, NUMBERS, SIDE
+from .openai import OPEN_CLIP_FIELDS, TEXT_FIELDS, VISION_FIELDS, open_clip_parts
+from .processors import SIDE
 
 HUGGING_FACE, BIDIRECTIONAL, CAUSAL = "hugging face", "bidirectional", "causal"  # kinds of text tower
 NAME = Kind(Message("一个名称"), lambda value: isinstance(value, str) and value.isprintable() and len(value) <= 1000)
 FIELDS = {
-    "model_cfg": {"quick_gelu": SWITCH, "init_logit_bias": real(-1e6, 1e6)},
+    **{name: OPEN_CLIP_FIELDS[name] for name in ("model_cfg", "preprocess_cfg")},
     "vision_cfg": {
         "timm_model_name": WORD,
         "timm_pool": one_of("", "tok", "token", "map"),
@@ -30,7 +29,6 @@ FIELDS = {
     "tokenizer_kwargs": {"clean": one_of(*CLEANERS)},
     "norm_kwargs": {"eps": real(0, 1)},
     "act_kwargs": {"approximate": one_of("none", "tanh")},
-    "preprocess_cfg": {"mean": NUMBERS, "std": DEVIATIONS, "resize_mode": WORD, "interpolation": WORD},
 }
 OF_THE_TEXT = ("tokenizer_kwargs", "norm_kwargs", "act_kwargs")  # objects in text_cfg
 
@@ -96,13 +94,7 @@ def read_config(file: Path) -> OpenClipConfig:
             "权重旁；自己训练的，用 open_clip 的 model_configs 中的 JSON 文件",
             file.parent,
         )
-    content = read_json(file)
-    model = content.get("model_cfg", content)
-    check_fields(model, {}, file, "model_cfg.")
-    parts = {"model_cfg": model, "preprocess_cfg": content.get("preprocess_cfg") or {}}
-    parts |= {name: model.get(name) or {} for name in ("vision_cfg", "text_cfg")}
-    for name in ("vision_cfg", "text_cfg"):
-        check_fields(parts[name], {}, file, f"{name}.")
+    parts = open_clip_parts(file)
     parts |= {name: parts["text_cfg"].get(name) or {} for name in OF_THE_TEXT}
     if "timm_model_name" in parts["vision_cfg"]:  # open_clip's defaults, where null says something else
         parts["vision_cfg"] = {"timm_pool": "avg", **parts["vision_cfg"]}
@@ -110,7 +102,7 @@ def read_config(file: Path) -> OpenClipConfig:
     read = {name: check_fields(parts[name], fields, file, f"{name}.") for name, fields in FIELDS.items()}
     vision, text = read["vision_cfg"], read["text_cfg"]
     kind = _text_kind(text)
-    _refuse_others(model, MODEL_FIELDS, file)
+    _refuse_others(parts["model_cfg"], MODEL_FIELDS, file)
     _refuse_others(parts["vision_cfg"], TIMM_FIELDS if "timm_model_name" in vision else VISION_FIELDS, file)
     _refuse_others(parts["text_cfg"], TEXT_FIELDS_OF[kind] | {"hf_pooler_type"}, file)
     for name in OF_THE_TEXT:

@@ -119,12 +119,20 @@ OPEN_CLIP_FIELDS = {
 }
 
 
-def _open_clip_settings(file: Path) -> Settings:
+def open_clip_parts(file: Path) -> dict[str, Mapping]:
+    """What an open_clip_config.json says of each part, by the names of OPEN_CLIP_FIELDS; InputError for no object."""
     content = read_json(file)
     model = content.get("model_cfg", content)
-    parts = {"model_cfg": model, "preprocess_cfg": content.get("preprocess_cfg") or {}}
     check_fields(model, {}, file, "model_cfg.")
+    parts = {"model_cfg": model, "preprocess_cfg": content.get("preprocess_cfg") or {}}
     parts |= {name: model.get(name) or {} for name in ("vision_cfg", "text_cfg")}
+    for name, part in parts.items():
+        check_fields(part, {}, file, f"{name}.")
+    return parts
+
+
+def _open_clip_settings(file: Path) -> Settings:
+    parts = open_clip_parts(file)
     read = {name: check_fields(parts[name], fields, file, f"{name}.") for name, fields in OPEN_CLIP_FIELDS.items()}
     strange = [key for key, value in parts["vision_cfg"].items() if value and key not in VISION_FIELDS]
     strange += [key for key, value in parts["text_cfg"].items() if value and key not in TEXT_FIELDS]
