@@ -14,6 +14,7 @@ from ..messages import Joined, Message
 from ..savings import forget
 from ..weights.files import read_checkpoint_file
 from ..weights.hub import (
+    ADAPTER_WEIGHTS,
     CHECKPOINT_SUFFIXES,
     OPEN_CLIP_CONFIG,
     WEIGHTS,
@@ -76,6 +77,8 @@ def read_content(path: str | os.PathLike, mapped: bool | None = None) -> Content
     """
     if os.path.isdir(path):
         return _read_folder(Path(path), mapped)
+    if os.path.basename(path) in ADAPTER_WEIGHTS:
+        raise InputError("{} 是适配器（PEFT、LoRA）的权重；请给出它所在的文件夹", path)
     content = Content(Path(path), read_checkpoint_file(path, mapped), adapter=read_adapter(Path(path).parent))
     if content.adapter:
         message = Message(

@@ -152,7 +152,14 @@ def _preprocessing(name: str, images, written: Mapping | None) -> Preprocessing:
         raise InputError("预处理 resize_mode {} 到 {}×{} 不受支持；支持正方形的 shortest，和 squash", mode, *size)
     mean, std = (three(written[key], key) for key in ("mean", "std"))
     resize, crop = (size[0], size) if mode == "shortest" else (size, None)
-    return Preprocessing(resize, crop, mean, std, INTERPOLATIONS[interpolation])
+    return Preprocessing(resize, crop, mean, std, _resample(INTERPOLATIONS, interpolation))
+
+
+def _resample(resamples: Mapping[str, int], name) -> int:
+    """Pillow's number of an interpolation that is called by one of the names; InputError for another."""
+    if name not in resamples:
+        raise InputError("预处理的插值方式 {!r} 不受支持；支持：{}", name, Joined("、", resamples))
+    return resamples[name]
 
 
 def _sides(size) -> tuple[int, int]:
@@ -189,7 +196,7 @@ def composed_preprocessing(images) -> Preprocessing:
     size = list(resize.size) if isinstance(resize.size, (list, tuple)) else [resize.size]
     crop = _sides(named["CenterCrop"].size) if "CenterCrop" in named else None
     mean, std = (three([*map(float, values)], key) for key, values in (("mean", levels.mean), ("std", levels.std)))
-    resample = RESAMPLES[getattr(resize.interpolation, "value", resize.interpolation)]
+    resample = _resample(RESAMPLES, getattr(resize.interpolation, "value", resize.interpolation))
     return Preprocessing(int(size[0]) if len(size) == 1 else _sides(size), crop, mean, std, resample)
 
 

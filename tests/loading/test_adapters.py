@@ -108,6 +108,8 @@ def test_an_adapter_alone_names_its_base(base, tmp_path, monkeypatch):
     torch.save(load_file(file), pickled)
     file.unlink()
     assert_like(load_clip_checkpoint(tmp_path / "adapter"), merged)
+    with pytest.raises(InputError, match="adapter_model.bin 是适配器.*文件夹"):
+        load_clip_checkpoint(pickled)
 
 
 def change_config(folder, **fields) -> None:

@@ -19,6 +19,7 @@ from tiny import gradient_picture, tiny_clip
 from tiny_pretrained import CLIP_MERGES, FAMILIES, TEXTS, library_outputs, randomise, save_pretrained
 from torch import nn
 from torch.nn import functional as F
+from torchvision.transforms import InterpolationMode
 
 from clip_gradcam_visualization import CLIPGradCAM, explain, living_clip, load_clip_checkpoint, visualize_clip_gradcam
 from models.errors import InputError, InputWarning
@@ -494,6 +495,12 @@ def train_transforms():
     return image_transform_v2(PreprocessCfg(size=32), True)
 
 
+def nearest_transforms():
+    prepare = image_transform_v2(PreprocessCfg(size=32), False)
+    prepare.transforms[0].interpolation = InterpolationMode.NEAREST_EXACT
+    return prepare
+
+
 MISTAKES = {
     "nothing": ("clip", lambda network, p: (network, None), "CLIPModel 没有说明图像怎样预处理；.*AutoProcessor"),
     "no tokenizer": ("clip", lambda network, p: (network, p[0]), "没有带着分词器；.*或直接给出 text_features"),
@@ -508,6 +515,7 @@ MISTAKES = {
     "open nothing": ("open_vit", lambda network, p: (network, None), "没有说明图像怎样预处理；.*get_tokenizer"),
     "open no tokenizer": ("open_vit", lambda network, p: (network, p[0]), "没有带着分词器.*get_tokenizer"),
     "training": ("open_vit", lambda network, p: (network, (train_transforms(), p[1])), "RandomResizedCrop 不受支持"),
+    "nearest": ("open_vit", lambda network, p: (network, (nearest_transforms(), p[1])), "'nearest-exact' 不受支持"),
     "function": ("open_vit", lambda network, p: (network, (lambda image: image, p[1])), "function 不是.*Compose"),
     "lists": ("open_vit", lambda network, p: (network, (p[0], lambda texts: [[1]])), "分词器给出 list，应是张量"),
 }
