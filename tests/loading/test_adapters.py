@@ -143,7 +143,7 @@ OWN_TARGETS = {  # what was wrapped -> the part of the model, and its layers
 }
 
 
-@pytest.mark.parametrize("wrapped, form", zip(OWN_TARGETS, ("a folder", "a file", "Lightning's")))
+@pytest.mark.parametrize("wrapped, form", [*zip(OWN_TARGETS, ("a folder", "a file", "Lightning's"))])
 def test_an_adapter_beside_a_checkpoint_of_our_own(tmp_path, wrapped, form):
     clip, (part_of, targets) = tiny_clip("resnet18"), OWN_TARGETS[wrapped]
     weights = {key: tensor.clone() for key, tensor in clip.state_dict().items()}
