@@ -164,8 +164,9 @@ def captured_layers(layers: Sequence[torch.nn.Module]) -> Iterator[list[torch.Te
 
 
 def check_reads(layer: torch.nn.Module, args: Sequence, kwargs: Mapping) -> None:
-    """InputError for a layer that is given nothing (Swin's position codes): what it gives may look like a map."""
-    if not args and not kwargs:
+    """InputError for a layer that is given nothing or mere indices: position codes, which may look like a map."""
+    read = (*args, *kwargs.values())
+    if all(isinstance(value, torch.Tensor) and not value.is_floating_point() for value in read):
         raise InputError("目标层 {} 不读取图像，无法计算热力图；请换一层", type(layer).__name__)
 
 

@@ -281,6 +281,16 @@ def test_swin_lists_the_layers_of_all_stages_and_no_windows(swin):
         our_map(model, codes, "gradcam", "cosine")
 
 
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+def test_position_codes_are_no_layer_of_the_image(tmp_path, kind):
+    """They are one for each patch, as a map is, whatever the image."""
+    model = load_clip_checkpoint(save_dual(tmp_path, kind)[0])
+    shapes = dict(list_spatial_layers(model, 32))
+    assert "embeddings.patch_embedding" in shapes and "embeddings.position_embedding" not in shapes
+    with pytest.raises(InputError, match="Embedding 不读取图像"):
+        our_map(model, find_layer(model, "embeddings.position_embedding"), "gradcam", "cosine")
+
+
 @pytest.mark.parametrize("method", ["legrad", "attention-gradient", "legrad-attention", "grad-eclip", "rollout"])
 def test_swin_has_no_attention_over_the_whole_image(swin, method):
     with pytest.raises(InputError, match=f"{method}.*Swin 的注意力只在窗口之内.*--method"):
