@@ -27,7 +27,7 @@ SHADING_WORDS = {
     "contrast contribution": "词语对“不同于其他文本”的贡献",
     "for": "支持",
     "against": "反对",
-    "cut": "描述太长，… 处省去了贡献小的词语",
+    "cut": "描述太长，… 处是贡献小的词语，或模型没有读到的部分",
     "strongest descriptions": "词语：每个类别只显示合计贡献最大的描述，至多 {} 段",
 }
 SUPPORT, AGAINST, LINE = (92, 184, 172), (214, 174, 110), (140, 81, 10)  # RGB at full strength; LINE is drawn below

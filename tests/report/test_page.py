@@ -477,8 +477,8 @@ def test_the_page_says_that_descriptions_are_left_out_and_what_a_contrast_is(ope
     card["words"]["texts"][0]["of"] = 12
     report = open_report({**document, "contrast": True}, [json.dumps(card)], "#open=id0&text=0")
     report.page.locator("#facts .word").first.wait_for()
-    said = report.page.inner_text("#facts section")
-    assert "合计贡献最大的描述，至多 2 段" in said and said.startswith("词语对“不同于其他文本”的贡献")
+    section = report.page.inner_text("#facts section")
+    assert "合计贡献最大的描述，至多 2 段" in section and section.startswith("词语对“不同于其他文本”的贡献")
 
 
 # -- the opened image, keyboard, marks

@@ -249,7 +249,7 @@ def test_the_tallest_figure_with_the_longest_text_can_have_every_density():
     both = LONG * 9, ENGLISH * 9
     weighed = [*words_of(both[0]), *words_of(both[1], 1)]
     drawing = figure("en", names=NINE, texts=[both, *NINE[1:]], words=[weighed], **tall)
-    assert largest_dpi(drawing) >= DENSITIES[1] and "left out" in words(drawing)
+    assert largest_dpi(drawing) >= DENSITIES[1] and "add and take little" in words(drawing)
 
 
 @pytest.mark.parametrize(
@@ -305,7 +305,7 @@ def test_shaded_texts_of_many_tiles_stay_in_their_columns(size):
     content = grid_content(names, size, texts=texts, words=[words_of(text) for text in texts])
     drawing = draw_grid(*content, has_marks=True)
     assert_nothing_collides(drawing)
-    assert least_points(drawing) >= 7 and "省去了贡献小的词语" in words(drawing)
+    assert least_points(drawing) >= 7 and "处是贡献小的词语" in words(drawing)
     for tile, panel in zip(tiles_of(drawing)[1:], drawing.panels[1:], strict=True):
         left, _, right, _ = bounds(shades_of(panel))
         assert tile.left + tile.right - 440 < left + right - 220 and right - left <= max(tile.width, 464)
@@ -330,7 +330,7 @@ def test_without_words_nothing_is_drawn_of_them():
 WEIGHED = [Word("骨折", 0.12, 0, 2), Word("断端", 0.08, 2, 4), Word("未见", -0.03, 4, 6), Word("的", 0.001, 6, 7)]
 
 
-def said_of(*results):
+def summary_of(*results):
     results = Results(results)
     return summary(results, encode_outputs(results, "a.png", OutputChoice(figure=False)))
 
@@ -341,19 +341,21 @@ def test_the_strongest_words_are_said_in_one_line():
     assert str(strongest_words([*WEIGHED, Word("、", -0.5, 7, 8)])) == line
     assert str(strongest_words([Word("！", 0.5, 0, 1)])) == "！ +0.5"
     result = tiny_result()._replace(words=[WEIGHED])
-    assert said_of(result)[3] == f"词语：{line}" and f"\n词语：{line}\n" in repr(result)
+    assert summary_of(result)[3] == f"词语：{line}" and f"\n词语：{line}\n" in repr(result)
     again = [Word("骨折", 0.05, 7, 9), Word("未见", -0.2, 9, 11)]
     assert str(strongest_words([*WEIGHED, *again])) == "骨折 +0.12、断端 +0.08、的 +0.001 … 未见 -0.2"
     with speaking("en"):
-        assert "Words: 骨折 +0.12, 断端 +0.08" in said_of(result)[3]
+        assert "Words: 骨折 +0.12, 断端 +0.08" in summary_of(result)[3]
     both = tiny_result([0, 2])._replace(words=[WEIGHED, [*WEIGHED[:2], Word("x\n" * 99, -0.5, 7, 300)]])
-    assert [sentence[:2] for sentence in said_of(both)].count("词语") == 2 and "最支持的词语 骨折 +0.12" in repr(both)
-    assert "\n" not in said_of(both)[5] and len(said_of(both)[5]) < 100
+    assert [sentence[:2] for sentence in summary_of(both)].count("词语") == 2 and "最支持的词语 骨折 +0.12" in repr(
+        both
+    )
+    assert "\n" not in summary_of(both)[5] and len(summary_of(both)[5]) < 100
 
 
 def test_methods_say_the_words_once():
     result = tiny_result()._replace(words=[WEIGHED])
-    lines = said_of(result, result._replace(is_default=True))
+    lines = summary_of(result, result._replace(is_default=True))
     assert [line[:3] for line in lines].count("词语：") == 1
     assert len(repr(Results([result] * 9)).splitlines()) <= 10
 

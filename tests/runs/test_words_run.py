@@ -18,12 +18,12 @@ def weighed(monkeypatch):
     plain = script.Explainer._result
 
     def result(self, *arguments):
-        made = plain(self, *arguments)
+        unweighed = plain(self, *arguments)
         words = [
-            [Word(letter, 0.01 * (place - 1), place, place + 1) for place, letter in enumerate(made.texts[target])]
-            for target in made.targets
+            [Word(letter, 0.01 * (place - 1), place, place + 1) for place, letter in enumerate(unweighed.texts[target])]
+            for target in unweighed.targets
         ]
-        return made._replace(words=words)
+        return unweighed._replace(words=words)
 
     monkeypatch.setattr(script.Explainer, "_result", result)
 
