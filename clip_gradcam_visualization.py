@@ -94,7 +94,7 @@ from models.images.loader import ImageDataset
 from models.images.naming import file_name
 from models.images.preprocessing import DEFAULT_IMG_SIZE, Region, describe_assumed_size, preprocessing_of
 from models.images.reading import read_image, to_pixels
-from models.loading.fingerprint import fingerprint
+from models.loading.fingerprint import fingerprint, text_encoder_fingerprint
 from models.loading.living import build_living, library_clip
 from models.loading.load import choose_device, embed_texts, load_clip_checkpoint
 from models.messages import LANGUAGES, Joined, Message, as_message, can_show_chinese, current_language, speaking
@@ -996,6 +996,7 @@ def run_many(args, question: Question) -> int:
             stack.enter_context(state.lock())
             settings = settings_of_run(explainer, args.target == "label", output_choice(args), run_columns)
             settings |= {"grey_range": str(parse_grey_range(args.grey_range)), "root": root}
+            settings |= {"text_encoder": text_encoder_fingerprint(args.text_encoder)}
             resumes = args.resume or ranks.attempt > 0
             earlier = state.read_settings() if resumes else None
             settings |= report_choice(args.report, args.anonymous, len(images), earlier)._asdict()

@@ -7,6 +7,7 @@ import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 
+from ..towers.tokenizers import BPE_FILE
 from ..weights.archives import open_archive, read_entry
 from ..weights.hub import OPEN_CLIP_CONFIG, SMALL_FILES, WEIGHTS, is_index, local_folder, shards_of, weights_of
 from .adapters import adapter_files
@@ -63,6 +64,17 @@ def folder_files(folder: Path) -> set[Path]:
     small = {file for pattern in SMALL_FILES for file in folder.glob(pattern) if file.is_file()}
     weights = weights_of(folder) if any((folder / name).is_file() for name in WEIGHTS) else checkpoint_of(folder)
     return {*small, weights, *(shards_of(weights) if is_index(weights) else ())}
+
+
+def text_encoder_fingerprint(name: str | None) -> str | None:
+    """Of a text encoder that the user names: of a folder its vocabulary and settings, not the place; else the name."""
+    if not os.path.isdir(name or ""):
+        return name
+    digest = hashlib.sha256(b"text encoder\0")
+    _hash_files(
+        (file for pattern in (*SMALL_FILES, BPE_FILE) for file in Path(name).glob(pattern) if file.is_file()), digest
+    )
+    return digest.hexdigest()[:32]
 
 
 def checkpoint_fingerprint(path: str | os.PathLike) -> str:

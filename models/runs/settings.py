@@ -12,6 +12,7 @@ from ..results.saving import OutputChoice
 
 SETTINGS_IN_CHINESE = {
     "checkpoint": Message("检查点"),
+    "text_encoder": "--text-encoder",
     "texts": Message("类别文本"),
     "targets": Message("目标文本"),
     "contrast": "--contrast",

@@ -1,6 +1,7 @@
 """How a heatmap is made where little is asked for: defaults, the guide's methods, `--method all`, one text or all."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,6 +21,7 @@ from models.explain.methods import METHODS, reads_attention
 from models.explain.question import OFF_THE_DIRECTION, Others, Question, Setting
 from models.images.preprocessing import square
 from models.images.reading import read_image
+from models.weights.hub import SHIPPED_TEXT_ENCODERS
 
 TEXTS = ["正常", "松动", "感染"]
 LAYER_METHODS = [name for name in METHODS if not reads_attention(name)]
@@ -335,6 +337,20 @@ def test_all_methods_have_files_and_rows_of_their_own(run, flags):
     assert [(row["method"], row["layer"]) for row in others] == [(m, "stages.3.3") for m in LAYER_METHODS]
     taken = [0.45 if "--subtract-others" in flags and METHODS[m].knows_text else 0.0 for m in LAYER_METHODS]
     assert [row["subtracted"] for row in rows] == [0.0 if "--contrast" in flags else 0.45, *taken]
+
+
+def test_a_run_is_not_resumed_with_another_text_encoder(run, capsys, tmp_path):
+    first, copy, other = (tmp_path / name for name in ("first", "copy", "other"))
+    for folder in (first, copy, other):
+        shutil.copytree(SHIPPED_TEXT_ENCODERS["bert-base-chinese"], folder)
+    run("--text-encoder", str(first))
+    run("--text-encoder", str(copy), "--resume")
+    lines = (other / "vocab.txt").read_text(encoding="utf-8").split("\n")
+    lines[200], lines[201] = lines[201], lines[200]
+    (other / "vocab.txt").write_text("\n".join(lines), encoding="utf-8")
+    with pytest.raises(AssertionError):
+        run("--text-encoder", str(other), "--resume")
+    assert "--text-encoder" in capsys.readouterr().err
 
 
 def test_a_run_that_takes_others_off_is_not_resumed_by_one_that_does_not(run, capsys, checkpoint, tmp_path):
