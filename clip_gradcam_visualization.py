@@ -34,7 +34,7 @@ import numpy as np
 
 from models import savings
 from models.chinese_argparse import ChineseArgumentParser
-from models.class_texts import ClassText, names_and_texts, read_class_texts, text_indices
+from models.class_texts import ClassText, names_and_texts, read_class_texts, same_texts, text_indices
 from models.errors import (
     DEBUG,
     InputError,
@@ -352,6 +352,9 @@ def question_about(names: list[str], texts: list[ClassText], target_text_idx, co
     targets, gamma = target_texts(target_text_idx, len(names)), CONTRAST_GAMMA if contrast else 0.0
     question = Question(names, texts, targets, gamma, *choices)
     check_question(question)
+    if alike := same_texts(texts):
+        one, other = (names[index] for index in alike)
+        warnings.warn(InputWarning("类别 {} 和 {} 的描述相同：模型不能区分它们", one, other), stacklevel=3)
     return question
 
 

@@ -192,6 +192,15 @@ def _check_total(classes: Sequence[Sequence[str]], templates: Sequence[str]) -> 
         raise InputError("各类别的描述共 {} 个字符，至多 {} 个：请缩短，或减少描述或模板", length, MOST_CHARACTERS)
 
 
+def same_texts(texts: Sequence[ClassText]) -> tuple[int, int] | None:
+    """The first two classes whose descriptions are the same, in whatever order; None where all differ."""
+    first = {}
+    for index, text in enumerate(texts):
+        if (earlier := first.setdefault(frozenset(descriptions_of(text)), index)) != index:
+            return earlier, index
+    return None
+
+
 def text_indices(values: Sequence[str], names: Sequence[str], flag: str) -> list[int]:
     """Indices of texts, each written as a number from 0 on or as a short name; InputError where one is neither."""
     indices = []

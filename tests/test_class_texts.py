@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from clip_gradcam_visualization import explain, main
 from models import class_texts
 from models.cases.texts import TextLookup
-from models.class_texts import names_and_texts, read_class_texts
+from models.class_texts import names_and_texts, read_class_texts, same_texts
 from models.errors import InputError, InputWarning
 from models.explain.question import Question
 from models.loading.load import embed_texts, load_clip_checkpoint
@@ -199,3 +199,21 @@ def test_runs_of_before_go_on_where_each_class_has_one_description():
 
 def test_limits_are_as_the_readme_says():
     assert (class_texts.MOST_TEXTS, class_texts.MOST_DESCRIPTIONS, class_texts.LONGEST_TEXT) == (1000, 10_000, 10_000)
+
+
+@pytest.mark.parametrize(
+    ("texts", "alike"),
+    [
+        (["好", "坏", "好"], (0, 2)),
+        ([("好", "坏"), "好", ("坏", "好")], (0, 2)),
+        (["好", ("好", "坏"), "坏"], None),
+    ],
+)
+def test_classes_with_the_same_descriptions(texts, alike):
+    assert same_texts(texts) == alike
+
+
+def test_classes_that_no_model_can_tell_apart_are_named(clip, picture):
+    with pytest.warns(InputWarning, match="类别 A 和 C 的描述相同"):
+        result = explain(clip, picture, {"A": "好", "B": "坏", "C": "好"}, img_size=64)
+    assert result.probabilities[0] == result.probabilities[2]

@@ -80,12 +80,17 @@ def read_content(path: str | os.PathLike, mapped: bool | None = None) -> Content
     if os.path.basename(path) in ADAPTER_WEIGHTS:
         raise InputError("{} 是适配器（PEFT、LoRA）的权重；请给出它所在的文件夹", path)
     content = Content(Path(path), read_checkpoint_file(path, mapped), adapter=read_adapter(Path(path).parent))
+    return _with_adapter_beside(content)
+
+
+def _with_adapter_beside(content: Content) -> Content:
+    """Return `content`, saying that the adapter beside it, if there is one, will be merged into it."""
     if content.adapter:
         message = Message(
-            "{} 旁边有适配器（PEFT、LoRA），已并入模型；这个文件若不是它的基础模型，或已经合并过，请把它移到别的文件夹",
-            path,
+            "{} 旁边有适配器（PEFT、LoRA），将并入模型；这些权重若不是它的基础模型，或已经合并过，请把它移开",
+            content.path,
         )
-        warnings.warn(InputWarning(message), stacklevel=3)
+        warnings.warn(InputWarning(message), stacklevel=4)
     return content
 
 
@@ -93,7 +98,8 @@ def _read_folder(folder: Path, mapped: bool | None) -> Content:
     """What stands in a folder; where that is an adapter alone, the model that it was trained on, with it."""
     adapter, base = read_adapter(folder), model_of(folder)
     content = _read_model(base, mapped) if base.is_dir() else Content(base, read_checkpoint_file(base, mapped))
-    return replace(content, adapter=adapter)
+    content = replace(content, adapter=adapter)
+    return _with_adapter_beside(content) if base == folder else content
 
 
 def model_of(folder: Path) -> Path:
