@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 import os
 import sys
 import warnings
@@ -84,7 +85,7 @@ from models.explain.question import (
     target_texts,
 )
 from models.explain.subject import clip_of
-from models.explain.words import ClassWords, words_direction
+from models.explain.words import ClassWords, words_directions
 from models.heavy import functional as F
 from models.heavy import torch
 from models.images.finding import is_single
@@ -669,7 +670,7 @@ class Explainer:
             maps_by_setting.update(zip(members, self._image_maps(cams, images, targets)))
         maps_by_image = [list(maps) for maps in zip(*(maps_by_setting[i] for i in range(len(self.cams))))]
         if self.class_words:
-            maps_by_image = [self._with_words(maps) for maps in maps_by_image]
+            maps_by_image = self._with_words(maps_by_image)
         if self.question.faithfulness:
             return [self._measured(image[None], maps) for image, maps in zip(images, maps_by_image)]
         return maps_by_image
@@ -697,14 +698,21 @@ class Explainer:
         maps = [ImageMaps(*image) for image in zip(*(part.cpu().numpy() for part in (*text_maps, probabilities)))]
         return maps if targets is None else [of_image.first(len(own)) for of_image, own in zip(maps, targets)]
 
-    def _with_words(self, maps: list[ImageMaps]) -> list[ImageMaps]:
-        """The maps of one image, with what the words of each explained text add: the same for all settings."""
-        image, texts = torch.from_numpy(maps[0].embedding), CLIPGradCAM._unit(self.text_features.detach().cpu())
-        words = []
-        for target in maps[0].targets.tolist():
-            direction = words_direction(image, texts, target, self.question.contrast)
-            words.append(self.class_words.weighed(target, direction, texts[target]))
-        return [of_setting._replace(words=words) for of_setting in maps]
+    def _with_words(self, maps_by_image: list[list[ImageMaps]]) -> list[list[ImageMaps]]:
+        """The maps of each image, with what the words of its explained texts add: the same for all settings."""
+        texts = CLIPGradCAM._unit(self.text_features.detach().cpu())
+        targets = [maps[0].targets.tolist() for maps in maps_by_image]
+        words = {}  # by (image, text)
+        for target in sorted({*itertools.chain(*targets)}):
+            images = [image for image, of_image in enumerate(targets) if target in of_image]
+            embeddings = torch.from_numpy(np.stack([maps_by_image[image][0].embedding for image in images]))
+            directions = words_directions(embeddings, texts, target, self.question.contrast)
+            weighed = self.class_words.weighed(target, directions, texts[target])
+            words.update(zip(((image, target) for image in images), weighed))
+        return [
+            [of_setting._replace(words=[words[image, target] for target in targets[image]]) for of_setting in maps]
+            for image, maps in enumerate(maps_by_image)
+        ]
 
     def _measured(self, image, maps: list[ImageMaps]) -> list[ImageMaps]:
         """The maps of one image, each explained text's tested by deletion and insertion of its similarity."""

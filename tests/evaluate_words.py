@@ -36,7 +36,7 @@ from models.demo.dataset import SEEDS
 from models.demo.findings import KINDS
 from models.demo.protocol import draw_cases, single_jobs
 from models.demo.sentences import class_texts
-from models.explain.words import word_features
+from models.explain.words import contributions as weigh
 from models.images.preprocessing import preprocessing_of
 from models.loading.load import load_clip_checkpoint
 from models.towers.text import TextEncoder
@@ -108,7 +108,7 @@ def one_less(sentence: Sentence, images: torch.Tensor, embed: Callable) -> torch
 
 def default(sentence: Sentence, images: torch.Tensor) -> torch.Tensor:
     """What the tool computes."""
-    return images @ word_features(sentence.tower, [sentence.text]).added.T
+    return weigh(sentence.tower, sentence.text, sentence.words, images)
 
 
 def alone(sentence: Sentence, images: torch.Tensor) -> torch.Tensor:
@@ -187,12 +187,13 @@ def attention_gradient(sentence: Sentence, images: torch.Tensor) -> torch.Tensor
     return torch.stack(rows).detach()
 
 
-def integrated_from(token: str, sentence: Sentence, images: torch.Tensor) -> torch.Tensor:
-    return integrated(sentence, images, embedding_of(sentence, token))
+def integrated_from(token: str, sentence: Sentence, images: torch.Tensor, steps: int | None = STEPS) -> torch.Tensor:
+    return integrated(sentence, images, embedding_of(sentence, token), steps)
 
 
 METHODS: dict[str, tuple[str, Callable]] = {
-    "both": ("单独出现与在分句中遮住的平均，**默认**", default),
+    "default": ("积分梯度（零，8 步），**默认**", default),
+    "both": ("单独出现与在分句中遮住的平均", lambda *of: (alone(*of) + in_clause(*of)) / 2),
     "alone": ("单独出现", alone),
     "clause": ("在分句中遮住（只有该分句）", in_clause),
     "ends": ("单独出现与逐词遮住的平均", lambda *of: (alone(*of) + one_less(*of, Sentence.hidden)) / 2),
@@ -332,7 +333,7 @@ def measure_cost() -> dict[str, float]:
     sentence, image = Sentence(tower, texts[6]), torch.eye(1, tower.projection.out_features)
     with torch.no_grad():
         forward = seconds(lambda: tower(texts))
-    names = ("both", "hidden", "shapley", "gradient", "attention", "integrated_pad")
+    names = ("default", "hidden", "shapley", "gradient", "attention", "integrated_pad")
     return {name: round(seconds(partial(METHODS[name][1], sentence, image)) / forward, 2) for name in names}
 
 

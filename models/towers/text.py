@@ -20,9 +20,9 @@ from .unread import Unread, unread_part, warnings_of
 from .words import Span, offsets_in, word_spans
 
 MAX_TOKENS = 128  # of a text of our own checkpoints
-POSITIONS = "position_embedding", "position_embeddings"  # names of the table of position codes
+WORDS = "token_embedding", "word_embeddings"  # names of the table of words
+POSITIONS = "position_embedding", "position_embeddings"
 CANNOT_TOKENIZE = Message("分词器不能处理这些文本")
-SHOWN_AT_ONCE = 32  # copies of a text with words hidden that go through the text model together
 
 
 class TextTower(nn.Module):
@@ -83,7 +83,7 @@ class TextTower(nn.Module):
         tokens = self._encode(texts)
         if not tokens["input_ids"].numel():
             raise InputError("分词器没有给出任何词元：请检查文本和分词器的文件")
-        words, most = _embedding(self.backbone, "token_embedding", "word_embeddings"), int(tokens["input_ids"].max())
+        words, most = _embedding(self.backbone, *WORDS), int(tokens["input_ids"].max())
         if most >= words.num_embeddings:
             raise InputError("分词器给出词元 {}，模型只有 {} 个：分词器与模型不是一套文件", most, words.num_embeddings)
         parameters = inspect.signature(self.backbone.forward).parameters
@@ -108,34 +108,27 @@ class TextTower(nn.Module):
         offsets = offsets_in(text, self.clean, offsets)
         return word_spans(text, [None if is_special else offset for offset, is_special in zip(offsets, special)])
 
-    @torch.no_grad()
-    def with_words(self, text: str, words: list[Span], shown: torch.Tensor) -> torch.Tensor:
-        """A text with some of its N words hidden, n times over: bool [n, N], which are shown -> unit embeddings [n, D].
+    def with_shares(self, text: str, shares: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """A text n times over, with shares [n, t] of its tokens' embeddings -> (those embeddings, unit features).
 
-        No token attends to a hidden word's, and all others keep their places: what the model is told is the rest of the
-        sentence, not another sentence, and no token that it was never trained with stands in the gap. Copies of few
-        words cost little: tokens that nobody attends to are left out.
+        The embeddings [n, T, H] are a leaf, on whose graph the features [n, D] are. Tokens behind the first t are
+        whole, as are the places and types of all.
         """
-        tokens = self.inputs([text])
-        attended = tokens.get("attention_mask", torch.ones_like(tokens["input_ids"])).repeat(len(shown), 1)
-        for word, is_shown in zip(words, shown.T.to(attended.device)):
-            attended[:, list(word.tokens)] *= is_shown[:, None]
-        by_length = attended.sum(1).argsort(stable=True)
-        parts = attended[by_length].split(SHOWN_AT_ONCE)
-        features = torch.cat([self._embed(self._attended_alone(tokens["input_ids"], part)) for part in parts])
-        return features[by_length.argsort()]
+        tokens, leaves = self.inputs([text]), []
+        tokens = {name: part.expand(len(shares), -1) for name, part in tokens.items()}
+        shares = F.pad(shares, (0, tokens["input_ids"].shape[1] - shares.shape[1]), value=1.0)
 
-    def _attended_alone(self, ids: torch.Tensor, attended: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Token ids [1, T], which of them are attended to [n, T] -> what the text model takes, without the others.
+        def share(module, inputs, output):
+            leaves.append((output.detach() * shares[..., None].to(output)).requires_grad_())
+            return leaves[0]
 
-        Of a model that reads where its tokens stand; one that counts what texts are filled up with has all of them.
-        """
-        ids = ids.expand(len(attended), -1)
-        if self.padded or "position_ids" not in inspect.signature(self.backbone.forward).parameters:
-            return {"input_ids": ids, "attention_mask": attended}
-        order = attended.argsort(dim=1, descending=True, stable=True)[:, : int(attended.sum(1).max())]
-        tokens = {"input_ids": ids.gather(1, order), "attention_mask": attended.gather(1, order)}
-        return {**tokens, "position_ids": order + _first_position(self.backbone)}
+        handle = _embedding(self.backbone, *WORDS).register_forward_hook(share)
+        try:
+            with torch.enable_grad():
+                features = self._embed(tokens)
+        finally:
+            handle.remove()
+        return leaves[0], features
 
     def forward(self, texts=None, input_ids=None, attention_mask=None) -> torch.Tensor:
         """Embed `texts` (a list of K strings) or token ids and mask, each [K, T]."""

@@ -7,6 +7,7 @@ import torch
 from evaluate_words import Sentence, Subject
 from torch.nn import functional as F
 
+from models.explain.words import STEPS
 from models.towers.text import TextEncoder
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "intermediate_size": 24, "num_attention_heads": 2}
@@ -53,9 +54,14 @@ def test_shapley_values_add_up_to_the_whole_less_nothing(sentence):
     torch.testing.assert_close(added, IMAGES @ (features[0] - features[1]))
 
 
-def test_the_tools_words_are_the_mean_of_both_ends(sentence):
-    ends = evaluate_words.alone(sentence, IMAGES), evaluate_words.one_less(sentence, IMAGES, Sentence.hidden)
-    torch.testing.assert_close(evaluate_words.default(sentence, IMAGES), sum(ends) / 2)
+def test_the_tools_words_are_those_of_few_steps_from_nothing(sentence):
+    expected = evaluate_words.integrated_from("", sentence, IMAGES, steps=STEPS)
+    torch.testing.assert_close(evaluate_words.default(sentence, IMAGES), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_sentence_without_a_stop_is_one_clause(sentence):
+    expected = evaluate_words.one_less(sentence, IMAGES, Sentence.hidden)
+    torch.testing.assert_close(evaluate_words.in_clause(sentence, IMAGES), expected)
 
 
 def test_cut_words_were_never_written(sentence):

@@ -12,8 +12,9 @@ from torch.nn import functional as F
 
 from clip_gradcam_visualization import Explainer, explain, main
 from models.errors import InputError
+from models.explain import words
 from models.explain.question import CONTRAST_GAMMA, Question
-from models.explain.words import ClassWords, word_features, words_direction
+from models.explain.words import STEPS, TOKENS_AT_ONCE, ClassWords, contributions, words_directions
 from models.images.preprocessing import square
 from models.loading.living_open_clip import LibraryTextTower
 from models.loading.load import load_clip_checkpoint
@@ -113,53 +114,60 @@ def test_a_tokenizer_that_tells_no_places_is_refused(bert, monkeypatch):
         bert.words("假体")
 
 
-# -- how words are hidden ---------------------------------------------------------------------
-
-
-def hidden_by_hand(tower, text, tokens):
-    """The feature of a text whose tokens at these places nobody attends to."""
-    limits = {"padding": "max_length", "max_length": tower.max_tokens} if tower.padded else {}
-    encoded = tower.tokenizer([text], return_tensors="pt", **limits)
-    attended = encoded.get("attention_mask", torch.ones_like(encoded["input_ids"])).clone()
-    attended[:, list(tokens)] = 0
-    with torch.no_grad():
-        return tower(None, encoded["input_ids"], attended)[0]
+# -- what they add ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", ["clip", "chinese_clip", "siglip", "altclip"])
-def test_hidden_words_are_masked_from_the_attention(family, tmp_path):
+def test_a_text_with_all_of_its_embeddings_is_the_text(family, tmp_path):
     tower = random_tower(tmp_path, family)
     text = "the loose hip" if family == "clip" else "正常假体"
-    spans = tower.words(text)
-    shown = ~torch.eye(len(spans) + 1, len(spans), dtype=torch.bool)  # the last row hides none
-    features = tower.with_words(text, spans, shown)
+    leaf, features = tower.with_shares(text, torch.ones(2, 3))
     with torch.no_grad():
-        torch.testing.assert_close(features[-1], tower(texts=[text])[0])
-    for feature, span in zip(features, spans):
-        torch.testing.assert_close(feature, hidden_by_hand(tower, text, span.tokens))
-        assert (feature - features[-1]).norm() > 1e-3
+        torch.testing.assert_close(features, tower(texts=[text, text]))
+        halved = tower.with_shares(text, torch.full((1, 3), 0.5))[1]
+    assert leaf.requires_grad and (halved - features).norm() > 1e-3
+    assert not tower.backbone._forward_hooks and all(weight.grad is None for weight in tower.parameters())
 
 
-@pytest.mark.parametrize("family", ["clip", "chinese_clip", "siglip", "altclip"])
-def test_what_is_left_out_changes_nothing(family, tmp_path):
-    """Copies of one word up to all of them, together and each by itself with all tokens there."""
-    tower = random_tower(tmp_path, family)
-    text = "the loose hip of a cat" if family == "clip" else "正常假体，感染"
+def by_hand(bert, text, direction, steps):
+    """Integrated gradients of a BERT's word embeddings, one step after the other."""
+    ids = bert.tokenizer([text], return_tensors="pt")["input_ids"]
+    whole, inside = bert.backbone.embeddings.word_embeddings(ids).detach(), torch.ones(1, ids.shape[1], 1)
+    inside[:, [0, -1]] = 0  # [CLS] and [SEP]
+    added = torch.zeros(ids.shape[1])
+    for node, weight in zip(*np.polynomial.legendre.leggauss(steps)):
+        change = torch.tensor((node + 1) / 2, requires_grad=True).float() * inside + 1 - inside
+        embeddings = (whole * change).detach().requires_grad_()
+        output = bert.backbone(inputs_embeds=embeddings).last_hidden_state[:, 0]
+        (F.normalize(bert.projection(output), dim=-1)[0] @ direction).backward()
+        added += weight / 2 * (embeddings.grad * whole)[0].sum(-1)
+    return added[1:-1]
+
+
+@pytest.mark.parametrize("steps", [STEPS, 3])
+@pytest.mark.parametrize("at_once", [TOKENS_AT_ONCE, 1])
+def test_contributions_are_integrated_gradients(bert, steps, at_once, monkeypatch):
+    monkeypatch.setattr(words, "STEPS", steps)
+    monkeypatch.setattr(words, "TOKENS_AT_ONCE", at_once)
+    text, directions = "未见假体松动，loosening", F.normalize(torch.randn(2, 8, generator=torch.manual_seed(1)), dim=-1)
+    spans = bert.words(text)
+    assert max(len(span.tokens) for span in spans) > 1
+    for of_direction, direction in zip(contributions(bert, text, spans, directions), directions):
+        of_tokens = by_hand(bert, text, direction, steps)
+        expected = [of_tokens[[token - 1 for token in span.tokens]].sum() for span in spans]
+        torch.testing.assert_close(of_direction, torch.stack(expected), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("tower", ["bert", "clip_text"])
+def test_contributions_add_up_to_what_the_words_add_together(tower, request, monkeypatch):
+    monkeypatch.setattr(words, "STEPS", 100)
+    tower, text, direction = request.getfixturevalue(tower), "the cat do 假体松动", torch.eye(1, 8)
     spans = tower.words(text)
-    shown = torch.rand(12, len(spans), generator=torch.Generator().manual_seed(0)) < torch.linspace(0, 1, 12)[:, None]
-    for feature, row in zip(tower.with_words(text, spans, shown), shown):
-        hidden = [token for span, is_shown in zip(spans, row) if not is_shown for token in span.tokens]
-        torch.testing.assert_close(feature, hidden_by_hand(tower, text, hidden), rtol=0, atol=1e-5)
-
-
-def test_what_is_hidden_has_no_say(bert):
-    """Other words in the places of the hidden ones change nothing."""
-    shown = torch.tensor([[True, True, False, False]])
-    features = [bert.with_words(text, bert.words(text), shown) for text in ("假体松动", "假体感染")]
-    torch.testing.assert_close(*features)
-
-
-# -- what they add ----------------------------------------------------------------------------
+    inside = torch.zeros(1, 1 + spans[-1].tokens[-1])
+    inside[:, [token for span in spans for token in span.tokens]] = 1
+    whole, empty = (tower.with_shares(text, shares)[1].detach() for shares in (torch.ones(1, 1), 1 - inside))
+    expected = ((whole - empty) @ direction.T).item()
+    assert contributions(tower, text, spans, direction).sum().item() == pytest.approx(expected, abs=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -175,56 +183,42 @@ def test_words_stand_in_clauses(bert, text, numbers):
     assert clauses(text, [span.start for span in bert.words(text)]) == numbers
 
 
-@pytest.mark.parametrize("tower", ["bert", "clip_text"])
-@pytest.mark.parametrize("text", ["the cat do", "do the; the cat do, cat"])
-def test_a_word_is_weighed_alone_and_by_its_absence_from_its_clause(tower, text, request):
-    tower = request.getfixturevalue(tower)
-    spans = tower.words(text)
-    everything = [token for span in spans for token in span.tokens]
-    numbers = clauses(text, [span.start for span in spans])
-    words, added, feature = word_features(tower, [text])
-    torch.testing.assert_close(feature, hidden_by_hand(tower, text, []))
-    nothing = hidden_by_hand(tower, text, everything)
-    for word, row, span, number in zip(words, added, spans, numbers, strict=True):
-        alone = hidden_by_hand(tower, text, [token for token in everything if token not in span.tokens])
-        others = [token for other, of in zip(spans, numbers) if of != number for token in other.tokens]
-        clause, without = (hidden_by_hand(tower, text, [*others, *tokens]) for tokens in ((), span.tokens))
-        torch.testing.assert_close(row, (alone - nothing + clause - without) / 2, rtol=1e-4, atol=1e-5)
-        assert (word.text, word.start, word.end, word.description) == (text[span.start : span.end], *span[:2], 0)
+def values_of(of_words):
+    return np.array([word.contribution for word in of_words])
 
 
 def test_the_words_of_several_descriptions_share_the_class(bert):
     """Each by what it does to its own description's part of the class's feature."""
-    words, added, feature = word_features(bert, ["假体松动", "透亮线"])
-    parts = [word_features(bert, [text]) for text in ("假体松动", "透亮线")]
-    total = parts[0].feature + parts[1].feature
-    torch.testing.assert_close(feature, F.normalize(total, dim=0))
-    torch.testing.assert_close(added, torch.cat([part.added for part in parts]) / total.norm())
-    assert [word.description for word in words] == [0] * 4 + [1] * 3
-    assert [("假体松动", "透亮线")[word.description][word.start : word.end] for word in words] == list("假体松动透亮线")
+    texts, directions = ["假体松动", "透亮线"], torch.eye(2, 8)
+    features = bert(texts=texts).detach()
+    total = features.sum(0)
+    for number, of_words in enumerate(ClassWords(bert, [texts]).weighed(0, directions, F.normalize(total, dim=0))):
+        parts = [contributions(bert, text, bert.words(text), directions)[number] for text in texts]
+        np.testing.assert_allclose(values_of(of_words), torch.cat(parts) / total.norm(), atol=1e-6)
+        assert [word.description for word in of_words] == [0] * 4 + [1] * 3
+        assert [texts[word.description][word.start : word.end] for word in of_words] == list("假体松动透亮线")
 
 
 def test_contributions_are_linear_in_the_image(bert):
     class_words, features = ClassWords(bert, TEXTS), bert(texts=TEXTS).detach()
     a, b = F.normalize(torch.randn(2, 8, generator=torch.Generator().manual_seed(1)), dim=-1)
-
-    def values(direction):
-        return np.array([word.contribution for word in class_words.weighed(0, direction, features[0])])
-
-    np.testing.assert_allclose(values(2 * a - b), 2 * values(a) - values(b), atol=1e-6)
+    both, of_a, of_b = map(values_of, class_words.weighed(0, torch.stack([2 * a - b, a, b]), features[0]))
+    np.testing.assert_allclose(both, 2 * of_a - of_b, atol=1e-6)
 
 
 def test_a_contrast_takes_off_what_makes_the_text_like_the_others():
-    image, texts = torch.tensor([1.0, 0.0, 0.0]), torch.eye(3)
-    assert words_direction(image, texts, 1) is image
-    torch.testing.assert_close(words_direction(image, texts, 1, 0.6), torch.tensor([0.7, 0.0, -0.3]))
+    images, texts = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]), torch.eye(3)
+    assert words_directions(images, texts, 1) is images
+    expected = torch.tensor([[0.7, 0.0, -0.3], [-0.3, 1.0, -0.3]])
+    torch.testing.assert_close(words_directions(images, texts, 1, 0.6), expected)
 
 
 def test_a_text_is_looked_at_once_whoever_asks(bert, monkeypatch):
     calls, plain = [], bert.words
     monkeypatch.setattr(bert, "words", lambda text: calls.append(text) or plain(text))
-    class_words = ClassWords(bert, TEXTS)
-    threads = [threading.Thread(target=class_words.features, args=(1,)) for _ in range(4)]
+    class_words, feature = ClassWords(bert, TEXTS), bert(texts=TEXTS[1:2]).detach()[0]
+    arguments = 1, torch.eye(1, 8), feature
+    threads = [threading.Thread(target=class_words.weighed, args=arguments) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -235,18 +229,15 @@ def test_a_text_is_looked_at_once_whoever_asks(bert, monkeypatch):
 # -- explain and the command ------------------------------------------------------------------
 
 
-def values_of(words):
-    return np.array([word.contribution for word in words])
-
-
 def test_explain_weighs_the_words_of_each_explained_text(clip):
     image = gradient_picture()
     assert explain(clip, image, TEXTS, img_size=64).words is None
     result = explain(clip, image, TEXTS, img_size=64, target_text_idx=[1, 0], words=True)
     assert ["".join(word.text for word in words) for words in result.words] == [TEXTS[1], TEXTS[0]]
-    added = word_features(clip.text_encoder, TEXTS[1:2]).added
+    tower = clip.text_encoder
     with torch.no_grad():
-        expected = added @ F.normalize(clip.image_encoder(square(64)(image)), dim=-1)[0]
+        direction = F.normalize(clip.image_encoder(square(64)(image)), dim=-1)
+    expected = contributions(tower, TEXTS[1], tower.words(TEXTS[1]), direction)[0]
     np.testing.assert_allclose(values_of(result.words[0]), expected, atol=1e-6)
 
 
@@ -263,8 +254,8 @@ def test_explain_weighs_words_against_the_other_texts(clip):
     plain, contrast = (explain(clip, gradient_picture(), TEXTS, contrast=on, **options) for on in (False, True))
     with torch.no_grad():
         features = clip.text_encoder(texts=TEXTS)
-    added = word_features(clip.text_encoder, TEXTS[:1]).added
-    less = CONTRAST_GAMMA * added @ features[1:].mean(0)
+    tower, others = clip.text_encoder, features[1:].mean(0, keepdim=True)
+    less = CONTRAST_GAMMA * contributions(tower, TEXTS[0], tower.words(TEXTS[0]), others)[0]
     np.testing.assert_allclose(values_of(contrast.words[0]), values_of(plain.words[0]) - less.numpy(), atol=1e-6)
 
 
@@ -272,9 +263,9 @@ def test_all_methods_and_a_batch_have_the_words_of_one(clip):
     images = [gradient_picture(), gradient_picture()[::-1].copy()]
     options = {"img_size": 64, "target_text_idx": 1, "words": True}
     singles = [explain(clip, image, TEXTS, **options).words for image in images]
-    for results, words in zip(explain(clip, images, TEXTS, method="all", **options), singles):
+    for results, single in zip(explain(clip, images, TEXTS, method="all", **options), singles):
         assert all(result.words == results[0].words for result in results)
-        np.testing.assert_allclose(values_of(results[0].words[0]), values_of(words[0]), atol=1e-6)
+        np.testing.assert_allclose(values_of(results[0].words[0]), values_of(single[0]), atol=1e-6)
 
 
 def test_words_need_the_tower_of_the_texts(clip):
