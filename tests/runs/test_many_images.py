@@ -345,7 +345,7 @@ def test_a_run_without_any_file_has_its_tables_and_is_resumed(run, monkeypatch, 
 def test_maps_at_hand_make_the_same_files_and_rows_as_maps_made_each_time(run, monkeypatch):
     flags, kept = ["--all-texts", "--save-heatmap", "--overlay-format", "jpg"], []
     genuine = Results.keeping
-    monkeypatch.setattr(Results, "keeping", lambda self: kept.append(genuine(self)[0].kept) or genuine(self))
+    monkeypatch.setattr(Results, "keeping", lambda self: kept.append(genuine(self)[0].resized) or genuine(self))
     run(*flags)
     before = contents("out")
     monkeypatch.setattr(result_of_image, "MOST_KEPT", 3 * 24 * 32 - 1)

@@ -127,7 +127,7 @@ def test_words_need_what_weighs_them_in_memory_too(clip, open_vit):
     features = torch.randn(len(TEXTS), network.config.projection_dim)
     with pytest.raises(InputError, match="分词器"):
         explained(network, processor=images, text_features=features, words=True)
-    with pytest.raises(InputError, match="需要模型的文本编码器"):
+    with pytest.raises(InputError, match="open_clip 和 openai/CLIP 的对象用自己的；请保存模型"):
         explained(opened, processor=processor, words=True)
 
 
