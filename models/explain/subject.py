@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from ..errors import InputError
 from ..heavy import torch
 from ..messages import Joined, Message
-from ..weights.modules import unwrapped
+from ..weights.modules import has_image_encoder, outermost, unwrapped
 
 LOAD = Message("model = load_clip_checkpoint(路径)")
 
@@ -44,9 +44,9 @@ def plain_name(path: str) -> str:
 
 
 def _has_image_encoder(model) -> bool:
-    """Whether it has one itself: an attribute that a wrapper passes on from inside does not count."""
+    """Whether it has one itself; what has one need not be a module."""
     if isinstance(model, torch.nn.Module):
-        return "image_encoder" in model._modules or hasattr(type(model), "image_encoder")
+        return has_image_encoder(model)
     return not isinstance(model, type) and hasattr(model, "image_encoder")
 
 
@@ -56,7 +56,7 @@ def _inner_clip(model) -> torch.nn.Module:
         raise InputError(_no_model(model))
     if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
         raise InputError(SHARDED)
-    clips = dict(_outermost_clips(model))
+    clips = dict(outermost(model, has_image_encoder))
     if not clips:
         raise InputError(_no_clip(model))
     if len(clips) > 1:
@@ -65,15 +65,6 @@ def _inner_clip(model) -> torch.nn.Module:
             "{} 中有 {} 个带 image_encoder 的模型：{}；请给出其中一个", type(model).__name__, len(clips), paths
         )
     return next(iter(clips))
-
-
-def _outermost_clips(module: torch.nn.Module, path: tuple[str, ...] = ()) -> Iterator[tuple[torch.nn.Module, str]]:
-    """(module with an image encoder, its path) for each that is not inside of another."""
-    if "image_encoder" in module._modules:
-        yield module, ".".join(path)
-    else:
-        for name, child in module.named_children():
-            yield from _outermost_clips(child, (*path, name))
 
 
 def _with_tower(model, tower: torch.nn.Module):

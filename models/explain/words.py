@@ -30,6 +30,7 @@ NEEDS_OUR_TOWER = Message(
     "各词的贡献（words=True）要用本工具的文本塔，open_clip 和 openai/CLIP 的对象用自己的；"
     "请保存模型，再用 load_clip_checkpoint(路径) 载入"
 )
+NOT_FINITE = Message("文本编码器给出 NaN 或无穷大：检查点的文本权重已损坏，或训练时发散；请换一个检查点")
 FARTHEST = 0.05  # between unit features of the same text, embedded alone and among others in half precision
 STEPS = 8  # of Gauss and Legendre: 0.999 of what 50 say, of the demo models (Pearson's correlation)
 TOKENS_AT_ONCE = 512  # of all steps that go through the text model together: their graph takes memory
@@ -103,9 +104,6 @@ class ClassWords:
             spans = [self._tower.words(text) for text in descriptions]
             self._looked_at[index] = _Text(descriptions, spans, total.norm(), F.normalize(total, dim=-1))
         return self._looked_at[index]
-
-
-NOT_FINITE = Message("文本编码器给出 NaN 或无穷大：检查点的文本权重已损坏，或训练时发散；请换一个检查点")
 
 
 def contributions(tower, text: str, spans: Sequence[Span], directions: torch.Tensor) -> torch.Tensor:

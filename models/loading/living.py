@@ -7,13 +7,13 @@ there is one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from types import ModuleType
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
 from ..heavy import HeavyModule, torch
 from ..messages import Joined
+from ..weights.modules import has_image_encoder, outermost
 
 if TYPE_CHECKING:
     from . import living_open_clip, living_transformers
@@ -24,7 +24,7 @@ else:
 
 def library_of(module: torch.nn.Module) -> ModuleType | None:
     """The module that builds a library's CLIP, recognised by its parts; None where it is none, or one like ours."""
-    if isinstance(module, torch.jit.ScriptModule) or _is_like_ours(module) or not hasattr(module, "logit_scale"):
+    if isinstance(module, torch.jit.ScriptModule) or has_image_encoder(module) or not hasattr(module, "logit_scale"):
         return None
     parts = set(module._modules)
     if {"vision_model", "text_model"} <= parts and hasattr(module, "config"):
@@ -32,11 +32,6 @@ def library_of(module: torch.nn.Module) -> ModuleType | None:
     if "visual" in parts and hasattr(module, "encode_image") and hasattr(module, "encode_text"):
         return living_open_clip
     return None
-
-
-def _is_like_ours(module: torch.nn.Module) -> bool:
-    """Whether it has an image encoder under our name."""
-    return "image_encoder" in module._modules or hasattr(type(module), "image_encoder")
 
 
 def library_clip(model) -> torch.nn.Module | None:
@@ -48,21 +43,12 @@ def library_clip(model) -> torch.nn.Module | None:
         return None
     if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
         return None  # no process has all of its weights
-    clips = dict(_outermost_clips(model))
+    clips = dict(outermost(model, lambda module: has_image_encoder(module) or library_of(module)))
     of_libraries = [clip for clip in clips if library_of(clip)]
     if of_libraries and len(clips) > 1:
         paths = Joined("、", (f"model.{path}" for path in clips.values()))
         raise InputError("{} 中有 {} 个 CLIP：{}；请给出其中一个", type(model).__name__, len(clips), paths)
     return of_libraries[0] if of_libraries else None
-
-
-def _outermost_clips(module: torch.nn.Module, path: tuple[str, ...] = ()) -> Iterator[tuple[torch.nn.Module, str]]:
-    """(a CLIP of ours or of a library, its path) for each that is not inside of another."""
-    if _is_like_ours(module) or library_of(module):
-        yield module, ".".join(path)
-    else:
-        for name, child in module.named_children():
-            yield from _outermost_clips(child, (*path, name))
 
 
 def build_living(network: torch.nn.Module, processor, needs_tokenizer: bool):

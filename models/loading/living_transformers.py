@@ -14,7 +14,7 @@ from ..heavy import Image
 from ..images.preprocessing import Preprocessing
 from ..messages import Message
 from ..towers.published import PATCHED, PretrainedCLIP, as_grey, into_patches, towers_over
-from ..towers.tokenizers import TOKENIZERS, tokenizer_of
+from ..towers.tokenizers import has_tokenizer, tokenizer_of
 from .agreement import check_alike, check_embedding, check_pixels, follow, once
 from .folder import FIRST_TOKEN
 from .processors import (
@@ -80,8 +80,7 @@ def _tokenizer_finder(tokenizer, folder: Path | None) -> Callable | None:
     """A function that gives the tokenizer: the caller's, else that of the folder; None where there is none."""
     if tokenizer is not None:
         return lambda: tokenizer
-    has_files = folder and any(all((folder / name).is_file() for name in names) for names in TOKENIZERS)
-    return tokenizer_of(folder) if has_files else None
+    return tokenizer_of(folder) if folder and has_tokenizer(folder) else None
 
 
 def _pixels(images, picture: np.ndarray) -> torch.Tensor:

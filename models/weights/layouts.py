@@ -271,11 +271,8 @@ def translate_checkpoint(checkpoint: Mapping, contents: Contents | None = None) 
             state_dict[key] = tensor
         elif not key.startswith(BACKBONE) and not BUFFER.search(key) and key not in SCALES:
             ignored.append(key)
-    scales = {name: source[name] for source in (metadata, weights) for name in SCALES if name in source}
-    if (temperature := temperature_of(scales)) is not None:
-        metadata = {**metadata, "temperature": temperature}
-    if "logit_bias" in scales:
-        state_dict["logit_bias"] = torch.tensor(one_number(scales["logit_bias"], "logit_bias"))
+    temperature, bias = _scales(metadata, weights)
+    metadata, state_dict = {**metadata, **temperature}, {**state_dict, **bias}
     strangers = [key for key in ignored if key.startswith(("image_encoder.", TEXT_TOWER)) and not HEAD.search(key)]
     if strangers:
         raise CheckpointError(
@@ -285,6 +282,16 @@ def translate_checkpoint(checkpoint: Mapping, contents: Contents | None = None) 
             first_names(strangers),
         )
     return Translated(state_dict, metadata, encoder, layout.batch_norm_eps if layout else None, ignored)
+
+
+def _scales(metadata: Mapping, weights: Mapping) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+    """({"temperature": number}, {"logit_bias": tensor}), each where there is one; a weight counts over the metadata."""
+    scales = {name: source[name] for source in (metadata, weights) for name in SCALES if name in source}
+    temperature = temperature_of(scales)
+    bias = {}
+    if "logit_bias" in scales:
+        bias["logit_bias"] = torch.tensor(one_number(scales["logit_bias"], "logit_bias"))
+    return {} if temperature is None else {"temperature": temperature}, bias
 
 
 def read_channels(state_dict: Mapping[str, torch.Tensor], paths: Iterable[str]) -> int:

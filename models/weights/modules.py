@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from ..errors import CheckpointError
 from ..heavy import torch
@@ -37,6 +37,22 @@ def all_modules(module: torch.nn.Module) -> list[torch.nn.Module]:
                 modules[child] = None
                 queue.append(child)
     return queue
+
+
+def has_image_encoder(module: torch.nn.Module) -> bool:
+    """Whether it has one itself: an attribute that a wrapper passes on from inside does not count."""
+    return "image_encoder" in module._modules or hasattr(type(module), "image_encoder")
+
+
+def outermost(
+    module: torch.nn.Module, is_one: Callable, path: tuple[str, ...] = ()
+) -> Iterator[tuple[torch.nn.Module, str]]:
+    """(module that is one, its dotted path) for each, `module` among them, that is not inside of another."""
+    if is_one(module):
+        yield module, ".".join(path)
+    else:
+        for name, child in module.named_children():
+            yield from outermost(child, is_one, (*path, name))
 
 
 def unwrapped(module: torch.nn.Module) -> torch.nn.Module:
